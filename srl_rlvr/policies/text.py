@@ -1,0 +1,381 @@
+"""The text policy: a causal language model that learns from samples of tokens.
+
+One update: samples → trees → packs → log-probabilities of completion tokens → loss → one optimizer step.
+It takes tokens and gives metrics; it never sees text, rewards or Ray. With several workers each takes its share
+of the trees and gradients are averaged by DDP (or sharded by FSDP2), with the same result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.distributed as dist
+from torch.utils.checkpoint import checkpoint
+
+from srl_rlvr.errors import InputError
+from srl_rlvr.policies import base_models, weights
+from srl_rlvr.policies.losses import UpdateSpec, cross_entropy_loss, policy_gradient_loss
+from srl_rlvr.policies.prefix_tree import ATTENTION_NAME, Pack, Tree, build_trees, lay_out, pack_trees
+
+# Rows of the output head computed at once: 256 × 49,152 logits in fp32 are 50 MB.
+_HEAD_CHUNK = 256
+_BETAS = (0.9, 0.99)
+
+
+class CompletionLogprobs(torch.nn.Module):
+    """log π(token | prefix) of every completion token of a pack; what DDP or FSDP wraps."""
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pack: Pack, temperature: float) -> torch.Tensor:
+        """[T], at `temperature`; only completion positions go through the output head, a chunk at a time."""
+        decoder, head = self.model.get_decoder(), self.model.get_output_embeddings()
+        hidden = decoder(
+            input_ids=pack.token_ids[None],
+            position_ids=pack.position_ids[None],
+            use_cache=False,
+            tree_layout=pack.layout,
+        ).last_hidden_state[0]
+        hidden_T = hidden.index_select(0, pack.predictors)
+
+        def chunk(hidden_C: torch.Tensor, targets_C: torch.Tensor) -> torch.Tensor:
+            logits = head(hidden_C).float() / temperature
+            return logits.gather(1, targets_C[:, None])[:, 0] - logits.logsumexp(dim=1)
+
+        parts = []
+        for start in range(0, len(hidden_T), _HEAD_CHUNK):
+            piece = hidden_T[start : start + _HEAD_CHUNK], pack.targets[start : start + _HEAD_CHUNK]
+            parts.append(checkpoint(chunk, *piece, use_reentrant=False) if torch.is_grad_enabled() else chunk(*piece))
+        return torch.cat(parts)
+
+
+class TextPolicy:
+    """A language model, its optimizer, and (where KL is wanted) a frozen reference."""
+
+    def __init__(
+        self,
+        model: Path | str,
+        *,
+        lora_rank: int = 0,
+        lora_alpha: float = 32.0,
+        tokens_per_microbatch: int = 1024,
+        weight_decay: float = 0.0,
+        max_grad_norm: float = 1.0,
+        strategy: str = "ddp",
+        device: str = "cpu",
+        seed: int = 0,
+    ):
+        torch.manual_seed(seed)  # LoRA's A matrices are drawn
+        self.device = torch.device(device)
+        self.world = dist.get_world_size() if dist.is_initialized() else 1
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.token_budget = tokens_per_microbatch
+        self.weight_decay = weight_decay
+        self.max_grad_norm = max_grad_norm
+        self.lora_scale = lora_alpha / lora_rank if lora_rank else None
+        self.version = 0
+        network = base_models.load_model(model).to(self.device)
+        network.set_attn_implementation(ATTENTION_NAME)
+        _check_output_head(network)
+        if lora_rank:
+            from peft import LoraConfig, get_peft_model
+
+            network = get_peft_model(
+                network, LoraConfig(r=lora_rank, lora_alpha=lora_alpha, target_modules="all-linear")
+            )
+        self.network: Any = network
+        self.forward: Any = self._distribute(CompletionLogprobs(_inner(network)), strategy)
+        self.reference: Any = None
+        self.optimizer = self._new_optimizer()
+
+    def begin_stage(self, keep_reference: bool) -> None:
+        """A fresh optimizer and, if asked, the present weights as the reference of the KL term."""
+        self.optimizer = self._new_optimizer()
+        self.reference = None
+        if keep_reference:
+            self.reference = {name: p.detach().clone() for name, p in self.network.named_parameters() if p.requires_grad}
+
+    def update(self, samples: pa.Table, spec: UpdateSpec) -> dict[str, float]:
+        """Learn from one batch (a Sample table); every worker is given the whole batch and takes its share.
+
+        Returns metrics averaged over completion tokens: loss, kl, clip_fraction, entropy (estimated by -log π of
+        the sampled tokens), divergence (k3 estimate of KL(engine || learner) before the update), grad_norm.
+        Raises ValueError where a prompt is no prefix of its trunk or the loss is not finite.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = spec.learning_rate
+        trees = build_trees(samples)
+        minibatches = [trees[i :: spec.updates] for i in range(spec.updates)]
+        columns = _token_columns(samples)
+        old = self._logprobs(trees, samples, spec.temperature) if spec.updates > 1 else None
+        totals: list[dict[str, float]] = []
+        for minibatch in minibatches:
+            if minibatch:
+                totals.append(self._step(minibatch, columns, old, spec))
+        self.version += 1
+        return {name: float(np.mean([total[name] for total in totals])) for name in totals[0]}
+
+    def logprobs(self, samples: pa.Table, temperature: float = 1.0) -> list[np.ndarray]:
+        """log π of each sample's completion tokens, in the order of the table."""
+        return self._logprobs(build_trees(samples), samples, temperature)
+
+    def export(self) -> tuple[np.ndarray, weights.Manifest]:
+        """What a generator needs to serve this version: all weights, or only the adapters under LoRA."""
+        named = list(_full_tensors(self.network))
+        if self.lora_scale is not None:
+            named = [(name, tensor) for name, tensor in named if ".lora_" in name]
+        return weights.flatten(((_plain_name(name), tensor) for name, tensor in named), self.version, self.lora_scale)
+
+    def save(self, folder: Path) -> None:
+        """Everything a resumed run needs, bit for bit: trained weights, optimizer state, reference, version."""
+        trained = {name: t for name, t in _full_tensors(self.network) if self._is_trained(name)}
+        optimizer = self._optimizer_state()
+        if self.rank == 0:
+            torch.save(
+                {"weights": trained, "optimizer": optimizer, "reference": self.reference, "version": self.version},
+                folder / "learner.pt",
+            )
+
+    def load(self, folder: Path) -> None:
+        state = torch.load(folder / "learner.pt", map_location=self.device, weights_only=True, mmap=True)
+        self._load_weights(state["weights"])
+        self.optimizer = self._new_optimizer()
+        self._load_optimizer_state(state["optimizer"])
+        self.reference = None
+        if state["reference"] is not None:
+            self.reference = {name: tensor.clone() for name, tensor in state["reference"].items()}
+        self.version = state["version"]
+
+    def save_model(self, folder: Path, card: dict[str, Any]) -> None:
+        """The model in Hugging Face layout (adapters merged) with its card. The tokenizer is the caller's."""
+        named = {_plain_name(name): tensor for name, tensor in _full_tensors(self.network)}
+        if self.rank:
+            return
+        if self.lora_scale is not None:
+            adapters = {name: tensor for name, tensor in named.items() if ".lora_" in name}
+            base = ((name, tensor) for name, tensor in named.items() if ".lora_" not in name)
+            named = dict(weights.merge_lora(base, adapters, self.lora_scale))
+        network = _inner(self.network)
+        network.config._attn_implementation_internal = None
+        network.save_pretrained(folder, state_dict={name: t.cpu().contiguous() for name, t in named.items()})
+        network.set_attn_implementation(ATTENTION_NAME)
+        (folder / "model_card.json").write_text(json.dumps(card, indent=2) + "\n")
+
+    def _step(
+        self, trees: Sequence[Tree], columns: dict[str, Any], old: list[np.ndarray] | None, spec: UpdateSpec
+    ) -> dict[str, float]:
+        """One optimizer step on `trees`."""
+        packs, real = self._packs(trees)
+        samples_seen = sum(len(tree.branches) for tree in trees)
+        tokens_seen = sum(len(branch.completion) for tree in trees for branch in tree.branches)
+        denominator = samples_seen * spec.constant_length if spec.constant_length else tokens_seen
+        sums = dict.fromkeys(("loss", "kl", "clip_fraction", "entropy", "divergence"), 0.0)
+        self.optimizer.zero_grad(set_to_none=True)
+        for index, trees_in_pack in enumerate(packs):
+            pack = lay_out(trees_in_pack, self.device)
+            weight = 1.0 if index < real else 0.0
+            last = index == len(packs) - 1
+            with contextlib.nullcontext() if last else self._no_sync():
+                token_sums, loss = self._pack_loss(pack, columns, old, spec)
+                # Workers' gradients are averaged, so each worker's sum is scaled up by their number.
+                (loss * (weight * self.world / denominator)).backward()
+            for name, value in token_sums.items():
+                sums[name] += weight * value
+        if self.world > 1:
+            total = torch.tensor(list(sums.values()), dtype=torch.float64)
+            dist.all_reduce(total)
+            sums = dict(zip(sums, total.tolist(), strict=True))
+        metrics = {name: value / tokens_seen for name, value in sums.items()}
+        metrics["loss"] = sums["loss"] / denominator
+        if not np.isfinite(metrics["loss"]):
+            raise ValueError(f"the loss of version {self.version} is {metrics['loss']}; lower the learning rate")
+        parameters = [p for p in self.network.parameters() if p.requires_grad]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        metrics["grad_norm"] = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # type: ignore[operator]
+        self.optimizer.step()
+        return metrics
+
+    def _pack_loss(
+        self, pack: Pack, columns: dict[str, Any], old: list[np.ndarray] | None, spec: UpdateSpec
+    ) -> tuple[dict[str, float], torch.Tensor]:
+        logprobs_T = self.forward(pack, spec.temperature)
+        now_T = logprobs_T.detach()
+        flat_T = columns["starts"][pack.token_rows.cpu().numpy()] + pack.token_indices.cpu().numpy()
+        behavior_T = torch.from_numpy(columns["behavior"][flat_T]).to(self.device)
+        if spec.loss == "cross_entropy":
+            result = cross_entropy_loss(logprobs_T)
+            divergence = 0.0
+        else:
+            advantages_T = torch.from_numpy(columns["advantage"]).to(self.device)[pack.token_rows]
+            old_T = now_T
+            if old is not None:
+                old_T = torch.from_numpy(np.concatenate(old)[flat_T]).to(self.device)
+            reference_T = self._reference_logprobs(pack, spec.temperature) if spec.kl else None
+            result = policy_gradient_loss(logprobs_T, old_T, behavior_T, advantages_T, reference_T, spec)
+            gap = now_T - behavior_T
+            divergence = float((torch.exp(gap) - gap - 1).sum())
+        sums = {
+            "loss": float(result.loss.detach()),
+            "kl": float(result.kl),
+            "clip_fraction": float(result.clipped),
+            "entropy": float(-now_T.sum()),
+            "divergence": divergence,
+        }
+        return sums, result.loss
+
+    def _packs(self, trees: Sequence[Tree]) -> tuple[list[list[Tree]], int]:
+        """This worker's packs, and how many of them count.
+
+        Every worker must take part in the gradient's averaging, so one that is left without trees computes a
+        pack whose weight is 0.
+        """
+        mine = list(trees)[self.rank :: self.world]
+        packs = list(pack_trees(mine, self.token_budget))
+        if packs:
+            return packs, len(packs)
+        return [next(pack_trees(trees[:1], self.token_budget))], 0
+
+    @torch.no_grad()
+    def _logprobs(self, trees: Sequence[Tree], samples: pa.Table, temperature: float) -> list[np.ndarray]:
+        lengths = [len(ids) for ids in samples["completion_ids"].to_pylist()]
+        found = [np.zeros(length, dtype=np.float32) for length in lengths]
+        for trees_in_pack in pack_trees(trees, self.token_budget):
+            pack = lay_out(trees_in_pack, self.device)
+            values = self.forward(pack, temperature).float().cpu().numpy()
+            for row, index, value in zip(pack.token_rows.tolist(), pack.token_indices.tolist(), values, strict=True):
+                found[row][index] = value
+        return found
+
+    @torch.no_grad()
+    def _reference_logprobs(self, pack: Pack, temperature: float) -> torch.Tensor:
+        """log π_ref [T]: the trained tensors are swapped for the reference's and back."""
+        if self.reference is None:
+            raise ValueError("KL asked for, but begin_stage kept no reference")
+        with self._swapped(self.reference):
+            return self.forward(pack, temperature)
+
+    @contextlib.contextmanager
+    def _swapped(self, tensors: dict[str, torch.Tensor]) -> Iterator[None]:
+        named = dict(self.network.named_parameters())
+        present = {name: named[name].data for name in tensors}
+        for name, tensor in tensors.items():
+            named[name].data = tensor
+        try:
+            yield
+        finally:
+            for name, tensor in present.items():
+                named[name].data = tensor
+
+    def _new_optimizer(self) -> torch.optim.AdamW:
+        parameters = [p for p in self.network.parameters() if p.requires_grad]
+        return torch.optim.AdamW(parameters, lr=0.0, betas=_BETAS, weight_decay=self.weight_decay)
+
+    def _is_trained(self, name: str) -> bool:
+        return self.lora_scale is None or ".lora_" in name
+
+    def _distribute(self, module: CompletionLogprobs, strategy: str) -> Any:
+        if self.world == 1:
+            return module
+        if strategy == "fsdp":
+            from torch.distributed.fsdp import fully_shard
+
+            for layer in _decoder_layers(module.model):
+                fully_shard(layer)
+            return fully_shard(module)
+        return torch.nn.parallel.DistributedDataParallel(module)
+
+    def _no_sync(self) -> Any:
+        return self.forward.no_sync() if hasattr(self.forward, "no_sync") else contextlib.nullcontext()
+
+    def _optimizer_state(self) -> dict[str, Any]:
+        if not _is_sharded(self.network):
+            return self.optimizer.state_dict()
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        return get_optimizer_state_dict(self.network, self.optimizer, options=options)
+
+    def _load_optimizer_state(self, state: dict[str, Any]) -> None:
+        if not _is_sharded(self.network):
+            self.optimizer.load_state_dict(state)
+            return
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+
+        set_optimizer_state_dict(self.network, self.optimizer, state, options=StateDictOptions(full_state_dict=True))
+
+    @torch.no_grad()
+    def _load_weights(self, tensors: dict[str, torch.Tensor]) -> None:
+        for name, parameter in self.network.named_parameters():
+            if name not in tensors:
+                continue
+            if _is_sharded(self.network):
+                from torch.distributed.tensor import DTensor, distribute_tensor
+
+                assert isinstance(parameter, DTensor)
+                parameter.copy_(distribute_tensor(tensors[name], parameter.device_mesh, parameter.placements))
+            else:
+                parameter.copy_(tensors[name])
+
+
+def _token_columns(samples: pa.Table) -> dict[str, Any]:
+    """Per-sample columns as arrays; token columns flattened, with each sample's start."""
+    behavior = samples["behavior_logprobs"].combine_chunks()
+    lengths = np.asarray(behavior.value_lengths(), dtype=np.int64)
+    return {
+        "starts": np.concatenate([[0], np.cumsum(lengths)[:-1]]),
+        "behavior": np.array(behavior.flatten(), dtype=np.float32),
+        "advantage": np.array(samples["advantage"], dtype=np.float32),
+    }
+
+
+def _full_tensors(network: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Named parameters, gathered where they are sharded. Tied weights appear once, under their first name."""
+    for name, parameter in network.named_parameters():
+        tensor = parameter.detach()
+        yield name, tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def _is_sharded(network: Any) -> bool:
+    return any(hasattr(parameter, "full_tensor") for parameter in network.parameters())
+
+
+def _inner(network: Any) -> Any:
+    """The transformers model below PEFT's wrapper; its layers keep their adapters."""
+    return network.base_model.model if hasattr(network, "peft_config") else network
+
+
+def _plain_name(name: str) -> str:
+    """PEFT's parameter names as the base model's: `….q_proj.weight`, adapters as `….q_proj.weight.lora_A`."""
+    name = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+    for side in ("lora_A", "lora_B"):
+        name = name.replace(f".{side}.default.weight", f".weight.{side}")
+    return name
+
+
+def _decoder_layers(model: Any) -> Sequence[torch.nn.Module]:
+    return model.get_decoder().layers
+
+
+@torch.no_grad()
+def _check_output_head(network: Any) -> None:
+    """The head is applied here and not by the model's own forward, so the two are held to each other once.
+
+    Raises InputError for models that scale or cap their logits after the head.
+    """
+    ids = torch.arange(8, device=network.device)[None] % network.config.vocab_size
+    own = network(input_ids=ids, use_cache=False).logits[0, -1].float()
+    hidden = network.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0, -1]
+    ours = network.get_output_embeddings()(hidden).float()
+    if not torch.allclose(own, ours, atol=1e-3, rtol=1e-3):
+        raise InputError(f"model type '{network.config.model_type}' changes its logits after the output head; "
+                         "it cannot be trained here yet")  # fmt: skip
+
