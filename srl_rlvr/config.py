@@ -140,7 +140,7 @@ class EngineConfig(Section):
     """Sequences decoded at once by one generator."""
     kv_cache_gib: float = Field(0.5, gt=0)
     """Memory of vLLM's prefix cache on a CPU, in GiB."""
-    block_size: int = Field(16, ge=16)
+    block_size: int = Field(32, ge=16)
     """Tokens in a block of vLLM's prefix cache: shorter shared prefixes do not hit it."""
     threads: int = Field(0, ge=0)
     """CPU threads of one generator; 0 takes all cores."""

@@ -332,8 +332,8 @@ def _token_columns(samples: pa.Table) -> dict[str, Any]:
     lengths = np.asarray(behavior.value_lengths(), dtype=np.int64)
     return {
         "starts": np.concatenate([[0], np.cumsum(lengths)[:-1]]),
-        "behavior": np.array(behavior.flatten(), dtype=np.float32),
-        "advantage": np.array(samples["advantage"], dtype=np.float32),
+        "behavior": behavior.flatten().to_numpy().copy(),
+        "advantage": samples["advantage"].to_numpy().copy(),
     }
 
 

@@ -1,0 +1,90 @@
+"""Sampling engines: token ids in, token ids and their log-probabilities out. They know neither stages nor rewards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from srl_rlvr.policies.weights import Manifest
+
+
+@dataclass(frozen=True)
+class SamplingSpec:
+    """What one batch of prompts is asked for."""
+
+    samples: int
+    temperature: float  # 0 = greedy
+    max_tokens: int
+    # Texts that end a completion one after the other: ("</think>", "\n") reads up to </think>, then up to the line
+    # break. Without any, and always, the end-of-text token ends it.
+    stops: tuple[str, ...] = ()
+    seed: int = 0
+
+
+@dataclass
+class Completion:
+    token_ids: list[int]
+    logprobs: list[float]  # natural, at the spec's temperature
+    finish_reason: str  # stop | length
+
+
+class Engine(Protocol):
+    version: int
+
+    def sample(self, prompts: list[list[int]], spec: SamplingSpec) -> list[list[Completion]]:
+        """`spec.samples` completions of each prompt, in order. The same weights, prompts and spec give the same."""
+        ...
+
+    def load(self, buffer: np.ndarray, manifest: Manifest) -> str:
+        """Serve these weights from now on; returns the checksum of what arrived."""
+        ...
+
+
+def create(kind: str, model: Path, config: dict[str, Any]) -> Engine:
+    """The engine `kind`: "vllm" or "transformers". Raises MissingExtraError where it is not installed."""
+    if kind == "vllm":
+        from srl_rlvr.engines.vllm_engine import VllmEngine
+
+        return VllmEngine(model, **config)
+    from srl_rlvr.engines.transformers_engine import TransformersEngine
+
+    return TransformersEngine(model, **config)
+
+
+def in_segments(one_segment: Any, prompts: list[list[int]], spec: SamplingSpec) -> list[list[Completion]]:
+    """Sample up to each of `spec.stops` in turn with `one_segment(prompts, samples, max_tokens, stop)`.
+
+    A completion that ends by a stop that is not the last goes on from where it is; the tokens stand as they were
+    sampled.
+    """
+    stops = spec.stops or ("",)
+    groups = one_segment(prompts, [spec.samples] * len(prompts), [spec.max_tokens] * len(prompts), stops[0])
+    for stop in stops[1:]:
+        open_ones = [
+            (prompt, completion)
+            for prompt, (group, ended) in zip(prompts, groups, strict=True)
+            for completion, by_stop in zip(group, ended, strict=True)
+            if by_stop and len(completion.token_ids) < spec.max_tokens
+        ]
+        for group, ended in groups:
+            for i, by_stop in enumerate(ended):
+                if by_stop and len(group[i].token_ids) >= spec.max_tokens:
+                    group[i].finish_reason, ended[i] = "length", False
+        continued = one_segment(
+            [prompt + completion.token_ids for prompt, completion in open_ones],
+            [1] * len(open_ones),
+            [spec.max_tokens - len(completion.token_ids) for _, completion in open_ones],
+            stop,
+        )
+        by_stop_now = {}
+        for (_, completion), (group, ended) in zip(open_ones, continued, strict=True):
+            completion.token_ids += group[0].token_ids
+            completion.logprobs += group[0].logprobs
+            completion.finish_reason = group[0].finish_reason
+            by_stop_now[id(completion)] = ended[0]
+        for group, ended in groups:
+            ended[:] = [by_stop_now.get(id(completion), False) for completion in group]
+    return [group for group, _ in groups]

@@ -1,0 +1,272 @@
+"""Files of problems → Example tables: JSON lines as they are, told apart by their columns.
+
+`SCHEMAS` is the whole list of what is understood; to understand another, add a row. This module knows files and
+columns; it must not know what a verifier does with the reference that it names.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+import math
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from srl_rlvr import records
+from srl_rlvr.errors import InputError
+from srl_rlvr.examples.names import did_you_mean, nearest
+from srl_rlvr.examples.steps import one_line_each, operations
+
+log = logging.getLogger(__name__)
+
+Split = Literal["train", "dev"]
+Row = Mapping[str, Any]
+
+SUFFIXES = (".jsonl.gz", ".jsonl")
+FOLIO_LABELS = ("True", "False", "Unknown")
+
+_PLAIN_NUMBER = re.compile(r"[-+]?(\d[\d,]*(\.\d*)?|\.\d+)")
+_LETTERED = re.compile(r"\(?([A-Z])\s*[).:]\s*")
+_NOT_A_STEP = re.compile(
+    r"\W*((the|so|hence|therefore|correct|right|final|answer|ans|option|choice|is)\b\W*)*[A-Z]\W*|\W*(solution|explanation)\W*",
+    re.IGNORECASE,
+)
+_CALCULATOR = re.compile(r"<<.*?>>")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a row says, before it is an Example. Raised ValueErrors become an InputError that names the row."""
+
+    prompt: str
+    steps: Sequence[str]
+    reference: str
+    verifier: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Schema:
+    required: tuple[str, ...]
+    optional: tuple[str, ...]
+    problem: Callable[[Row], Problem]
+
+
+def load(path: Path, split: Split = "train", limit: int | None = None, model_type: str = "task_llm") -> pa.Table:
+    """The Examples of a `.jsonl` or `.jsonl.gz` file, or of a folder's `split` file: the first `limit`, each once.
+
+    Raises InputError naming the file, and the row and column where there is one.
+    """
+    if limit is not None and limit < 1:
+        raise InputError(f"limit is {limit}; it should be 1 or more")
+    file = find(path, split)
+    task = file.resolve().parent.name if file.name.startswith(("train.", "dev.")) else file.name.partition(".")[0]
+    examples: dict[str, dict[str, Any]] = {}
+    duplicates, schema = 0, None
+    for number, row in read_rows(file):
+        schema = schema or _recognize(file, number, row)
+        example = _example(file, number, row, schema, task, model_type)
+        if example["id"] in examples:
+            duplicates += 1
+            continue
+        examples[example["id"]] = example
+        if len(examples) == limit:
+            break
+    if not examples:
+        raise InputError(f"{file}: the file holds no rows")
+    if duplicates:
+        log.warning("%s: %d rows repeat an earlier problem and were dropped", file.name, duplicates)
+    return records.build("Example", examples.values())
+
+
+def find(path: Path, split: Split = "train") -> Path:
+    """The file itself, or a folder's `<split>.jsonl.gz` or `<split>.jsonl`. Raises InputError with the nearest name."""
+    if path.is_dir():
+        for suffix in SUFFIXES:
+            if (file := path / f"{split}{suffix}").is_file():
+                return file
+        raise InputError(f"{path}: no {split}.jsonl.gz or {split}.jsonl{nearest(split, _names_in(path))}")
+    if not path.is_file():
+        raise InputError(f"{path}: no such file{nearest(path.name, _names_in(path.parent))}")
+    if not path.name.endswith(SUFFIXES):
+        raise InputError(f"{path}: files should end in {' or '.join(SUFFIXES)}")
+    return path
+
+
+def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number from 1, row) for each line of JSON that is not blank. Raises InputError naming file and line."""
+    number = 0
+    try:
+        with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as stream:
+            for number, line in enumerate(stream, start=1):
+                if not line.strip():
+                    continue
+                row = json.loads(line.decode("utf-8-sig"))
+                if not isinstance(row, dict):
+                    raise InputError(f"{file}, line {number}: a row should be a JSON object, not {_kind(row)}")
+                yield number, row
+    except UnicodeDecodeError:
+        raise InputError(f"{file}, line {number}: not UTF-8 text") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"{file}, line {number}: not JSON ({error.msg} at column {error.colno})") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"{file}: not a whole gzip file after line {number} ({error})") from None
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror})") from None
+
+
+def _names_in(folder: Path) -> list[str]:
+    return [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+
+
+def _recognize(file: Path, number: int, row: Row) -> Schema:
+    """The first schema whose required columns are all there; else the error tells what the closest one lacks."""
+    for schema in SCHEMAS:
+        if all(column in row for column in schema.required):
+            return schema
+    closest = max(SCHEMAS, key=lambda schema: (sum(column in row for column in schema.required), -len(schema.required)))
+    column = next(column for column in closest.required if column not in row)
+    raise _missing(file, number, row, column)
+
+
+def _missing(file: Path, number: int, row: Row, column: str) -> InputError:
+    there = f"; it has {', '.join(row)}" if row else ""
+    return InputError(f"{file}, row {number}: column '{column}' is missing{there}{did_you_mean(column, row)}")
+
+
+def _example(file: Path, number: int, row: Row, schema: Schema, task: str, model_type: str) -> dict[str, Any]:
+    for column in schema.required:
+        if column not in row:
+            raise _missing(file, number, row, column)
+    given: dict[str, Any] = {key: value for key, value in row.items() if value is not None or key in schema.required}
+    for column in (*schema.required, *schema.optional, "verifier", "id"):
+        expected, fits = COLUMNS[column]
+        if column in given and not fits(given[column]):
+            found = f"{_kind(given[column])} ({json.dumps(given[column], ensure_ascii=False)[:60]})"
+            raise InputError(f"{file}, row {number}: column '{column}' should be {expected}, not {found}")
+    try:
+        problem = schema.problem(given)
+    except ValueError as error:
+        raise InputError(f"{file}, row {number}: {error}") from None
+    return records.example(
+        model_type=model_type,
+        task=task,
+        prompt=problem.prompt,
+        steps=problem.steps,
+        reference=problem.reference,
+        verifier=given.get("verifier", problem.verifier),
+        metadata=problem.metadata,
+        difficulty=len(problem.steps),
+        provenance={"source": file.name, "row": number, "id": given.get("id")},
+    )
+
+
+def _from_conclusion(row: Row) -> Problem:
+    if row["label"] not in FOLIO_LABELS:
+        raise ValueError(f"column 'label' is '{row['label']}'; it should be one of {', '.join(FOLIO_LABELS)}")
+    question = f"Conclusion: {row['conclusion']}\nIs the conclusion True, False or Unknown?"
+    return Problem("\n".join([*row["premises"], question]), (), row["label"], "choice", {"choices": list(FOLIO_LABELS)})
+
+
+def _from_options(row: Row) -> Problem:
+    options = [option.strip() for option in row["options"]]
+    if not all(_LETTERED.match(option) for option in options):
+        options = [f"{chr(ord('A') + index)}) {option}" for index, option in enumerate(options)]
+    options = [_LETTERED.sub(r"\1) ", option, count=1) for option in options]
+    letters = [option[0] for option in options]
+    answer = str(row["answer"]).strip()
+    if answer not in letters:
+        raise ValueError(
+            f"column 'answer' is '{answer}'; it should be one of the options' letters {', '.join(letters)}"
+        )
+    lines = one_line_each(row.get("rationale", "").splitlines())
+    steps = [line for line in lines if not _NOT_A_STEP.fullmatch(line)]
+    return Problem("\n".join([row["question"], *options]), steps, answer, "choice", {"choices": letters})
+
+
+def _from_equation(row: Row) -> Problem:
+    try:
+        steps = operations(row["equation"])
+    except ValueError as error:
+        raise ValueError(f"column 'equation': {error}") from None
+    reference, verifier = _reference(row["answer"])
+    # SVAMP itself has equations that contradict the answer: such steps would teach the wrong thing.
+    if steps and verifier == "numeric":
+        result = float(steps[-1].rpartition(" = ")[2])
+        steps = steps if math.isclose(result, float(reference), abs_tol=0.01) else []
+    return Problem(row["question"], steps, reference, verifier)
+
+
+def _from_question(row: Row) -> Problem:
+    # The original GSM8K has the solution in the answer: lines of reasoning, then `#### 72`.
+    solution, marker, answer = str(row["answer"]).rpartition("####")
+    lines = row.get("steps") or row.get("solution", solution if marker else "").splitlines()
+    reference, verifier = _reference(answer)
+    return Problem(row["question"], one_line_each(_CALCULATOR.sub("", line) for line in lines), reference, verifier)
+
+
+def _reference(answer: str | int | float) -> tuple[str, str]:
+    """(reference, verifier): a number without its thousands separators, or mathematics as it stands."""
+    text = str(answer).strip()
+    if not text:
+        raise ValueError("column 'answer' is empty")
+    return (text.replace(",", ""), "numeric") if _PLAIN_NUMBER.fullmatch(text) else (text, "math")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_text_list(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _is_text_or_number(value: object) -> bool:
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
+
+
+def _kind(value: object) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true or false"
+        case int() | float():
+            return "a number"
+        case str():
+            return "text"
+        case list():
+            return "a list"
+        case _:
+            return "an object"
+
+
+# The most telling columns first: a row with options also has a question and an answer.
+SCHEMAS = (
+    Schema(("premises", "conclusion", "label"), (), _from_conclusion),
+    Schema(("question", "options", "answer"), ("rationale",), _from_options),
+    Schema(("question", "equation", "answer"), (), _from_equation),
+    Schema(("question", "answer"), ("steps", "solution"), _from_question),
+)
+
+COLUMNS: dict[str, tuple[str, Callable[[object], bool]]] = {
+    "id": ("text or a number", _is_text_or_number),
+    "verifier": ("text", _is_text),
+    "question": ("text that is not empty", _is_text),
+    "answer": ("text or a number", _is_text_or_number),
+    "conclusion": ("text that is not empty", _is_text),
+    "label": ("text that is not empty", _is_text),
+    "premises": ("a list of texts", _is_text_list),
+    "options": ("a list of texts", _is_text_list),
+    "steps": ("a list of texts", _is_text_list),
+    "solution": ("text", lambda value: isinstance(value, str)),
+    "rationale": ("text", lambda value: isinstance(value, str)),
+    "equation": ("text that is not empty", _is_text),
+}

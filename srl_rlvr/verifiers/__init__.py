@@ -1,0 +1,65 @@
+"""What an answer is worth: one file for each family of verifiable reward, and the pool that runs them.
+
+    similarity             an action against the expert's action: SRL's step reward
+    answers                a final answer against the right one: exact, numeric, choice
+    expressions            LaTeX and formulas, by math-verify
+    reasoning_gym_scorers  generated problems, by the scorer of their own family
+    pool, worker           runs them all in processes that can be killed
+
+A verifier is a function of (text, reference, metadata). It must not know what asked for the text, which
+policy wrote it or what its reward is used for; nothing in this room imports ray or torch. Workers import
+this module, so heavy imports stand inside the function that needs them; a module that has some offers
+`warm_up(metadata)`, which is called before an item's deadline starts.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from typing import cast
+
+from srl_rlvr.errors import InputError
+from srl_rlvr.verifiers.answers import choice, exact, numeric
+from srl_rlvr.verifiers.base import Score, Verifier
+from srl_rlvr.verifiers.expressions import expression
+from srl_rlvr.verifiers.reasoning_gym_scorers import reasoning_gym
+from srl_rlvr.verifiers.similarity import similarity
+
+__all__ = ["VERIFIERS", "Score", "Verifier", "find_verifier"]
+
+VERIFIERS: dict[str, Verifier] = {
+    "similarity": similarity,
+    "exact": exact,
+    "numeric": numeric,
+    "choice": choice,
+    "expression": expression,
+    "reasoning_gym": reasoning_gym,
+}
+
+
+def find_verifier(name: str) -> Verifier:
+    """The verifier of that name, or the function that "package.module:function" names.
+
+    Raises InputError with the nearest name, or with what is wrong with the module or the function.
+    """
+    if ":" in name:
+        return _imported(name)
+    if name in VERIFIERS:
+        return VERIFIERS[name]
+    nearest = difflib.get_close_matches(name, VERIFIERS, n=1, cutoff=0.0)[0]
+    raise InputError(
+        f"verifier '{name}' is unknown: did you mean '{nearest}'? "
+        f"There are {', '.join(VERIFIERS)}, or your own as 'package.module:function'"
+    )
+
+
+def _imported(name: str) -> Verifier:
+    module_name, _, function_name = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise InputError(f"verifier '{name}': {module_name} cannot be imported: {error}") from error
+    verifier = getattr(module, function_name, None)
+    if not callable(verifier):
+        raise InputError(f"verifier '{name}': {module_name} has no function '{function_name}'")
+    return cast(Verifier, verifier)  # what it returns is checked where it is called

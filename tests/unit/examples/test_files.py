@@ -1,0 +1,191 @@
+import gzip
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from srl_rlvr import records
+from srl_rlvr.errors import InputError
+from srl_rlvr.examples.files import load
+
+DATA = Path(__file__).resolve().parents[3].parent / "shared" / "data"
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the development data is not beside this checkout")
+
+FOUR = {"question": "What is 2 + 2?", "answer": "4"}
+
+
+def write(path: Path, *rows: object) -> Path:
+    text = "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return path
+
+
+def only(path: Path, *rows: object) -> dict[str, Any]:
+    return load(write(path, *rows)).to_pylist()[0]
+
+
+@needs_data
+@pytest.mark.parametrize(
+    ("name", "verifier", "least_mean_steps"),
+    [("gsm8k", "numeric", 3), ("svamp", "numeric", 1), ("aqua_rat", "choice", 2), ("folio", "choice", 0)],
+)
+@pytest.mark.parametrize("split", ["train", "dev"])
+def test_the_development_data_loads_as_it_is(name: str, verifier: str, least_mean_steps: int, split):
+    table = records.check("Example", load(DATA / name, split=split))
+    with gzip.open(DATA / name / f"{split}.jsonl.gz", "rt", encoding="utf-8") as lines:
+        rows = sum(1 for _ in lines)
+    examples = table.to_pylist()
+    assert 0.98 * rows <= len(examples) <= rows
+    assert {(e["task"], e["verifier"], e["model_type"]) for e in examples} == {(name, verifier, "task_llm")}
+    assert sum(len(e["steps"]) for e in examples) / len(examples) >= least_mean_steps
+    assert all(e["reference"] and e["prompt"] for e in examples)
+    assert not any("\n" in step or not step.strip() for e in examples for step in e["steps"])
+
+
+@needs_data
+def test_the_steps_of_svamp_end_in_its_answer():
+    examples = load(DATA / "svamp").to_pylist()
+    assert all(e["steps"][-1].endswith(f"= {e['reference']}") for e in examples if e["steps"])
+    assert sum(bool(e["steps"]) for e in examples) > 0.97 * len(examples)
+
+
+def test_an_equation_that_contradicts_the_answer_teaches_no_steps(tmp_path: Path):
+    row = only(tmp_path / "a.jsonl", {"question": "q", "equation": "( 2.0 + 3.0 )", "answer": "1"})
+    assert (row["steps"], row["reference"]) == ([], "1")
+
+
+def test_an_equation_gives_one_step_for_each_operation(tmp_path: Path):
+    row = only(tmp_path / "a.jsonl", {"question": "q", "equation": "( 14.0 - ( 4.0 * 3.0 ) )", "answer": "2"})
+    assert (row["steps"], row["verifier"], row["difficulty"]) == (["4 * 3 = 12", "14 - 12 = 2"], "numeric", 2)
+
+
+def test_options_are_part_of_the_prompt_and_headings_or_lines_that_only_name_the_letter_are_no_steps(tmp_path: Path):
+    rationale = "Solution:\n9 * 60 = 540\n\nCorrect Option: A\nAnswer: A."
+    row = only(
+        tmp_path / "a.jsonl", {"question": "q", "options": ["A)540", "B)6"], "rationale": rationale, "answer": "A"}
+    )
+    assert row["prompt"] == "q\nA) 540\nB) 6"
+    assert row["steps"] == ["9 * 60 = 540"]
+    assert (row["reference"], row["verifier"], json.loads(row["metadata"])) == ("A", "choice", {"choices": ["A", "B"]})
+
+
+def test_options_without_letters_get_them(tmp_path: Path):
+    assert only(tmp_path / "a.jsonl", {"question": "q", "options": ["5", "6"], "answer": "B"})["prompt"].endswith(
+        "B) 6"
+    )
+
+
+def test_premises_and_conclusion_become_one_question(tmp_path: Path):
+    row = only(
+        tmp_path / "a.jsonl", {"premises": ["All a are b.", "c is a."], "conclusion": "c is b.", "label": "True"}
+    )
+    assert row["prompt"].startswith("All a are b.\nc is a.\nConclusion: c is b.\n")
+    assert (row["steps"], row["reference"], row["verifier"]) == ([], "True", "choice")
+
+
+@pytest.mark.parametrize(
+    ("extra", "steps"),
+    [
+        ({}, []),
+        ({"steps": ["2 + 2 = 4"]}, ["2 + 2 = 4"]),
+        ({"solution": "two\n\n two more\n"}, ["two", "two more"]),
+        ({"answer": "2+2=<<2+2=4>>4\n#### 4"}, ["2+2=4"]),
+        ({"steps": None, "solution": "two"}, ["two"]),
+    ],
+)
+def test_a_users_file_needs_no_more_than_question_and_answer(tmp_path: Path, extra: dict[str, Any], steps: list[str]):
+    row = only(tmp_path / "mine.jsonl.gz", {**FOUR, **extra})
+    assert (row["steps"], row["reference"], row["verifier"], row["task"]) == (steps, "4", "numeric", "mine")
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "verifier"),
+    [
+        ("1,234.5", "1234.5", "numeric"),
+        (7, "7", "numeric"),
+        (-2.5, "-2.5", "numeric"),
+        (r"\frac{1}{2}", r"\frac{1}{2}", "math"),
+        ("x^2 + 1", "x^2 + 1", "math"),
+    ],
+)
+def test_the_answers_form_decides_the_verifier(tmp_path: Path, answer: object, reference: str, verifier: str):
+    row = only(tmp_path / "a.jsonl", {"question": "q", "answer": answer})
+    assert (row["reference"], row["verifier"]) == (reference, verifier)
+
+
+def test_a_verifier_column_overrides(tmp_path: Path):
+    assert only(tmp_path / "a.jsonl", {**FOUR, "verifier": "math"})["verifier"] == "math"
+
+
+def test_provenance_names_file_row_and_the_rows_own_id(tmp_path: Path):
+    row = only(tmp_path / "a.jsonl", {**FOUR, "id": "mine-1"})
+    assert json.loads(row["provenance"]) == {"source": "a.jsonl", "row": 1, "id": "mine-1"}
+
+
+def test_a_repeated_problem_is_kept_once_and_the_log_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    copy = {"question": "What is  2 + 2? ", "answer": "5"}
+    with caplog.at_level(logging.WARNING):
+        table = load(write(tmp_path / "a.jsonl", FOUR, copy, {"question": "q", "answer": "1"}))
+    assert table["reference"].to_pylist() == ["4", "1"]
+    assert "1 rows repeat" in caplog.text
+
+
+def test_limit_takes_the_first_rows_and_split_the_file_asked_for(tmp_path: Path):
+    write(tmp_path / "train.jsonl.gz", FOUR, {"question": "q", "answer": "1"})
+    write(tmp_path / "dev.jsonl", {"question": "other", "answer": "2"})
+    assert load(tmp_path, limit=1)["reference"].to_pylist() == ["4"]
+    assert load(tmp_path, split="dev")["reference"].to_pylist() == ["2"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        (
+            [FOUR, {"questions": "q", "answer": "1"}],
+            "row 2: column 'question' is missing; it has questions, answer; did",
+        ),
+        ([{"text": "hello", "answer": "1"}], "row 1: column 'question' is missing; it has text, answer"),
+        ([{"question": "q", "anwser": "1"}], "did you mean 'anwser'?"),
+        (
+            [FOUR, {"question": 3, "answer": "1"}],
+            "row 2: column 'question' should be text that is not empty, not a number",
+        ),
+        ([{**FOUR, "steps": "2 + 2"}], "row 1: column 'steps' should be a list of texts, not text"),
+        ([{"question": "q", "answer": None}], "column 'answer' should be text or a number, not null"),
+        ([{"question": "q", "answer": " "}], "row 1: column 'answer' is empty"),
+        ([FOUR, "{not json"], "line 2: not JSON"),
+        ([FOUR, "[1, 2]"], "line 2: a row should be a JSON object, not a list"),
+        ([], "the file holds no rows"),
+        ([{"question": "q", "options": ["A)1"], "answer": "F"}], "column 'answer' is 'F'; it should be one of"),
+        ([{"question": "q", "equation": "2 ^ 3", "answer": "8"}], "row 1: column 'equation': '2 ^ 3' holds more than"),
+        ([{"premises": ["p"], "conclusion": "c", "label": "Maybe"}], "column 'label' is 'Maybe'; it should be one of"),
+    ],
+)
+def test_a_bad_file_is_said_in_one_line_with_its_place(tmp_path: Path, rows: list[object], says: str):
+    with pytest.raises(InputError) as raised:
+        load(write(tmp_path / "mine.jsonl", *rows))
+    assert says in str(raised.value) and "mine.jsonl" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_file_names_the_nearest_one(tmp_path: Path):
+    write(tmp_path / "train.jsonl.gz", FOUR)
+    with pytest.raises(InputError, match="no such file; did you mean 'train.jsonl.gz'?"):
+        load(tmp_path / "trian.jsonl.gz")
+    with pytest.raises(InputError, match=r"no dev.jsonl.gz or dev.jsonl"):
+        load(tmp_path, split="dev")
+
+
+def test_files_that_are_not_gzip_not_whole_not_text_or_not_json_lines_are_refused(tmp_path: Path):
+    whole = write(tmp_path / "whole.jsonl.gz", *({"question": f"q{n}", "answer": n} for n in range(99))).read_bytes()
+    for name, content, says in [
+        ("plain.jsonl.gz", b'{"question": "q", "answer": 1}\n', "not a whole gzip file"),
+        ("cut.jsonl.gz", whole[: len(whole) // 2], "not a whole gzip file"),
+        ("latin.jsonl", '{"question": "café", "answer": 1}'.encode("latin-1"), "line 1: not UTF-8"),
+        ("table.csv", b"question,answer\n", "files should end in .jsonl.gz or .jsonl"),
+    ]:
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match=says):
+            load(tmp_path / name)
