@@ -64,7 +64,7 @@ test-faults: install-dev
 lint: install-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/basedpyright
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 format: install-dev
 	$(BIN)/ruff check --fix .

@@ -37,13 +37,15 @@ class SourceConfig(Section):
     path: str = ""
     """A .jsonl or .jsonl.gz file, or a folder with train.jsonl.gz and dev.jsonl.gz. Relative to the run file."""
     held_out_path: str = ""
-    """The file with held-out problems, where `path` is a file."""
+    """The file with held-out problems, where `path` is a file; its last problems are held out where it is left out."""
     family: str = ""
     """A generated family (`srl-rlvr train --families` lists them), instead of `path`."""
     params: dict[str, Any] = {}
     """Parameters of the family, passed to its generator."""
     train: int | None = Field(None, ge=1)
     """Problems to train on; all of the file where it is left out, 512 where they are generated."""
+    with_steps: bool = False
+    """Leave out problems that have no expert steps; without this, SFT and SRL refuse them."""
     held_out: int = Field(100, ge=1)
     """Problems to evaluate on. They never coincide with those trained on."""
 
@@ -93,8 +95,6 @@ class PolicyGradientStage(StageConfig):
     """Of sampling, and of the log-probabilities that are trained."""
     max_tokens: int = Field(128, ge=1)
     """Longest completion, in tokens."""
-    think: bool = False
-    """The policy writes <think>…</think> before it acts; the monologue is never rewarded."""
     advantage: Literal["grpo", "dr_grpo", "rloo"] = "grpo"
     """(r - mean) / std of the group; r - mean; r - mean of the others."""
     clip_low: float = Field(0.2, ge=0, lt=1)
@@ -111,21 +111,20 @@ class PolicyGradientStage(StageConfig):
     """Dynamic sampling: a group whose rewards deviate by no more than this is left out and refilled."""
     max_refills: int = Field(2, ge=0)
     """How often a batch is refilled before it is used as it is."""
-    invalid_reward: float = Field(0.0, le=0)
-    """Reward of an answer that is wrong in form."""
 
 
 class SrlStage(PolicyGradientStage):
     kind: Literal["srl"]
     """Step prompts from the experts' steps, rewarded by similarity to the expert's next action."""
-    measure: Literal["characters", "words", "tokens"] = "characters"
+    measure: Literal["characters", "words", "tokens", "lcs"] = "characters"
     """Units that the similarity compares."""
-    invalid_reward: float = Field(-1.0, le=0)
 
 
 class RlvrStage(PolicyGradientStage):
     kind: Literal["rlvr"]
     """Whole problems, rewarded by the problem's own verifier."""
+    invalid_reward: float = Field(0.0, le=0)
+    """Reward of an answer that is wrong in form."""
 
 
 Stage = Annotated[SftStage | SrlStage | RlvrStage, Field(discriminator="kind")]
@@ -138,7 +137,7 @@ class EngineConfig(Section):
     """Actors that sample."""
     max_running: int = Field(64, ge=1)
     """Sequences decoded at once by one generator."""
-    kv_cache_gib: float = Field(0.5, gt=0)
+    kv_cache_gib: float = Field(1.0, gt=0)
     """Memory of vLLM's prefix cache on a CPU, in GiB."""
     block_size: int = Field(32, ge=16)
     """Tokens in a block of vLLM's prefix cache: shorter shared prefixes do not hit it."""
@@ -155,7 +154,7 @@ class LearnerConfig(Section):
     """Data-parallel training processes."""
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     """auto: DDP on CPUs and single GPUs, FSDP2 on several GPUs."""
-    tokens_per_microbatch: int = Field(1024, ge=16)
+    tokens_per_microbatch: int = Field(512, ge=16)
     """Tokens of one forward and backward pass; gradients accumulate over the batch."""
     weight_decay: float = Field(0.0, ge=0)
     """Of AdamW."""
@@ -181,8 +180,8 @@ class VerifierConfig(Section):
 class EvaluationConfig(Section):
     max_tokens: int = Field(256, ge=1)
     """Longest answer, in tokens."""
-    think: bool = False
-    """Whether answers may hold <think> blocks."""
+    on_stages: bool = True
+    """Evaluate after every stage; else only before the first and after the last."""
 
 
 class ClusterConfig(Section):
@@ -196,6 +195,8 @@ class ClusterConfig(Section):
     """GPUs of one generator."""
     gpus_per_learner: float = Field(0.0, ge=0)
     """GPUs of one learner worker."""
+    dashboard: bool = False
+    """Start Ray's dashboard with a local cluster (about 0.3 GiB)."""
 
 
 class TrackingConfig(Section):
@@ -214,6 +215,8 @@ class RunConfig(Section):
     """What the model is for."""
     seed: int = Field(0, ge=0)
     """Of everything drawn: problems, order, samples."""
+    think: bool = False
+    """The policy writes <think>…</think> before each action; the monologue is never rewarded nor compared."""
     max_staleness: Literal[0] = 0
     """0: sampling and learning take turns, exact and reproducible."""
     checkpoint_every: int = Field(10, ge=1)

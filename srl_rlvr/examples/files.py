@@ -59,9 +59,16 @@ class Schema:
     problem: Callable[[Row], Problem]
 
 
-def load(path: Path, split: Split = "train", limit: int | None = None, model_type: str = "task_llm") -> pa.Table:
+def load(
+    path: Path,
+    split: Split = "train",
+    limit: int | None = None,
+    model_type: str = "task_llm",
+    missing_answer: str | None = None,
+) -> pa.Table:
     """The Examples of a `.jsonl` or `.jsonl.gz` file, or of a folder's `split` file: the first `limit`, each once.
 
+    missing_answer stands in for an `answer` that a row does not have, where nothing will be judged by it.
     Raises InputError naming the file, and the row and column where there is one.
     """
     if limit is not None and limit < 1:
@@ -71,6 +78,8 @@ def load(path: Path, split: Split = "train", limit: int | None = None, model_typ
     examples: dict[str, dict[str, Any]] = {}
     duplicates, schema = 0, None
     for number, row in read_rows(file):
+        if missing_answer is not None:
+            row.setdefault("answer", missing_answer)
         schema = schema or _recognize(file, number, row)
         example = _example(file, number, row, schema, task, model_type)
         if example["id"] in examples:
@@ -217,7 +226,7 @@ def _reference(answer: str | int | float) -> tuple[str, str]:
     text = str(answer).strip()
     if not text:
         raise ValueError("column 'answer' is empty")
-    return (text.replace(",", ""), "numeric") if _PLAIN_NUMBER.fullmatch(text) else (text, "math")
+    return (text.replace(",", ""), "numeric") if _PLAIN_NUMBER.fullmatch(text) else (text, "expression")
 
 
 def _is_text(value: object) -> bool:

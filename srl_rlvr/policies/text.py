@@ -63,7 +63,7 @@ class TextPolicy:
 
     def __init__(
         self,
-        model: Path | str,
+        model: Path,
         *,
         lora_rank: int = 0,
         lora_alpha: float = 32.0,

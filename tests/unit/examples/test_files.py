@@ -106,8 +106,8 @@ def test_a_users_file_needs_no_more_than_question_and_answer(tmp_path: Path, ext
         ("1,234.5", "1234.5", "numeric"),
         (7, "7", "numeric"),
         (-2.5, "-2.5", "numeric"),
-        (r"\frac{1}{2}", r"\frac{1}{2}", "math"),
-        ("x^2 + 1", "x^2 + 1", "math"),
+        (r"\frac{1}{2}", r"\frac{1}{2}", "expression"),
+        ("x^2 + 1", "x^2 + 1", "expression"),
     ],
 )
 def test_the_answers_form_decides_the_verifier(tmp_path: Path, answer: object, reference: str, verifier: str):
@@ -116,7 +116,7 @@ def test_the_answers_form_decides_the_verifier(tmp_path: Path, answer: object, r
 
 
 def test_a_verifier_column_overrides(tmp_path: Path):
-    assert only(tmp_path / "a.jsonl", {**FOUR, "verifier": "math"})["verifier"] == "math"
+    assert only(tmp_path / "a.jsonl", {**FOUR, "verifier": "expression"})["verifier"] == "expression"
 
 
 def test_provenance_names_file_row_and_the_rows_own_id(tmp_path: Path):

@@ -1,0 +1,216 @@
+"""Updates the policy: a Ray Train worker group that lives as long as the run.
+
+`Learner` is a journal of commands; every training worker reads it in order and executes each entry, so all ranks do
+the same. A worker group that died starts anew from the last checkpoint and replays the entries after it: same
+batches, same order, same weights, nothing lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from srl_rlvr.errors import InputError, RunError
+
+# A worker asks again after this long without news, so that one which died while waiting leaves nothing behind.
+_LONG_POLL_S = 20.0
+
+
+@dataclass(frozen=True)
+class LearnerSpec:
+    model: str
+    policy: dict[str, Any]  # arguments of TextPolicy
+    workers: int
+    threads: int
+    cpus: float
+    gpus: float
+    max_restarts: int
+    storage: str
+
+
+@dataclass
+class _Entry:
+    command: str
+    arguments: dict[str, Any]
+    done_by: set[int] = field(default_factory=set)
+    result: Any = None
+    error: str | None = None
+
+
+@ray.remote(num_cpus=0)
+class Learner:
+    def __init__(self, spec: LearnerSpec):
+        self.spec = spec
+        self.entries: list[_Entry] = []
+        self.first = 0  # position of entries[0]: what lies before is in the checkpoint
+        self.checkpoint: str | None = None
+        self.failure: str | None = None
+        self.starts = 0
+        self.changed = asyncio.Condition()
+        self.loop = asyncio.get_event_loop()
+        threading.Thread(target=self._train, args=(ray.get_runtime_context().current_actor,), daemon=True).start()
+
+    async def call(self, command: str, arguments: dict[str, Any]) -> Any:
+        """Execute `command` on every worker and return rank 0's result. Raises RunError where it failed."""
+        entry = _Entry(command, arguments)
+        async with self.changed:
+            self.entries.append(entry)
+            self.changed.notify_all()
+            await self.changed.wait_for(lambda: len(entry.done_by) == self.spec.workers or self.failure is not None)
+            if self.failure is not None:
+                raise RunError(f"the learner's worker group ended: {self.failure}")
+            if command in ("save", "load") and entry.error is None:
+                self._forget_up_to(entry, arguments["folder"])
+        if entry.error is not None:
+            raise RunError(f"learner, {command}: {entry.error}")
+        return entry.result
+
+    async def join(self, rank: int) -> tuple[str | None, int]:
+        """Where a worker that starts has to begin: checkpoint folder, and position in the journal."""
+        self.starts += rank == 0
+        return self.checkpoint, self.first
+
+    async def next(self, position: int) -> tuple[str, dict[str, Any]] | None:
+        """The entry at `position`, or None where there is none yet."""
+
+        def there() -> bool:
+            return position - self.first < len(self.entries)
+
+        async with self.changed:
+            try:
+                await asyncio.wait_for(self.changed.wait_for(there), _LONG_POLL_S)
+            except TimeoutError:
+                return None
+            entry = self.entries[position - self.first]
+            return entry.command, entry.arguments
+
+    async def done(self, position: int, rank: int, result: Any, error: str | None) -> None:
+        async with self.changed:
+            if position < self.first:  # a save was acknowledged and forgotten already
+                return
+            entry = self.entries[position - self.first]
+            entry.done_by.add(rank)
+            entry.error = entry.error or error
+            if rank == 0:
+                entry.result = result
+            self.changed.notify_all()
+
+    async def health(self) -> dict[str, Any]:
+        return {"pid": os.getpid(), "worker_group_starts": self.starts, "journal": len(self.entries)}
+
+    def _forget_up_to(self, entry: _Entry, folder: str) -> None:
+        index = self.entries.index(entry)
+        self.entries = self.entries[index + 1 :]
+        self.first += index + 1
+        self.checkpoint = folder
+
+    def _train(self, me: Any) -> None:
+        """Run the trainer to its end in a thread; what ends it early becomes `failure`."""
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.train.v2.api.exceptions import TrainingFailedError
+
+        gpus = self.spec.gpus > 0
+        trainer = TorchTrainer(
+            _worker,
+            train_loop_config={"learner": me, "spec": self.spec},
+            torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=self.spec.workers,
+                use_gpu=gpus,
+                resources_per_worker={"CPU": self.spec.cpus} | ({"GPU": self.spec.gpus} if gpus else {}),
+            ),
+            run_config=RunConfig(
+                storage_path=self.spec.storage,
+                failure_config=FailureConfig(max_failures=self.spec.max_restarts),
+            ),
+        )
+        try:
+            trainer.fit()
+            ended = "it was stopped"
+        except (TrainingFailedError, ray.exceptions.RayError) as error:
+            ended = str(error).strip().splitlines()[-1]
+        asyncio.run_coroutine_threadsafe(self._end(ended), self.loop)
+
+    async def _end(self, reason: str) -> None:
+        async with self.changed:
+            self.failure = reason
+            self.changed.notify_all()
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """One training process: builds the policy, catches up with the journal, and goes on until told to stop."""
+    learner, spec = config["learner"], config["spec"]
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(spec.threads)
+    from srl_rlvr.policies.text import TextPolicy
+
+    rank = dist.get_rank()
+    policy = TextPolicy(Path(spec.model), device="cuda" if spec.gpus else "cpu", **spec.policy)
+    checkpoint, position = ray.get(learner.join.remote(rank))
+    if checkpoint is not None:
+        policy.load(Path(checkpoint))
+    while True:
+        entry = ray.get(learner.next.remote(position))
+        if entry is None:
+            continue
+        command, arguments = entry
+        result, error = None, None
+        try:
+            result = _COMMANDS[command](policy, learner, **arguments)
+        except (InputError, RunError, ValueError, OSError) as caught:
+            error = str(caught)
+        ray.get(learner.done.remote(position, rank, result, error))
+        position += 1
+        if command == "stop":
+            return
+
+
+def _update(policy: Any, learner: Any, samples: list[Any], spec: Any) -> dict[str, float]:
+    return policy.update(ray.get(samples[0]), spec)
+
+
+def _export(policy: Any, learner: Any) -> tuple[list[Any], Any]:
+    """The weights, put into the object store once: generators read that very buffer."""
+    buffer, manifest = policy.export()
+    return ([ray.put(buffer)] if policy.rank == 0 else []), manifest
+
+
+def _save(policy: Any, learner: Any, folder: str) -> None:
+    policy.save(Path(folder))
+
+
+def _load(policy: Any, learner: Any, folder: str) -> None:
+    policy.load(Path(folder))
+
+
+def _save_model(policy: Any, learner: Any, folder: str, card: dict[str, Any]) -> None:
+    policy.save_model(Path(folder), card)
+
+
+def _begin_stage(policy: Any, learner: Any, keep_reference: bool) -> None:
+    policy.begin_stage(keep_reference)
+
+
+def _stop(policy: Any, learner: Any) -> None:
+    return None
+
+
+_COMMANDS: dict[str, Callable[..., Any]] = {
+    "update": _update,
+    "export": _export,
+    "save": _save,
+    "load": _load,
+    "save_model": _save_model,
+    "begin_stage": _begin_stage,
+    "stop": _stop,
+}

@@ -1,0 +1,282 @@
+"""Starts the actors, names them, watches them, and gives the pipeline one object to drive: the Crew.
+
+Every wait has a deadline and says what it waited for. A generator that dies is restarted, is handed the newest
+weights, and its prompts are sent out again.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from actors.generator import Generator
+from actors.learner import Learner, LearnerSpec
+from actors.verifier import Verifier
+from srl_rlvr import records
+from srl_rlvr.config import RunConfig
+from srl_rlvr.engines import SamplingSpec
+from srl_rlvr.errors import InputError, RunError
+from srl_rlvr.policies.losses import UpdateSpec
+
+NAMESPACE = "srl-rlvr"
+_PLACEMENT_DEADLINE_S = 60.0
+_GENERATOR_TRIES = 3
+
+
+def demand(config: RunConfig) -> list[tuple[str, int, dict[str, float]]]:
+    """(what, how many, resources of each) of everything that the run reserves."""
+    cluster = config.cluster
+    rows = [
+        ("generator", config.engine.generators, {"CPU": cluster.cpus_per_generator, "GPU": cluster.gpus_per_generator}),
+        ("learner worker", config.learner.workers, {"CPU": cluster.cpus_per_learner, "GPU": cluster.gpus_per_learner}),
+    ]
+    return [(what, n, {name: value for name, value in each.items() if value}) for what, n, each in rows]
+
+
+def preflight(config: RunConfig, supply: dict[str, float]) -> str:
+    """The demand and supply as a line each. Raises InputError where the demand can never fit."""
+    rows = demand(config)
+    totals: dict[str, float] = {}
+    for _, n, each in rows:
+        for name, value in each.items():
+            totals[name] = totals.get(name, 0.0) + n * value
+    parts = [f"{n} {what} × {_amounts(each)}" for what, n, each in rows]
+    has = _amounts({name: supply.get(name, 0.0) for name in totals})
+    for name, wanted in totals.items():
+        if wanted > supply.get(name, 0.0):
+            raise InputError(
+                f"the run does not fit: {', '.join(parts)} need {_amounts(totals)}, the cluster has {has}; lower "
+                f"engine.generators or learner.workers, set cluster.{name.lower()}s_per_*, or add nodes"
+            )
+    return f"demand: {', '.join(parts)} = {_amounts(totals)}; supply: {has}"
+
+
+def _amounts(resources: dict[str, float]) -> str:
+    return ", ".join(f"{value:g} {name}" for name, value in resources.items()) or "nothing"
+
+
+class Crew:
+    """The actors of one run. `sample`, `update` and the rest are what the pipeline knows of Ray."""
+
+    def __init__(self, config: RunConfig, model: Path, run_id: str, storage: Path):
+        self.config = config
+        self.waiting_for = "nothing"
+        cores = os.cpu_count() or 1
+        bundles = [each for what, n, each in demand(config) if what == "generator" for _ in range(n)]
+        self.group = placement_group(bundles, strategy="PACK", name=run_id)
+        if not self.group.wait(_PLACEMENT_DEADLINE_S):
+            remove_placement_group(self.group)
+            raise RunError(
+                f"no room for {len(bundles)} generators within {_PLACEMENT_DEADLINE_S:.0f} s: other jobs hold the "
+                "cluster's resources; wait for them, or see `ray status`"
+            )
+        engine = config.engine
+        arguments = {
+            "max_running": engine.max_running,
+            "max_context": config.model.max_context,
+            "kv_cache_gib": engine.kv_cache_gib,
+            "block_size": engine.block_size,
+        }
+        self.generators = [
+            Generator.options(  # type: ignore[attr-defined]
+                name=f"{run_id}/generator-{i}",
+                namespace=NAMESPACE,
+                num_cpus=config.cluster.cpus_per_generator,
+                num_gpus=config.cluster.gpus_per_generator,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=i),
+            ).remote(engine.kind, str(model), arguments, engine.threads or cores)
+            for i in range(engine.generators)
+        ]
+        self.verifier = Verifier.options(name=f"{run_id}/verifier", namespace=NAMESPACE, num_cpus=0).remote(  # type: ignore[attr-defined]
+            config.verifier.workers, config.verifier.deadline_s
+        )
+        self.learner = Learner.options(name=f"{run_id}/learner", namespace=NAMESPACE, max_concurrency=64).remote(  # type: ignore[attr-defined]
+            _learner_spec(config, model, storage, cores)
+        )
+        self.weights: tuple[list[Any], Any] | None = None
+
+    def wait_until_ready(self) -> None:
+        """Block until every engine and the worker group answer. Raises RunError naming who did not start, and why."""
+        deadline = self.config.engine.start_deadline_s
+        for i, generator in enumerate(self.generators):
+            self._get(generator.health.remote(), deadline, f"generator-{i} to start its {self.config.engine.kind} engine")
+        self._get(self.verifier.health.remote(), deadline, "the verifier to start")
+        # An export is the cheapest command that proves that all workers hold the model.
+        self._learner("export", {}, self.config.learner.start_deadline_s)
+
+    def sample(self, prompts: pa.Table, spec: SamplingSpec) -> tuple[pa.Table, pa.Table, dict[str, float]]:
+        """Rollouts and verdicts of `prompts`, in their order, and the seconds that each took.
+
+        Prompts of one trunk go to one generator, whose cache then holds their prefix; each generator's rollouts are
+        verified while the others still sample.
+        """
+        started = time.monotonic()
+        shards = _by_trunk(prompts, len(self.generators))
+        rollouts = [self.generators[i].generate.remote(shard, spec) for i, shard in shards]
+        verdicts = [self.verifier.score.remote(shard, ref) for (_, shard), ref in zip(shards, rollouts, strict=True)]
+        deadline = self.config.engine.call_deadline_s
+        tables, sampled_s = [], 0.0
+        for index, (i, shard) in enumerate(shards):
+            tables.append(self._rollouts(i, shard, spec, rollouts[index], deadline))
+            sampled_s = time.monotonic() - started
+            if tables[-1][1]:  # sampled anew: its verdicts have to be, too
+                verdicts[index] = self.verifier.score.remote(shard, tables[-1][0])
+        scores = [self._get(ref, deadline, "verdicts") for ref in verdicts]
+        seconds = {"sample_s": sampled_s, "verify_s": time.monotonic() - started - sampled_s}
+        return records.concat("Rollout", [table for table, _ in tables]), records.concat("Verdict", scores), seconds
+
+    def update(self, samples: pa.Table, spec: UpdateSpec) -> dict[str, float]:
+        """One update of the policy; returns its metrics."""
+        return self._learner("update", {"samples": [ray.put(records.check("Sample", samples))], "spec": spec})
+
+    def begin_stage(self, keep_reference: bool) -> None:
+        self._learner("begin_stage", {"keep_reference": keep_reference})
+
+    def hand_over(self) -> None:
+        """The learner's weights to every generator. Raises RunError where one serves something else afterwards."""
+        self.weights = self._learner("export", {})
+        for i in range(len(self.generators)):
+            self._load(i)
+
+    def save(self, folder: Path) -> None:
+        self._learner("save", {"folder": str(folder)})
+
+    def load(self, folder: Path) -> None:
+        self._learner("load", {"folder": str(folder)})
+
+    def save_model(self, folder: Path, card: dict[str, Any]) -> None:
+        self._learner("save_model", {"folder": str(folder), "card": card})
+
+    def close(self) -> None:
+        """Stop the worker group and the actors. What does not stop in time is killed."""
+        refs = [self.learner.call.remote("stop", {})]
+        ray.wait(refs, timeout=10)
+        for actor in [*self.generators, self.verifier, self.learner]:
+            ray.kill(actor)
+        remove_placement_group(self.group)
+
+    def _rollouts(
+        self, i: int, shard: pa.Table, spec: SamplingSpec, ref: Any, deadline: float
+    ) -> tuple[pa.Table, bool]:
+        """The shard's rollouts, and whether they had to be sampled anew because the generator died."""
+        for attempt in range(_GENERATOR_TRIES):
+            try:
+                table = self._get(ref, deadline, f"rollouts of {shard.num_rows} prompts from generator-{i}")
+                return records.check("Rollout", table), attempt > 0
+            except ray.exceptions.ActorDiedError as error:
+                raise RunError(f"generator-{i} died and could not be restarted: {_last_line(error)}") from None
+            except ray.exceptions.ActorUnavailableError:
+                if self.weights is not None:  # the buffer of that time went with its owner if the learner restarted too
+                    self.weights = self._learner("export", {})
+                    self._load(i)
+                ref = self.generators[i].generate.remote(shard, spec)
+        raise RunError(f"generator-{i} died {_GENERATOR_TRIES} times over the same {shard.num_rows} prompts")
+
+    def _load(self, i: int) -> None:
+        assert self.weights is not None
+        (buffer,), manifest = self.weights
+        what = f"generator-{i} to load version {manifest.version}"
+        served = self._get(self.generators[i].load.remote(buffer, manifest), self.config.engine.call_deadline_s, what)
+        if served != (manifest.version, manifest.checksum):
+            raise RunError(f"generator-{i} serves version and checksum {served}, not {manifest.version}, "
+                           f"{manifest.checksum}: the hand-over of weights went wrong")  # fmt: skip
+
+    def _learner(self, command: str, arguments: dict[str, Any], deadline_s: float | None = None) -> Any:
+        deadline = deadline_s or self.config.learner.call_deadline_s
+        return self._get(self.learner.call.remote(command, arguments), deadline, f"the learner's {command}")
+
+    def _get(self, ref: Any, deadline_s: float, what: str) -> Any:
+        self.waiting_for = what
+        try:
+            return ray.get(ref, timeout=deadline_s)
+        except ray.exceptions.GetTimeoutError:
+            raise RunError(f"waited {deadline_s:.0f} s for {what}; see `ray status` and the actor's log") from None
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, InputError | RunError):
+                raise error.cause from None
+            raise
+
+
+def _learner_spec(config: RunConfig, model: Path, storage: Path, cores: int) -> LearnerSpec:
+    learner = config.learner
+    gpus = config.cluster.gpus_per_learner
+    fsdp = learner.strategy == "fsdp" or (learner.strategy == "auto" and gpus > 0 and learner.workers > 1)
+    return LearnerSpec(
+        model=str(model),
+        policy={
+            "lora_rank": config.model.lora_rank,
+            "lora_alpha": config.model.lora_alpha,
+            "tokens_per_microbatch": learner.tokens_per_microbatch,
+            "weight_decay": learner.weight_decay,
+            "max_grad_norm": learner.max_grad_norm,
+            "strategy": "fsdp" if fsdp else "ddp",
+            "seed": config.seed,
+        },
+        workers=learner.workers,
+        threads=learner.threads or max(1, cores // learner.workers),
+        cpus=config.cluster.cpus_per_learner,
+        gpus=gpus,
+        max_restarts=learner.max_restarts,
+        storage=str(storage),
+    )
+
+
+def _by_trunk(prompts: pa.Table, generators: int) -> list[tuple[int, pa.Table]]:
+    """(generator, its prompts): trunks dealt out whole and in order, so that the shards put together keep the order."""
+    trunk_ids = prompts["trunk_id"].to_pylist()
+    starts = [i for i in range(len(trunk_ids)) if i == 0 or trunk_ids[i] != trunk_ids[i - 1]] + [len(trunk_ids)]
+    trunks = len(starts) - 1
+    shards = []
+    for i in range(generators):
+        first, end = starts[trunks * i // generators], starts[trunks * (i + 1) // generators]
+        if end > first:
+            # A slice is copied: Ray would ship the whole table behind it.
+            shards.append((i, prompts.take(pa.array(range(first, end)))))
+    return shards
+
+
+def _last_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[-1]
+
+
+def start_ray(config: RunConfig, notify: Callable[[str], None]) -> bool:
+    """Join the cluster that is asked for, or start a local one; returns whether it is local.
+
+    Raises InputError where the cluster cannot be reached or the run cannot fit.
+    """
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS", "")
+    local = not address
+    needed = math.ceil(sum(n * each.get("CPU", 0) for _, n, each in demand(config)))
+    try:
+        if local:
+            ray.init(
+                address="local",  # a stale address of another cluster must not capture a local run
+                num_cpus=max(os.cpu_count() or 1, needed),
+                include_dashboard=config.cluster.dashboard,
+                log_to_driver=False,
+                logging_level="ERROR",
+                namespace=NAMESPACE,
+            )
+        else:
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR", namespace=NAMESPACE)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        where = "a local Ray" if local else f"the Ray cluster at '{address}'"
+        hint = "see its log" if local else "is it running, and is RAY_AUTH_MODE/RAY_AUTH_TOKEN_PATH set as on its head?"
+        raise InputError(f"cannot reach {where}: {str(error).strip().splitlines()[0]}; {hint}") from None
+    notify(preflight(config, ray.cluster_resources()))
+    return local
+
+
+def crew_health(crew: Crew) -> Sequence[dict[str, Any]]:
+    """What each actor says of itself; used by tests and operators."""
+    actors = [*crew.generators, crew.verifier, crew.learner]
+    return ray.get([actor.health.remote() for actor in actors], timeout=30)

@@ -1,0 +1,108 @@
+"""Checkpoints of a run: where it stands, its metrics so far, and (written by the learner) its weights and optimizer.
+
+A checkpoint is written beside the others under a hidden name and renamed when it is whole, so a folder with a
+checkpoint's name is always complete. Knows files only.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from srl_rlvr.errors import InputError, RunError
+from srl_rlvr.reporting.report import ROLLOUT_VIEW
+
+_KEEP = 2
+
+
+@dataclass
+class State:
+    """Where a run stands. With the seed, these counters say everything about what comes next."""
+
+    stage: int = 0  # index into config.stages
+    step: int = 0  # steps done in that stage
+    cursor: int = 0  # prompts consumed in that stage, over all epochs
+    version: int = 0  # updates of the policy over the whole run
+    sampled_tokens: int = 0
+    seconds: float = 0.0
+    peak_memory_gib: float = 0.0
+    held_out: dict[str, list[float]] = field(default_factory=dict)  # label: score, low, high
+    tracking_id: str = ""
+
+
+@dataclass
+class History:
+    """Rows for metrics.parquet and for the report's rollout viewer."""
+
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    rollouts: list[dict[str, Any]] = field(default_factory=list)
+
+    def metrics_table(self) -> pa.Table:
+        """One row an update; a metric that a stage does not have is null there."""
+        names = dict.fromkeys(name for row in self.metrics for name in row)
+        types = {"stage": pa.string(), "step": pa.int64(), "update": pa.int64()}
+        columns = {n: pa.array([row.get(n) for row in self.metrics], types.get(n, pa.float64())) for n in names}
+        return pa.table(columns or {name: pa.array([], type_) for name, type_ in types.items()})
+
+    def rollout_table(self) -> pa.Table:
+        return pa.Table.from_pylist(self.rollouts, schema=ROLLOUT_VIEW)
+
+
+def write(out: Path, state: State, history: History, config: str, save_learner: Callable[[Path], None]) -> Path:
+    """One whole checkpoint under `out/checkpoints`; older ones are deleted once it stands.
+
+    Raises RunError where it could not be written: then nothing of it is left and the older ones stay.
+    """
+    root = out / "checkpoints"
+    root.mkdir(parents=True, exist_ok=True)
+    final = root / f"update-{state.version:06d}-stage-{state.stage}"
+    partial = root / f".{final.name}"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir()
+        save_learner(partial)
+        pq.write_table(history.metrics_table(), partial / "metrics.parquet")
+        pq.write_table(history.rollout_table(), partial / "rollouts.parquet")
+        (partial / "config.json").write_text(config)
+        (partial / "state.json").write_text(json.dumps(asdict(state), indent=2))
+    except (OSError, RunError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        free_gib = shutil.disk_usage(root).free / 2**30
+        last = latest(out)
+        kept = f"the last good one is {last.name}" if last else "there is none yet"
+        raise RunError(
+            f"cannot write checkpoint {final}: {str(error).strip().splitlines()[0]} ({free_gib:.1f} GiB free); "
+            f"{kept}; free some space and go on with --resume"
+        ) from None
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+    for old in _complete(out)[:-_KEEP]:
+        shutil.rmtree(old)
+    return final
+
+
+def latest(out: Path) -> Path | None:
+    complete = _complete(out)
+    return complete[-1] if complete else None
+
+
+def read(folder: Path) -> tuple[State, History]:
+    """Raises InputError where the folder does not hold a checkpoint of this version."""
+    try:
+        state = State(**json.loads((folder / "state.json").read_text()))
+        metrics = pq.read_table(folder / "metrics.parquet").to_pylist()
+        rollouts = pq.read_table(folder / "rollouts.parquet").to_pylist()
+    except (OSError, TypeError, json.JSONDecodeError, pa.ArrowInvalid) as error:
+        raise InputError(f"checkpoint {folder} cannot be read: {error}; delete it to go on from the one before") from None
+    return state, History([{k: v for k, v in row.items() if v is not None} for row in metrics], rollouts)
+
+
+def _complete(out: Path) -> list[Path]:
+    return sorted(path for path in (out / "checkpoints").glob("update-*") if path.is_dir())

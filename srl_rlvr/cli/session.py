@@ -1,0 +1,237 @@
+"""A run put together: data, model, Ray, actors, observers; the pipeline in the middle; everything closed at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from srl_rlvr import __version__, checkpoints, config as configs, pipeline
+from srl_rlvr.config import RunConfig, SftStage
+from srl_rlvr.errors import InputError
+from srl_rlvr.examples import sources
+from srl_rlvr.model_types import task_llm
+from srl_rlvr.policies import base_models
+from srl_rlvr.registry.tracking import Tracker, make_tracker
+from srl_rlvr.reporting import report, result
+from srl_rlvr.reporting.memory import PeakMemory
+from srl_rlvr.reporting.progress import Progress
+from srl_rlvr.stages import sft
+
+# Keys that may differ when a run is resumed: they change where it runs, not what it computes.
+_MAY_CHANGE = {"cluster", "tracking", "checkpoint_every", "verifier"}
+
+
+def model_cache() -> Path:
+    """Where models from packages are unpacked to."""
+    return Path(os.environ.get("SRL_RLVR_CACHE", Path.home() / ".cache" / "srl-rlvr")) / "models"
+
+
+def train(config: RunConfig, out: Path, resume: bool, command: str) -> int:
+    """Run `config` in the folder `out`; returns the exit code 0 or raises InputError, RunError."""
+    state, history, folder = _starting_point(config, out, resume)
+    train_examples, held_out = sources.load_all(config.data, config.seed)
+    model = base_models.resolve(config.model.base, model_cache())
+    tokenizer = base_models.load_tokenizer(model)
+    limit = json.loads((model / "config.json").read_text()).get("max_position_embeddings", config.model.max_context)
+    for examples in (train_examples, held_out):
+        pipeline.check_fits_context(examples, tokenizer, config, limit)
+    _check_steps(config, train_examples)
+    _check_disk(model, out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.json").write_text(configs.dump(config))
+    plan = [(stage.label, _steps(stage, train_examples.num_rows)) for stage in config.stages]
+    with Progress(plan) as progress, PeakMemory(state.peak_memory_gib) as memory:
+        progress.note(f"{config.name}: {train_examples.num_rows} problems to learn from, {held_out.num_rows} held out")
+        tracker = make_tracker(config, out.resolve(), progress.note)
+        if config.tracking.mlflow:
+            progress.phase("opening MLflow")
+        state.tracking_id = tracker.start(config, state.tracking_id or None)
+        status = "FAILED"
+        try:
+            with _crew(config, model, out, progress) as crew, _finish_on_signal(progress) as should_stop:
+                observer = _Observer(progress, tracker, config.name, memory, state)
+                run = pipeline.Run(
+                    config, train_examples, held_out, tokenizer, crew, out, observer, state, history, should_stop
+                )
+                if folder is not None:
+                    progress.phase(f"going on from {folder.name}")
+                    crew.load(folder)
+                    crew.hand_over()
+                run.execute()
+                state.peak_memory_gib = memory.gib
+                _write_results(run, model, tracker)
+            status = "FINISHED"
+        except pipeline.Stopped as stopped:
+            status = "KILLED"
+            raise pipeline.Stopped(f"{stopped}; go on with: srl-rlvr {command} --out {out} --resume") from None
+        finally:
+            tracker.end(status)
+    _print_summary(state, memory, held_out.num_rows, out)
+    return 0
+
+
+def _starting_point(
+    config: RunConfig, out: Path, resume: bool
+) -> tuple[checkpoints.State, checkpoints.History, Path | None]:
+    folder = checkpoints.latest(out)
+    if folder is None:
+        return checkpoints.State(), checkpoints.History(), None
+    if not resume:
+        raise InputError(f"{out} holds a run already ({folder.name}): go on with --resume, or name another folder by --out")
+    before = json.loads((folder / "config.json").read_text())
+    now = config.model_dump(mode="json")
+    changed = [key for key in now if key not in _MAY_CHANGE and now[key] != before.get(key)]
+    if changed:
+        raise InputError(f"{out} was begun with another '{changed[0]}': resume with the same run file, or use another --out")
+    return *checkpoints.read(folder), folder
+
+
+def _check_steps(config: RunConfig, examples: Any) -> None:
+    """Problems without steps are found before anything is started."""
+    from srl_rlvr.stages import srl
+
+    for stage in config.stages:
+        if stage.kind != "rlvr":
+            srl.with_steps(examples)
+
+
+def _check_disk(model: Path, out: Path) -> None:
+    """Two checkpoints (weights and two moments) and the model must find room."""
+    weights = sum(file.stat().st_size for file in model.glob("*.safetensors"))
+    place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    needed, free = 10 * weights, shutil.disk_usage(place).free
+    if free < needed:
+        raise InputError(
+            f"{place} has {free / 2**30:.1f} GiB free; checkpoints and the model need {needed / 2**30:.1f} GiB: free "
+            "some, or name another folder by --out"
+        )
+
+
+def _steps(stage: Any, examples: int) -> int:
+    return sft.steps(stage, examples) if isinstance(stage, SftStage) else stage.steps
+
+
+@contextlib.contextmanager
+def _crew(config: RunConfig, model: Path, out: Path, progress: Progress) -> Iterator[Any]:
+    progress.phase("starting Ray")
+    import ray
+
+    from actors import supervisor
+
+    supervisor.start_ray(config, progress.note)
+    try:
+        progress.phase(f"starting the {config.engine.kind} engine and the learner")
+        run_id = f"{config.name}-{time.time_ns() % 10**9:09d}"
+        crew = supervisor.Crew(config, model.resolve(), run_id, (out / "ray_train").resolve())
+        try:
+            crew.wait_until_ready()
+            yield crew
+        finally:
+            crew.close()
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _finish_on_signal(progress: Progress) -> Iterator[Callable[[], bool]]:
+    """The first Ctrl-C (or SIGTERM) asks the run to finish its step and save; the second ends it at once."""
+    asked = False
+
+    def ask(number: int, frame: Any) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        progress.note("stopping: finishing this step and saving it (once more ends at once)")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Observer:
+    """Passes what happens on to the display, the tracker and Ray's metrics."""
+
+    def __init__(
+        self, progress: Progress, tracker: Tracker, run: str, memory: PeakMemory, state: checkpoints.State
+    ):
+        from actors.telemetry import Telemetry
+
+        self._progress, self._tracker, self._telemetry = progress, tracker, Telemetry(run)
+        self._memory, self._state = memory, state
+        self.stage, self.phase, self.note = progress.stage, progress.phase, progress.note
+
+    def step(self, metrics: dict[str, Any]) -> None:
+        self._state.peak_memory_gib = self._memory.gib
+        self._progress.step(metrics["step"], {k: v for k, v in metrics.items() if isinstance(v, float | int)})
+        self._telemetry.step(metrics)
+        numbers = {f"{metrics['stage']}/{k}": v for k, v in metrics.items() if isinstance(v, float)}
+        self._tracker.log_metrics(numbers, metrics["update"])
+
+
+def _write_results(run: pipeline.Run, base: Path, tracker: Tracker) -> None:
+    config, state, out = run.config, run.state, run.out
+    held_out = pipeline.held_out_intervals(state)
+    written = result.write_result(
+        out / "result.json", config.model_type, held_out, run.held_out.num_rows,
+        round(state.seconds / 60, 2), round(state.peak_memory_gib, 2), state.sampled_tokens,
+    )  # fmt: skip
+    metrics = run.history.metrics_table()
+    pq.write_table(metrics, out / "metrics.parquet")
+    run.observer.phase("writing model and report")
+    card = {
+        "name": config.name,
+        "model_type": config.model_type,
+        "base": config.model.base,
+        "think": config.think,
+        "max_context": config.model.max_context,
+        "max_tokens": config.evaluation.max_tokens,
+        "stages": [stage.label for stage in config.stages],
+        "data": [source.family or Path(source.path).name for source in config.data],
+        "held_out": written["held_out"],
+        "srl_rlvr": __version__,
+    }
+    _save_model(run, base, card)
+    report.write_report(
+        out / "report.html",
+        config=config.model_dump(mode="json"),
+        metrics=metrics,
+        rollouts=run.history.rollout_table(),
+        result=written,
+    )
+    for label, value in held_out.items():
+        tracker.log_metrics({f"held_out/{label}": value.score}, 0)
+    tracker.log_artifacts([out / name for name in ("config.json", "result.json", "report.html", "metrics.parquet")])
+    tracker.log_model(out / "model", card)
+
+
+def _save_model(run: pipeline.Run, base: Path, card: dict[str, Any]) -> None:
+    """Written under a hidden name and renamed: a folder called `model` is whole."""
+    final, partial = run.out / "model", run.out / ".model"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    run.crew.save_model(partial.resolve(), card)  # type: ignore[attr-defined]
+    run.tokenizer.save_pretrained(partial)
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+
+
+def _print_summary(state: checkpoints.State, memory: PeakMemory, n: int, out: Path) -> None:
+    print()
+    print(result.table(pipeline.held_out_intervals(state), n))
+    parts = ", ".join(f"{name} {gib:.1f}" for name, gib in sorted(memory.parts_gib.items(), key=lambda x: -x[1])[:4])
+    print(f"\n{state.seconds / 60:.1f} minutes, {state.sampled_tokens:,} tokens sampled, "
+          f"peak memory {state.peak_memory_gib:.1f} GiB ({parts})")  # fmt: skip
+    print(f"model   {out / 'model'}\nreport  {out / 'report.html'}")

@@ -1,0 +1,65 @@
+"""The problems of a run: every `[[data]]` source read or generated, train and held-out kept apart by content hash."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from srl_rlvr import records
+from srl_rlvr.config import SourceConfig
+from srl_rlvr.errors import InputError
+from srl_rlvr.examples import files, generated
+
+_GENERATED_BY_DEFAULT = 512
+
+
+def load_all(sources: Sequence[SourceConfig], seed: int) -> tuple[pa.Table, pa.Table]:
+    """(train, held-out) Example tables of all sources. Raises InputError where a source is missing, wrong or empty."""
+    pairs = [_generated(source, seed) if source.family else _from_files(source) for source in sources]
+    held_out = _distinct(records.concat("Example", [held for _, held in pairs]), set())
+    train = _distinct(records.concat("Example", [train for train, _ in pairs]), set(held_out["id"].to_pylist()))
+    if not train.num_rows:
+        raise InputError("no problem is left to train on: all of them are held out; lower data.held_out")
+    return train, held_out
+
+
+def _generated(source: SourceConfig, seed: int) -> tuple[pa.Table, pa.Table]:
+    return generated.generate_split(
+        source.family,
+        train=source.train or _GENERATED_BY_DEFAULT,
+        held_out=source.held_out,
+        seed=seed,
+        params=source.params,
+    )
+
+
+def _from_files(source: SourceConfig) -> tuple[pa.Table, pa.Table]:
+    path = Path(source.path)
+    train = files.load(path, "train")
+    if source.held_out_path:
+        held_out = files.load(Path(source.held_out_path), "dev", source.held_out)
+    elif path.is_dir():
+        held_out = files.load(path, "dev", source.held_out)
+    else:
+        if train.num_rows <= source.held_out:
+            raise InputError(
+                f"{path}: {train.num_rows} problems, and data.held_out is {source.held_out}: lower it or name a "
+                "held_out_path"
+            )
+        held_out = train.slice(train.num_rows - source.held_out)
+        train = train.slice(0, train.num_rows - source.held_out)
+    if source.with_steps:
+        train = train.filter(pc.greater(pc.list_value_length(train["steps"]), 0))  # type: ignore[attr-defined]
+    return train.slice(0, source.train), held_out
+
+
+def _distinct(examples: pa.Table, taken: set[str]) -> pa.Table:
+    rows = []
+    for row, example_id in enumerate(examples["id"].to_pylist()):
+        if example_id not in taken:
+            taken.add(example_id)
+            rows.append(row)
+    return examples.take(pa.array(rows, pa.int64()))
