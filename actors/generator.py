@@ -11,20 +11,21 @@ import psutil
 import pyarrow as pa
 import ray
 
-from srl_rlvr import records
+from srl_rlvr import engines, records
 from srl_rlvr.engines import SamplingSpec
+from srl_rlvr.policies import base_models
 from srl_rlvr.policies.weights import Manifest
 
 
-@ray.remote(max_restarts=-1, max_task_retries=0, concurrency_groups={"health": 1})
+# Ray's stubs do not know concurrency groups.
+@ray.remote(  # type: ignore[reportCallIssue]
+    max_restarts=-1, max_task_retries=0, concurrency_groups={"health": 1}
+)
 class Generator:
     """A restart runs `__init__` only and serves the base weights: the supervisor then hands over the newest ones."""
 
     def __init__(self, kind: str, model: str, engine: dict[str, Any], threads: int):
         os.environ["OMP_NUM_THREADS"] = str(threads)
-        from srl_rlvr import engines
-        from srl_rlvr.policies import base_models
-
         self.tokenizer = base_models.load_tokenizer(Path(model))
         self.engine = engines.create(kind, Path(model), engine)
 
@@ -32,20 +33,7 @@ class Generator:
         """Rollout table: `spec.samples` rows for each prompt, in order."""
         records.check("Prompt", prompts)
         groups = self.engine.sample(prompts["token_ids"].to_pylist(), spec)
-        rows = [
-            {
-                "prompt_id": prompt_id,
-                "sample_index": index,
-                "policy_version": self.engine.version,
-                "token_ids": completion.token_ids,
-                "logprobs": completion.logprobs,
-                "text": self.tokenizer.decode(completion.token_ids, skip_special_tokens=True),
-                "finish_reason": completion.finish_reason,
-            }
-            for prompt_id, group in zip(prompts["id"].to_pylist(), groups, strict=True)
-            for index, completion in enumerate(group)
-        ]
-        return records.build("Rollout", rows)
+        return engines.rollout_table(prompts, groups, self.engine.version, self.tokenizer)
 
     def load(self, buffer: np.ndarray, manifest: Manifest) -> tuple[int, str]:
         """Serve these weights; returns the version and checksum that are now served."""

@@ -66,19 +66,28 @@ class Learner:
             await self.changed.wait_for(lambda: len(entry.done_by) == self.spec.workers or self.failure is not None)
             if self.failure is not None:
                 raise RunError(f"the learner's worker group ended: {self.failure}")
-            if command in ("save", "load") and entry.error is None:
+            if command == "load" and entry.error is None:
                 self._forget_up_to(entry, arguments["folder"])
         if entry.error is not None:
             raise RunError(f"learner, {command}: {entry.error}")
-        return entry.result
+        # The journal is kept for replay: held in it, every export's buffer would stay in the object store.
+        result, entry.result = entry.result, None
+        return result
+
+    async def commit(self, folder: str) -> None:
+        """The last save is a whole checkpoint now, and `folder` is where it stands: a restart begins there."""
+        async with self.changed:
+            saves = [entry for entry in self.entries if entry.command == "save" and entry.error is None]
+            if saves:
+                self._forget_up_to(saves[-1], folder)
 
     async def join(self, rank: int) -> tuple[str | None, int]:
         """Where a worker that starts has to begin: checkpoint folder, and position in the journal."""
         self.starts += rank == 0
         return self.checkpoint, self.first
 
-    async def next(self, position: int) -> tuple[str, dict[str, Any]] | None:
-        """The entry at `position`, or None where there is none yet."""
+    async def next(self, position: int) -> tuple[str, dict[str, Any], bool] | None:
+        """The entry at `position` and whether it was answered before, or None where there is none yet."""
 
         def there() -> bool:
             return position - self.first < len(self.entries)
@@ -89,7 +98,7 @@ class Learner:
             except TimeoutError:
                 return None
             entry = self.entries[position - self.first]
-            return entry.command, entry.arguments
+            return entry.command, entry.arguments, len(entry.done_by) == self.spec.workers
 
     async def done(self, position: int, rank: int, result: Any, error: str | None) -> None:
         async with self.changed:
@@ -115,7 +124,6 @@ class Learner:
         """Run the trainer to its end in a thread; what ends it early becomes `failure`."""
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
-        from ray.train.v2.api.exceptions import TrainingFailedError
 
         gpus = self.spec.gpus > 0
         trainer = TorchTrainer(
@@ -135,8 +143,8 @@ class Learner:
         try:
             trainer.fit()
             ended = "it was stopped"
-        except (TrainingFailedError, ray.exceptions.RayError) as error:
-            ended = str(error).strip().splitlines()[-1]
+        except Exception as error:  # this thread's end is the run's: whatever it was, the driver has to be told
+            ended = (str(error).strip() or type(error).__name__).splitlines()[-1]
         asyncio.run_coroutine_threadsafe(self._end(ended), self.loop)
 
     async def _end(self, reason: str) -> None:
@@ -163,10 +171,11 @@ def _worker(config: dict[str, Any]) -> None:
         entry = ray.get(learner.next.remote(position))
         if entry is None:
             continue
-        command, arguments = entry
+        command, arguments, replayed = entry
         result, error = None, None
         try:
-            result = _COMMANDS[command](policy, learner, **arguments)
+            if not (replayed and command in _READ_ONLY):
+                result = _COMMANDS[command](policy, learner, **arguments)
         except (InputError, RunError, ValueError, OSError) as caught:
             error = str(caught)
         ray.get(learner.done.remote(position, rank, result, error))
@@ -205,6 +214,7 @@ def _stop(policy: Any, learner: Any) -> None:
     return None
 
 
+_READ_ONLY = ("export", "save_model")
 _COMMANDS: dict[str, Callable[..., Any]] = {
     "update": _update,
     "export": _export,

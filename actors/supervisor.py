@@ -6,15 +6,20 @@ weights, and its prompts are sent out again.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
+import re
+import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pyarrow as pa
 import ray
+import ray.exceptions
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -28,8 +33,12 @@ from srl_rlvr.errors import InputError, RunError
 from srl_rlvr.policies.losses import UpdateSpec
 
 NAMESPACE = "srl-rlvr"
+# Training frees and takes the same large blocks again and again; in 4 KiB pages a fifth of the time goes into faults.
+_ALLOCATOR = {"THP_MEM_ALLOC_ENABLE": "1"}
 _PLACEMENT_DEADLINE_S = 60.0
 _GENERATOR_TRIES = 3
+_COMMIT_DEADLINE_S = 60.0
+_CONNECT_DEADLINE_S = 5.0
 
 
 def demand(config: RunConfig) -> list[tuple[str, int, dict[str, float]]]:
@@ -42,7 +51,7 @@ def demand(config: RunConfig) -> list[tuple[str, int, dict[str, float]]]:
     return [(what, n, {name: value for name, value in each.items() if value}) for what, n, each in rows]
 
 
-def preflight(config: RunConfig, supply: dict[str, float]) -> str:
+def preflight(config: RunConfig, supply: Mapping[str, float]) -> str:
     """The demand and supply as a line each. Raises InputError where the demand can never fit."""
     rows = demand(config)
     totals: dict[str, float] = {}
@@ -108,7 +117,9 @@ class Crew:
         """Block until every engine and the worker group answer. Raises RunError naming who did not start, and why."""
         deadline = self.config.engine.start_deadline_s
         for i, generator in enumerate(self.generators):
-            self._get(generator.health.remote(), deadline, f"generator-{i} to start its {self.config.engine.kind} engine")
+            self._get(
+                generator.health.remote(), deadline, f"generator-{i} to start its {self.config.engine.kind} engine"
+            )
         self._get(self.verifier.health.remote(), deadline, "the verifier to start")
         # An export is the cheapest command that proves that all workers hold the model.
         self._learner("export", {}, self.config.learner.start_deadline_s)
@@ -148,10 +159,16 @@ class Crew:
             self._load(i)
 
     def save(self, folder: Path) -> None:
-        self._learner("save", {"folder": str(folder)})
+        self._learner("save", {"folder": str(folder.resolve())})
+
+    def commit(self, folder: Path) -> None:
+        """What was saved last now stands, whole, as `folder`: a worker group that dies starts anew from there."""
+        self._get(
+            self.learner.commit.remote(str(folder.resolve())), _COMMIT_DEADLINE_S, "the learner to note a checkpoint"
+        )
 
     def load(self, folder: Path) -> None:
-        self._learner("load", {"folder": str(folder)})
+        self._learner("load", {"folder": str(folder.resolve())})
 
     def save_model(self, folder: Path, card: dict[str, Any]) -> None:
         self._learner("save_model", {"folder": str(folder), "card": card})
@@ -167,28 +184,49 @@ class Crew:
     def _rollouts(
         self, i: int, shard: pa.Table, spec: SamplingSpec, ref: Any, deadline: float
     ) -> tuple[pa.Table, bool]:
-        """The shard's rollouts, and whether they had to be sampled anew because the generator died."""
+        """The shard's rollouts, and whether they had to be sampled anew because the generator died.
+
+        One that died between two calls is up again unnoticed, and samples from the base weights: its version tells.
+        """
         for attempt in range(_GENERATOR_TRIES):
             try:
                 table = self._get(ref, deadline, f"rollouts of {shard.num_rows} prompts from generator-{i}")
-                return records.check("Rollout", table), attempt > 0
-            except ray.exceptions.ActorDiedError as error:
-                raise RunError(f"generator-{i} died and could not be restarted: {_last_line(error)}") from None
+                if set(records.check("Rollout", table)["policy_version"].to_pylist()) == {self.version}:
+                    return table, attempt > 0
             except ray.exceptions.ActorUnavailableError:
-                if self.weights is not None:  # the buffer of that time went with its owner if the learner restarted too
-                    self.weights = self._learner("export", {})
-                    self._load(i)
-                ref = self.generators[i].generate.remote(shard, spec)
+                pass
+            if self.weights is not None:
+                self._load(i)
+            ref = self.generators[i].generate.remote(shard, spec)
         raise RunError(f"generator-{i} died {_GENERATOR_TRIES} times over the same {shard.num_rows} prompts")
 
+    @property
+    def version(self) -> int:
+        """Of the weights that the generators should serve; 0 are the base weights that they start with."""
+        return self.weights[1].version if self.weights is not None else 0
+
     def _load(self, i: int) -> None:
-        assert self.weights is not None
-        (buffer,), manifest = self.weights
-        what = f"generator-{i} to load version {manifest.version}"
-        served = self._get(self.generators[i].load.remote(buffer, manifest), self.config.engine.call_deadline_s, what)
-        if served != (manifest.version, manifest.checksum):
-            raise RunError(f"generator-{i} serves version and checksum {served}, not {manifest.version}, "
-                           f"{manifest.checksum}: the hand-over of weights went wrong")  # fmt: skip
+        """Hand the newest weights to generator i, again where it died or where their owner, a learner worker, did."""
+        for _ in range(_GENERATOR_TRIES):
+            assert self.weights is not None
+            (buffer,), manifest = self.weights
+            what = f"generator-{i} to load version {manifest.version}"
+            try:
+                served = self._get(
+                    self.generators[i].load.remote(buffer, manifest), self.config.engine.call_deadline_s, what
+                )
+            except ray.exceptions.ActorUnavailableError:
+                continue
+            except ray.exceptions.ObjectLostError:
+                self.weights = self._learner("export", {})
+                continue
+            if served != (manifest.version, manifest.checksum):
+                raise RunError(
+                    f"generator-{i} serves version and checksum {served}, not {manifest.version}, {manifest.checksum}: "
+                    "the hand-over of weights went wrong"
+                )
+            return
+        raise RunError(f"generator-{i} died {_GENERATOR_TRIES} times over loading version {self.version}")
 
     def _learner(self, command: str, arguments: dict[str, Any], deadline_s: float | None = None) -> Any:
         deadline = deadline_s or self.config.learner.call_deadline_s
@@ -203,7 +241,12 @@ class Crew:
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, InputError | RunError):
                 raise error.cause from None
-            raise
+            if isinstance(error.cause, ray.exceptions.RayError):
+                raise error.cause from error
+            first = (str(error.cause).strip() or "no message").splitlines()[0]
+            raise RunError(f"waited for {what}: {type(error.cause).__name__}: {first}") from error
+        except ray.exceptions.ActorDiedError as error:
+            raise RunError(f"waited for {what}, and the actor died: {_last_line(error)}") from error
 
 
 def _learner_spec(config: RunConfig, model: Path, storage: Path, cores: int) -> LearnerSpec:
@@ -256,24 +299,49 @@ def start_ray(config: RunConfig, notify: Callable[[str], None]) -> bool:
     address = config.cluster.address or os.environ.get("RAY_ADDRESS", "")
     local = not address
     needed = math.ceil(sum(n * each.get("CPU", 0) for _, n, each in demand(config)))
+    if not local:
+        check_reachable(address)
     try:
         if local:
+            for key, value in _ALLOCATOR.items():  # the actors inherit them
+                os.environ.setdefault(key, value)
             ray.init(
                 address="local",  # a stale address of another cluster must not capture a local run
                 num_cpus=max(os.cpu_count() or 1, needed),
                 include_dashboard=config.cluster.dashboard,
                 log_to_driver=False,
-                logging_level="ERROR",
+                logging_level=logging.ERROR,
                 namespace=NAMESPACE,
             )
         else:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR", namespace=NAMESPACE)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace=NAMESPACE)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         where = "a local Ray" if local else f"the Ray cluster at '{address}'"
         hint = "see its log" if local else "is it running, and is RAY_AUTH_MODE/RAY_AUTH_TOKEN_PATH set as on its head?"
         raise InputError(f"cannot reach {where}: {str(error).strip().splitlines()[0]}; {hint}") from None
     notify(preflight(config, ray.cluster_resources()))
     return local
+
+
+def check_reachable(address: str) -> None:
+    """Raises InputError where no Ray cluster answers at `address`: Ray itself would try for minutes, without a word."""
+    if address in ("auto", "local"):
+        return
+    parts = re.fullmatch(r"(?:ray://)?\[?([^/]+?)\]?:(\d+)", address)
+    if parts is None:
+        raise InputError(f"'{address}' is no address of a Ray cluster: write HOST:6379, ray://HOST:10001 or auto")
+    try:
+        socket.create_connection((parts[1], int(parts[2])), _CONNECT_DEADLINE_S).close()
+        if os.environ.get("RAY_USE_TLS", "0") == "0":  # with certificates, Ray itself has to shake hands
+            with grpc.insecure_channel(f"{parts[1]}:{parts[2]}") as channel:
+                grpc.channel_ready_future(channel).result(_CONNECT_DEADLINE_S)
+    except (OSError, OverflowError, grpc.FutureTimeoutError) as error:
+        silent = "what listens there does not answer as Ray does"
+        cause = silent if isinstance(error, grpc.FutureTimeoutError) else getattr(error, "strerror", None) or error
+        raise InputError(
+            f"cannot reach the Ray cluster at '{address}': {cause}; start it (`ray start --head`), or correct "
+            "cluster.address or RAY_ADDRESS"
+        ) from None
 
 
 def crew_health(crew: Crew) -> Sequence[dict[str, Any]]:

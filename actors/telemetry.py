@@ -1,4 +1,4 @@
-"""Metrics of the run on Ray's own metrics endpoint, where the dashboard and Prometheus read them as `ray_srl_rlvr_*`."""
+"""Metrics of the run on Ray's own endpoint, where the dashboard and Prometheus read them as `ray_srl_rlvr_*`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ class Telemetry:
             tag_keys=keys,
         )  # fmt: skip
         self._seconds = {
-            name: Histogram(f"srl_rlvr_{name}econds", f"{name[:-2]} time of a step", boundaries=_BOUNDS_S, tag_keys=keys)
+            name: Histogram(
+                f"srl_rlvr_{name}econds", f"{name[:-2]} time of a step", boundaries=_BOUNDS_S, tag_keys=keys
+            )
             for name in _SECONDS
         }
         for metric in [*self._gauges.values(), self._queue, self._outcomes, self._reward, *self._seconds.values()]:

@@ -11,7 +11,10 @@ import ray
 from srl_rlvr.verifiers.pool import VerifierPool
 
 
-@ray.remote(max_restarts=-1, max_task_retries=3, concurrency_groups={"health": 1})
+# Ray's stubs do not know concurrency groups.
+@ray.remote(  # type: ignore[reportCallIssue]
+    max_restarts=-1, max_task_retries=3, concurrency_groups={"health": 1}
+)
 class Verifier:
     """A verdict depends on its rollout alone, so a call that was lost is simply made again."""
 

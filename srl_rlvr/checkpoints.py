@@ -61,28 +61,28 @@ def write(out: Path, state: State, history: History, config: str, save_learner: 
     Raises RunError where it could not be written: then nothing of it is left and the older ones stay.
     """
     root = out / "checkpoints"
-    root.mkdir(parents=True, exist_ok=True)
     final = root / f"update-{state.version:06d}-stage-{state.stage}"
     partial = root / f".{final.name}"
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir()
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
         save_learner(partial)
         pq.write_table(history.metrics_table(), partial / "metrics.parquet")
         pq.write_table(history.rollout_table(), partial / "rollouts.parquet")
         (partial / "config.json").write_text(config)
         (partial / "state.json").write_text(json.dumps(asdict(state), indent=2))
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
     except (OSError, RunError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        free_gib = shutil.disk_usage(root).free / 2**30
+        place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+        free_gib = shutil.disk_usage(place).free / 2**30
         last = latest(out)
         kept = f"the last good one is {last.name}" if last else "there is none yet"
         raise RunError(
             f"cannot write checkpoint {final}: {str(error).strip().splitlines()[0]} ({free_gib:.1f} GiB free); "
             f"{kept}; free some space and go on with --resume"
         ) from None
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
     for old in _complete(out)[:-_KEEP]:
         shutil.rmtree(old)
     return final
@@ -99,8 +99,11 @@ def read(folder: Path) -> tuple[State, History]:
         state = State(**json.loads((folder / "state.json").read_text()))
         metrics = pq.read_table(folder / "metrics.parquet").to_pylist()
         rollouts = pq.read_table(folder / "rollouts.parquet").to_pylist()
-    except (OSError, TypeError, json.JSONDecodeError, pa.ArrowInvalid) as error:
-        raise InputError(f"checkpoint {folder} cannot be read: {error}; delete it to go on from the one before") from None
+    except (OSError, TypeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"checkpoint {folder} cannot be read: {reason}; delete it to go on from the one before"
+        ) from None
     return state, History([{k: v for k, v in row.items() if v is not None} for row in metrics], rollouts)
 
 

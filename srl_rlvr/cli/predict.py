@@ -1,3 +1,53 @@
+"""`srl-rlvr predict`: a model's answers to a file of problems, as JSON lines."""
+
+from __future__ import annotations
+
 import argparse
-def add_parser(c): return c.add_parser("predict")
-def run(o): return 0
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def add_parser(commands: Any) -> argparse.ArgumentParser:
+    from srl_rlvr.cli import inference
+
+    parser = commands.add_parser(
+        "predict",
+        help="answer a file of problems",
+        description="Greedy answers to every problem of a file, one JSON object a line: id, prompt, text, answer.",
+        epilog="example:\n  srl-rlvr predict out/quickstart/model --data questions.jsonl --out answers.jsonl\n\n"
+        "a row needs a 'question'; its answer, where it has one, is not read",
+    )
+    inference.add_model_arguments(parser)
+    parser.add_argument("--out", metavar="FILE", type=Path, help="where to write (default: standard output)")
+    return parser
+
+
+def run(options: argparse.Namespace) -> int:
+    from srl_rlvr.cli import inference
+    from srl_rlvr.engines import SamplingSpec
+    from srl_rlvr.examples import files
+    from srl_rlvr.stages import rlvr
+    from srl_rlvr.verifiers.answers import extract_answer
+
+    examples = files.load(options.data, "dev", options.limit, missing_answer="unknown")
+    with inference.open_model(options) as model:
+        prompts = rlvr.prompts(examples, model.tokenizer, "prediction", model.think)
+        inference.check_fits(prompts, model.max_context)
+        rollouts = model.answer(prompts, SamplingSpec(1, 0.0, model.max_tokens))
+    rows = []
+    for example, rollout in zip(examples.to_pylist(), rollouts.to_pylist(), strict=True):
+        own_id = json.loads(example["provenance"]).get("id")
+        row = {"id": own_id or example["id"], "prompt": example["prompt"], "text": rollout["text"]}
+        rows.append(json.dumps(row | {"answer": extract_answer(rollout["text"])}, ensure_ascii=False))
+    text = "\n".join(rows) + "\n"
+    if options.out is None:
+        sys.stdout.write(text)
+        return 0
+    partial = options.out.with_name(f".{options.out.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, options.out)
+    print(f"{len(rows)} answers in {options.out}")
+    return 0

@@ -14,11 +14,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from srl_rlvr import __version__, checkpoints, config as configs, pipeline
+from srl_rlvr import __version__, checkpoints, pipeline
+from srl_rlvr import config as configs
 from srl_rlvr.config import RunConfig, SftStage
 from srl_rlvr.errors import InputError
 from srl_rlvr.examples import sources
-from srl_rlvr.model_types import task_llm
 from srl_rlvr.policies import base_models
 from srl_rlvr.registry.tracking import Tracker, make_tracker
 from srl_rlvr.reporting import report, result
@@ -26,6 +26,8 @@ from srl_rlvr.reporting.memory import PeakMemory
 from srl_rlvr.reporting.progress import Progress
 from srl_rlvr.stages import sft
 
+# Ray Train wants a folder of its own; our checkpoints do not lie in it.
+_RAY_TRAIN = ".ray_train"
 # Keys that may differ when a run is resumed: they change where it runs, not what it computes.
 _MAY_CHANGE = {"cluster", "tracking", "checkpoint_every", "verifier"}
 
@@ -46,8 +48,7 @@ def train(config: RunConfig, out: Path, resume: bool, command: str) -> int:
         pipeline.check_fits_context(examples, tokenizer, config, limit)
     _check_steps(config, train_examples)
     _check_disk(model, out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "config.json").write_text(configs.dump(config))
+    _begin_folder(out, config)
     plan = [(stage.label, _steps(stage, train_examples.num_rows)) for stage in config.stages]
     with Progress(plan) as progress, PeakMemory(state.peak_memory_gib) as memory:
         progress.note(f"{config.name}: {train_examples.num_rows} problems to learn from, {held_out.num_rows} held out")
@@ -86,13 +87,25 @@ def _starting_point(
     if folder is None:
         return checkpoints.State(), checkpoints.History(), None
     if not resume:
-        raise InputError(f"{out} holds a run already ({folder.name}): go on with --resume, or name another folder by --out")
+        raise InputError(
+            f"{out} holds a run already ({folder.name}): go on with --resume, or name another folder by --out"
+        )
     before = json.loads((folder / "config.json").read_text())
     now = config.model_dump(mode="json")
     changed = [key for key in now if key not in _MAY_CHANGE and now[key] != before.get(key)]
     if changed:
-        raise InputError(f"{out} was begun with another '{changed[0]}': resume with the same run file, or use another --out")
+        raise InputError(
+            f"{out} was begun with another '{changed[0]}': resume with the same run file, or use another --out"
+        )
     return *checkpoints.read(folder), folder
+
+
+def _begin_folder(out: Path, config: RunConfig) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "config.json").write_text(configs.dump(config))
+    except OSError as error:
+        raise InputError(f"cannot write to {out}: {error.strerror}; name another folder by --out") from None
 
 
 def _check_steps(config: RunConfig, examples: Any) -> None:
@@ -131,7 +144,7 @@ def _crew(config: RunConfig, model: Path, out: Path, progress: Progress) -> Iter
     try:
         progress.phase(f"starting the {config.engine.kind} engine and the learner")
         run_id = f"{config.name}-{time.time_ns() % 10**9:09d}"
-        crew = supervisor.Crew(config, model.resolve(), run_id, (out / "ray_train").resolve())
+        crew = supervisor.Crew(config, model.resolve(), run_id, (out / _RAY_TRAIN).resolve())
         try:
             crew.wait_until_ready()
             yield crew
@@ -139,6 +152,7 @@ def _crew(config: RunConfig, model: Path, out: Path, progress: Progress) -> Iter
             crew.close()
     finally:
         ray.shutdown()
+        shutil.rmtree(out / _RAY_TRAIN, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -164,9 +178,7 @@ def _finish_on_signal(progress: Progress) -> Iterator[Callable[[], bool]]:
 class _Observer:
     """Passes what happens on to the display, the tracker and Ray's metrics."""
 
-    def __init__(
-        self, progress: Progress, tracker: Tracker, run: str, memory: PeakMemory, state: checkpoints.State
-    ):
+    def __init__(self, progress: Progress, tracker: Tracker, run: str, memory: PeakMemory, state: checkpoints.State):
         from actors.telemetry import Telemetry
 
         self._progress, self._tracker, self._telemetry = progress, tracker, Telemetry(run)

@@ -1,3 +1,101 @@
+"""`srl-rlvr submit`: a run on a Ray cluster, as `ray job submit` would do it, with what it needs."""
+
+from __future__ import annotations
+
 import argparse
-def add_parser(c): return c.add_parser("submit")
-def run(o): return 0
+import contextlib
+import shlex
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from srl_rlvr import config as configs
+from srl_rlvr.errors import InputError, RunError
+
+_POLL_S = 1.0
+_CONNECT_DEADLINE_S = 10.0
+# What a working tree holds beside the code, and a cluster does not need.
+_EXCLUDES = [".git", ".venv", "out", "**/__pycache__", "*.egg-info", ".pytest_cache", ".ruff_cache"]
+
+
+def add_parser(commands: Any) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        "submit",
+        help="run a run file on a Ray cluster",
+        description="Send the working folder and a run file to a Ray cluster and follow the job's output.",
+        epilog="the same by hand:\n"
+        "  ray job submit --address ADDRESS --working-dir . -- python -m srl_rlvr train RUN.toml\n\n"
+        "ADDRESS is the dashboard's, for example http://127.0.0.1:8265. Clusters with token authentication (Ray's\n"
+        "default) need RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH here as on the head.",
+    )
+    parser.add_argument("address", metavar="ADDRESS", help="the cluster's dashboard, http://HOST:8265")
+    parser.add_argument("run_file", metavar="RUN.toml", type=Path, help="must lie below the working folder")
+    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides",
+                        help="override a key of the run file; repeatable")  # fmt: skip
+    parser.add_argument("--out", metavar="DIR", help="folder of the run, on the cluster: best an absolute, shared one")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in DIR")
+    parser.add_argument("--working-dir", metavar="DIR", type=Path, default=Path("."), help="what is sent (default: .)")
+    parser.add_argument("--no-wait", action="store_true", help="print the job's id and return")
+    return parser
+
+
+def run(options: argparse.Namespace) -> int:
+    configs.load(options.run_file, options.overrides)  # faults are found here and not on the cluster
+    folder = options.working_dir.resolve()
+    if not options.run_file.resolve().is_relative_to(folder):
+        raise InputError(f"{options.run_file} is not below {folder}, which is what the cluster is sent: copy it there")
+    if not (folder / "srl_rlvr").is_dir():
+        raise InputError(f"{folder} does not hold the project (srl_rlvr/): run this there, or name it by --working-dir")
+    words = ["python", "-m", "srl_rlvr", "train", str(options.run_file.resolve().relative_to(folder))]
+    for override in options.overrides:
+        words += ["--set", override]
+    words += ["--out", options.out] if options.out else []
+    words += ["--resume"] if options.resume else []
+    client = _client(options.address)
+    job = client.submit_job(
+        entrypoint=shlex.join(words), runtime_env={"working_dir": str(folder), "excludes": _EXCLUDES}
+    )
+    print(f"job {job} on {options.address}: {shlex.join(words)}")
+    if options.no_wait:
+        print(f"follow it: ray job logs --follow --address {options.address} {job}")
+        return 0
+    return _follow(client, job)
+
+
+def _client(address: str) -> Any:
+    from ray.job_submission import JobSubmissionClient
+
+    if not address.startswith(("http://", "https://")):
+        raise InputError(f"'{address}' is no address of a dashboard: write http://HOST:8265")
+    try:
+        _knock(address)
+        return JobSubmissionClient(address)
+    except (OSError, RuntimeError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"cannot reach the Ray cluster at {address}: {first}; is its dashboard running there, and are "
+            "RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH set as on its head?"
+        ) from None
+
+
+def _knock(address: str) -> None:
+    """Raises OSError where no web server answers at `address`: Ray's client would wait for ever."""
+    with contextlib.suppress(urllib.error.HTTPError):  # it wants a token, or has no page here: it is there
+        urllib.request.urlopen(address, timeout=_CONNECT_DEADLINE_S).close()
+
+
+def _follow(client: Any, job: str) -> int:
+    """Print the job's output as it comes; raises RunError where it fails."""
+    printed = 0
+    while True:
+        status = client.get_job_status(job)
+        logs = client.get_job_logs(job)
+        print(logs[printed:], end="", flush=True)
+        printed = len(logs)
+        if status.is_terminal():
+            if status.value != "SUCCEEDED":
+                raise RunError(f"job {job} ended as {status.value}: {client.get_job_info(job).message}")
+            return 0
+        time.sleep(_POLL_S)

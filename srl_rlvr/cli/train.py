@@ -51,4 +51,6 @@ def _print_families() -> None:
 
     for name in families.FAMILIES:
         example = generated.generate(name, 1, seed=0).to_pylist()[0]
-        print(f"{name}\n    {' '.join(example['prompt'].split())[:110]}\n    steps: {' | '.join(example['steps'])[:110]}")
+        print(
+            f"{name}\n    {' '.join(example['prompt'].split())[:110]}\n    steps: {' | '.join(example['steps'])[:110]}"
+        )

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 
+from srl_rlvr import records
+from srl_rlvr.errors import InputError
 from srl_rlvr.policies.weights import Manifest
 
 
@@ -54,33 +57,57 @@ def create(kind: str, model: Path, config: dict[str, Any]) -> Engine:
     return TransformersEngine(model, **config)
 
 
-def in_segments(one_segment: Any, prompts: list[list[int]], spec: SamplingSpec) -> list[list[Completion]]:
+def rollout_table(prompts: pa.Table, groups: list[list[Completion]], version: int, tokenizer: Any) -> pa.Table:
+    """Rollout table of the completions of `prompts`, in order."""
+    rows = [
+        {
+            "prompt_id": prompt_id,
+            "sample_index": index,
+            "policy_version": version,
+            "token_ids": completion.token_ids,
+            "logprobs": completion.logprobs,
+            "text": tokenizer.decode(completion.token_ids, skip_special_tokens=True),
+            "finish_reason": completion.finish_reason,
+        }
+        for prompt_id, group in zip(prompts["id"].to_pylist(), groups, strict=True)
+        for index, completion in enumerate(group)
+    ]
+    return records.build("Rollout", rows)
+
+
+def in_segments(
+    one_segment: Any, prompts: list[list[int]], spec: SamplingSpec, max_context: int
+) -> list[list[Completion]]:
     """Sample up to each of `spec.stops` in turn with `one_segment(prompts, samples, max_tokens, stop)`.
 
     A completion that ends by a stop that is not the last goes on from where it is; the tokens stand as they were
-    sampled.
+    sampled. Prompt and completion keep within `max_context`. Raises InputError where a prompt fills it alone.
     """
+    longest = max(map(len, prompts), default=0)
+    if longest >= max_context:
+        raise InputError(
+            f"a prompt of {longest} tokens leaves no room to answer in a context of {max_context}: raise "
+            "model.max_context, or leave its problem out"
+        )
     stops = spec.stops or ("",)
-    groups = one_segment(prompts, [spec.samples] * len(prompts), [spec.max_tokens] * len(prompts), stops[0])
+    limits = [min(spec.max_tokens, max_context - len(prompt)) for prompt in prompts]
+    groups = one_segment(prompts, [spec.samples] * len(prompts), limits, stops[0])
     for stop in stops[1:]:
-        open_ones = [
-            (prompt, completion)
-            for prompt, (group, ended) in zip(prompts, groups, strict=True)
-            for completion, by_stop in zip(group, ended, strict=True)
-            if by_stop and len(completion.token_ids) < spec.max_tokens
-        ]
-        for group, ended in groups:
-            for i, by_stop in enumerate(ended):
-                if by_stop and len(group[i].token_ids) >= spec.max_tokens:
-                    group[i].finish_reason, ended[i] = "length", False
+        open_ones = []
+        for prompt, limit, (group, ended) in zip(prompts, limits, groups, strict=True):
+            for i, completion in enumerate(group):
+                if ended[i] and len(completion.token_ids) < limit:
+                    open_ones.append((prompt, limit, completion))
+                elif ended[i]:
+                    completion.finish_reason, ended[i] = "length", False
         continued = one_segment(
-            [prompt + completion.token_ids for prompt, completion in open_ones],
+            [prompt + completion.token_ids for prompt, _, completion in open_ones],
             [1] * len(open_ones),
-            [spec.max_tokens - len(completion.token_ids) for _, completion in open_ones],
+            [limit - len(completion.token_ids) for _, limit, completion in open_ones],
             stop,
         )
         by_stop_now = {}
-        for (_, completion), (group, ended) in zip(open_ones, continued, strict=True):
+        for (_, _, completion), (group, ended) in zip(open_ones, continued, strict=True):
             completion.token_ids += group[0].token_ids
             completion.logprobs += group[0].logprobs
             completion.finish_reason = group[0].finish_reason

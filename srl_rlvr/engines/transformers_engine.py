@@ -44,7 +44,7 @@ class TransformersEngine:
                 at = end
             return groups
 
-        return in_segments(one_segment, prompts, spec)
+        return in_segments(one_segment, prompts, spec, self.max_context)
 
     def load(self, buffer: np.ndarray, manifest: Manifest) -> str:
         tensors = dict(unflatten(buffer, manifest))
@@ -87,7 +87,7 @@ class TransformersEngine:
                 by_stop[row] = bool(stop) and not ended and stop in self._tail(completion, stop)
                 if ended or by_stop[row]:
                     completion.finish_reason = "stop"
-                elif len(completion.token_ids) < min(max_tokens[owner[row]], self._room(prompts[owner[row]])):
+                elif len(completion.token_ids) < max_tokens[owner[row]]:
                     keep.append(i)
             if not keep:
                 break
@@ -127,9 +127,6 @@ class TransformersEngine:
     def _tail(self, completion: Completion, stop: str) -> str:
         """The decoded end of a completion, long enough to hold `stop`: a token is at least one byte."""
         return self.tokenizer.decode(completion.token_ids[-len(stop) - 1 :])
-
-    def _room(self, prompt: list[int]) -> int:
-        return max(1, self.max_context - len(prompt))
 
 
 def _draw(logits: torch.Tensor, temperature: float, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:

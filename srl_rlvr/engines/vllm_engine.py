@@ -67,6 +67,7 @@ class VllmEngine:
         if on_cpu:
             placement = {"enforce_eager": True, "kv_cache_memory_bytes": int(kv_cache_gib * 2**30)}
         self.model = model
+        self.max_context = max_context
         self.version = 0
         self.engine = LLM(
             str(model),
@@ -109,7 +110,7 @@ class VllmEngine:
             )
             return [_group(output) for output in outputs]
 
-        return in_segments(one_segment, prompts, spec)
+        return in_segments(one_segment, prompts, spec, self.max_context)
 
     def load(self, buffer: np.ndarray, manifest: Manifest) -> str:
         tensors = list(unflatten(buffer, manifest))

@@ -15,6 +15,7 @@ decoder that takes a registered attention function works unchanged.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -114,7 +115,7 @@ def pack_trees(trees: Sequence[Tree], token_budget: int) -> Iterator[list[Tree]]
     """
     pack: list[Tree] = []
     used = 0
-    for tree in (part for tree in trees for part in _split(tree, token_budget)):
+    for tree in itertools.chain.from_iterable(_split(tree, token_budget) for tree in trees):
         if pack and used + tree.tokens > token_budget:
             yield pack
             pack, used = [], 0

@@ -17,6 +17,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
 from srl_rlvr.errors import InputError
@@ -24,8 +26,8 @@ from srl_rlvr.policies import base_models, weights
 from srl_rlvr.policies.losses import UpdateSpec, cross_entropy_loss, policy_gradient_loss
 from srl_rlvr.policies.prefix_tree import ATTENTION_NAME, Pack, Tree, build_trees, lay_out, pack_trees
 
-# Rows of the output head computed at once: 256 × 49,152 logits in fp32 are 50 MB.
-_HEAD_CHUNK = 256
+# Rows of the output head computed at once: 128 × 49,152 logits in fp32 are 25 MB.
+_HEAD_CHUNK = 128
 _BETAS = (0.9, 0.99)
 
 
@@ -90,11 +92,12 @@ class TextPolicy:
             from peft import LoraConfig, get_peft_model
 
             network = get_peft_model(
-                network, LoraConfig(r=lora_rank, lora_alpha=lora_alpha, target_modules="all-linear")
+                network,
+                LoraConfig(r=lora_rank, lora_alpha=lora_alpha, target_modules="all-linear"),  # type: ignore[arg-type]
             )
         self.network: Any = network
         self.forward: Any = self._distribute(CompletionLogprobs(_inner(network)), strategy)
-        self.reference: Any = None
+        self.reference: dict[str, torch.Tensor] | None = None
         self.optimizer = self._new_optimizer()
 
     def begin_stage(self, keep_reference: bool) -> None:
@@ -102,7 +105,8 @@ class TextPolicy:
         self.optimizer = self._new_optimizer()
         self.reference = None
         if keep_reference:
-            self.reference = {name: p.detach().clone() for name, p in self.network.named_parameters() if p.requires_grad}
+            trained = ((name, p) for name, p in self.network.named_parameters() if p.requires_grad)
+            self.reference = {name: p.detach().clone() for name, p in trained}
 
     def update(self, samples: pa.Table, spec: UpdateSpec) -> dict[str, float]:
         """Learn from one batch (a Sample table); every worker is given the whole batch and takes its share.
@@ -136,23 +140,35 @@ class TextPolicy:
         return weights.flatten(((_plain_name(name), tensor) for name, tensor in named), self.version, self.lora_scale)
 
     def save(self, folder: Path) -> None:
-        """Everything a resumed run needs, bit for bit: trained weights, optimizer state, reference, version."""
-        trained = {name: t for name, t in _full_tensors(self.network) if self._is_trained(name)}
-        optimizer = self._optimizer_state()
-        if self.rank == 0:
-            torch.save(
-                {"weights": trained, "optimizer": optimizer, "reference": self.reference, "version": self.version},
-                folder / "learner.pt",
-            )
+        """Everything a resumed run needs, bit for bit: trained weights, optimizer state, reference, version.
+
+        Raises OSError where it cannot be written.
+        """
+        state = {
+            "weights": {name: t for name, t in _full_tensors(self.network) if self._is_trained(name)},
+            "optimizer": tree_map(_whole, self.optimizer.state_dict()),
+            "reference": tree_map(_whole, self.reference),
+            "version": self.version,
+        }
+        if self.rank:
+            return
+        try:
+            torch.save(state, folder / "learner.pt")
+        except RuntimeError as error:  # torch's writer: a full disk is no OSError to it
+            raise OSError(f"{folder / 'learner.pt'}: {str(error).strip().splitlines()[0]}") from None
 
     def load(self, folder: Path) -> None:
         state = torch.load(folder / "learner.pt", map_location=self.device, weights_only=True, mmap=True)
-        self._load_weights(state["weights"])
+        parameters = dict(self.network.named_parameters())
+        with torch.no_grad():
+            for name, tensor in state["weights"].items():
+                parameters[name].copy_(_like(tensor, parameters[name]))
         self.optimizer = self._new_optimizer()
-        self._load_optimizer_state(state["optimizer"])
+        self.optimizer.load_state_dict(self._sharded_optimizer_state(state["optimizer"]))
         self.reference = None
         if state["reference"] is not None:
-            self.reference = {name: tensor.clone() for name, tensor in state["reference"].items()}
+            reference = state["reference"].items()
+            self.reference = {name: _like(tensor, parameters[name]).clone() for name, tensor in reference}
         self.version = state["version"]
 
     def save_model(self, folder: Path, card: dict[str, Any]) -> None:
@@ -166,8 +182,10 @@ class TextPolicy:
             named = dict(weights.merge_lora(base, adapters, self.lora_scale))
         network = _inner(self.network)
         network.config._attn_implementation_internal = None
-        network.save_pretrained(folder, state_dict={name: t.cpu().contiguous() for name, t in named.items()})
-        network.set_attn_implementation(ATTENTION_NAME)
+        try:
+            network.save_pretrained(folder, state_dict={name: t.cpu().contiguous() for name, t in named.items()})
+        finally:
+            network.set_attn_implementation(ATTENTION_NAME)
         (folder / "model_card.json").write_text(json.dumps(card, indent=2) + "\n")
 
     def _step(
@@ -178,7 +196,7 @@ class TextPolicy:
         samples_seen = sum(len(tree.branches) for tree in trees)
         tokens_seen = sum(len(branch.completion) for tree in trees for branch in tree.branches)
         denominator = samples_seen * spec.constant_length if spec.constant_length else tokens_seen
-        sums = dict.fromkeys(("loss", "kl", "clip_fraction", "entropy", "divergence"), 0.0)
+        sums: dict[str, float] = dict.fromkeys(("loss", "kl", "clip_fraction", "entropy", "divergence"), 0.0)
         self.optimizer.zero_grad(set_to_none=True)
         for index, trees_in_pack in enumerate(packs):
             pack = lay_out(trees_in_pack, self.device)
@@ -191,22 +209,24 @@ class TextPolicy:
             for name, value in token_sums.items():
                 sums[name] += weight * value
         if self.world > 1:
-            total = torch.tensor(list(sums.values()), dtype=torch.float64)
+            total = torch.tensor(list(sums.values()), dtype=torch.float64, device=self.device)
             dist.all_reduce(total)
             sums = dict(zip(sums, total.tolist(), strict=True))
         metrics = {name: value / tokens_seen for name, value in sums.items()}
         metrics["loss"] = sums["loss"] / denominator
-        if not np.isfinite(metrics["loss"]):
-            raise ValueError(f"the loss of version {self.version} is {metrics['loss']}; lower the learning rate")
         parameters = [p for p in self.network.parameters() if p.requires_grad]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
-        metrics["grad_norm"] = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # type: ignore[operator]
+        metrics["grad_norm"] = float(_whole(torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)))
+        for what in ("loss", "grad_norm"):
+            if not np.isfinite(metrics[what]):
+                raise ValueError(f"the {what} of version {self.version} is {metrics[what]}; lower the learning rate")
         self.optimizer.step()
         return metrics
 
     def _pack_loss(
         self, pack: Pack, columns: dict[str, Any], old: list[np.ndarray] | None, spec: UpdateSpec
     ) -> tuple[dict[str, float], torch.Tensor]:
+        # The reference comes first: swapping weights between a forward pass and its backward would spoil the gradient.
+        reference_T = self._reference_logprobs(pack, spec.temperature) if spec.kl else None
         logprobs_T = self.forward(pack, spec.temperature)
         now_T = logprobs_T.detach()
         flat_T = columns["starts"][pack.token_rows.cpu().numpy()] + pack.token_indices.cpu().numpy()
@@ -219,10 +239,9 @@ class TextPolicy:
             old_T = now_T
             if old is not None:
                 old_T = torch.from_numpy(np.concatenate(old)[flat_T]).to(self.device)
-            reference_T = self._reference_logprobs(pack, spec.temperature) if spec.kl else None
             result = policy_gradient_loss(logprobs_T, old_T, behavior_T, advantages_T, reference_T, spec)
-            gap = now_T - behavior_T
-            divergence = float((torch.exp(gap) - gap - 1).sum())
+            gap = (old_T - behavior_T).double()
+            divergence = float((torch.expm1(gap) - gap).sum())
         sums = {
             "loss": float(result.loss.detach()),
             "kl": float(result.kl),
@@ -235,14 +254,14 @@ class TextPolicy:
     def _packs(self, trees: Sequence[Tree]) -> tuple[list[list[Tree]], int]:
         """This worker's packs, and how many of them count.
 
-        Every worker must take part in the gradient's averaging, so one that is left without trees computes a
-        pack whose weight is 0.
+        A worker repeats a pack with weight 0 where it would otherwise miss a collective: DDP's average of the
+        gradients needs one backward pass of everyone, FSDP gathers weights at each pass.
         """
-        mine = list(trees)[self.rank :: self.world]
-        packs = list(pack_trees(mine, self.token_budget))
-        if packs:
-            return packs, len(packs)
-        return [next(pack_trees(trees[:1], self.token_budget))], 0
+        of_worker = [list(pack_trees(trees[rank :: self.world], self.token_budget)) for rank in range(self.world)]
+        mine = of_worker[self.rank]
+        wanted = max(map(len, of_worker)) if _is_sharded(self.network) else 1
+        filler = mine[0] if mine else next(pack for packs in of_worker for pack in packs)
+        return mine + [filler] * (wanted - len(mine)), len(mine)
 
     @torch.no_grad()
     def _logprobs(self, trees: Sequence[Tree], samples: pa.Table, temperature: float) -> list[np.ndarray]:
@@ -266,6 +285,14 @@ class TextPolicy:
     @contextlib.contextmanager
     def _swapped(self, tensors: dict[str, torch.Tensor]) -> Iterator[None]:
         named = dict(self.network.named_parameters())
+        if _is_sharded(self.network):  # FSDP gathers from storage of its own, so values move and not tensors
+            present = {name: named[name].detach().clone() for name in tensors}
+            _copy_shards(tensors, named)
+            try:
+                yield
+            finally:
+                _copy_shards(present, named)
+            return
         present = {name: named[name].data for name in tensors}
         for name, tensor in tensors.items():
             named[name].data = tensor
@@ -286,44 +313,21 @@ class TextPolicy:
         if self.world == 1:
             return module
         if strategy == "fsdp":
-            from torch.distributed.fsdp import fully_shard
-
-            for layer in _decoder_layers(module.model):
-                fully_shard(layer)
-            return fully_shard(module)
-        return torch.nn.parallel.DistributedDataParallel(module)
+            return _shard(module)
+        # Models' buffers are constants (rotary frequencies): nothing to broadcast at each forward pass.
+        return torch.nn.parallel.DistributedDataParallel(module, forward_sync_buffers=False)
 
     def _no_sync(self) -> Any:
         return self.forward.no_sync() if hasattr(self.forward, "no_sync") else contextlib.nullcontext()
 
-    def _optimizer_state(self) -> dict[str, Any]:
-        if not _is_sharded(self.network):
-            return self.optimizer.state_dict()
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
-
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        return get_optimizer_state_dict(self.network, self.optimizer, options=options)
-
-    def _load_optimizer_state(self, state: dict[str, Any]) -> None:
-        if not _is_sharded(self.network):
-            self.optimizer.load_state_dict(state)
-            return
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
-
-        set_optimizer_state_dict(self.network, self.optimizer, state, options=StateDictOptions(full_state_dict=True))
-
-    @torch.no_grad()
-    def _load_weights(self, tensors: dict[str, torch.Tensor]) -> None:
-        for name, parameter in self.network.named_parameters():
-            if name not in tensors:
-                continue
-            if _is_sharded(self.network):
-                from torch.distributed.tensor import DTensor, distribute_tensor
-
-                assert isinstance(parameter, DTensor)
-                parameter.copy_(distribute_tensor(tensors[name], parameter.device_mesh, parameter.placements))
-            else:
-                parameter.copy_(tensors[name])
+    def _sharded_optimizer_state(self, state: dict[str, Any]) -> dict[str, Any]:
+        """`state` as saved, its moments cut as this policy's parameters are: DDP and FSDP read each other's."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        moments = {
+            index: {key: _like(v, parameters[index]) if key != "step" else v for key, v in entry.items()}
+            for index, entry in state["state"].items()
+        }
+        return state | {"state": moments}
 
 
 def _token_columns(samples: pa.Table) -> dict[str, Any]:
@@ -340,12 +344,43 @@ def _token_columns(samples: pa.Table) -> dict[str, Any]:
 def _full_tensors(network: Any) -> Iterator[tuple[str, torch.Tensor]]:
     """Named parameters, gathered where they are sharded. Tied weights appear once, under their first name."""
     for name, parameter in network.named_parameters():
-        tensor = parameter.detach()
-        yield name, tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+        yield name, _whole(parameter.detach())
+
+
+def _whole(value: Any) -> Any:
+    """A sharded tensor gathered; anything else as it is."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def _like(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """A whole tensor cut as `parameter` is."""
+    if isinstance(parameter, DTensor):
+        return distribute_tensor(tensor, parameter.device_mesh, parameter.placements)
+    return tensor
+
+
+@torch.no_grad()
+def _copy_shards(source: dict[str, torch.Tensor], target: dict[str, torch.Tensor]) -> None:
+    for name, tensor in source.items():
+        target[name].copy_(tensor)
+
+
+def _shard(module: CompletionLogprobs) -> Any:
+    """FSDP2: layer by layer, then what is left. Everything is resharded after each pass, so that weights which were
+    loaded or swapped are gathered anew."""
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
+    for layer in _decoder_layers(module.model):
+        fully_shard(layer, reshard_after_forward=True)
+    fully_shard(module, reshard_after_forward=True)
+    for part in module.modules():
+        if isinstance(part, FSDPModule) and dist.get_backend() == "gloo":
+            part.set_force_sum_reduction_for_comms(True)  # gloo has no average
+    return module
 
 
 def _is_sharded(network: Any) -> bool:
-    return any(hasattr(parameter, "full_tensor") for parameter in network.parameters())
+    return any(isinstance(parameter, DTensor) for parameter in network.parameters())
 
 
 def _inner(network: Any) -> Any:

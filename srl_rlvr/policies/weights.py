@@ -40,7 +40,7 @@ def unflatten(buffer: np.ndarray, manifest: Manifest) -> Iterator[tuple[str, tor
     found = checksum(buffer)
     if found != manifest.checksum:
         raise ValueError(f"weights of version {manifest.version} arrived damaged: {found} is not {manifest.checksum}")
-    flat = torch.frombuffer(memoryview(buffer), dtype=torch.float32)
+    flat = torch.from_numpy(buffer)
     at = 0
     for name, shape in manifest.tensors:
         size = int(np.prod(shape))
@@ -49,7 +49,7 @@ def unflatten(buffer: np.ndarray, manifest: Manifest) -> Iterator[tuple[str, tor
 
 
 def checksum(buffer: np.ndarray) -> str:
-    return xxhash.xxh3_128_hexdigest(memoryview(buffer).cast("B"))
+    return xxhash.xxh3_128_hexdigest(buffer.view(np.uint8).data)
 
 
 def merge_lora(

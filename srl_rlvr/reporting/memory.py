@@ -7,7 +7,8 @@ from pathlib import Path
 
 import psutil
 
-_EVERY_S = 1.0
+# Summing up costs the kernel about a tenth of a second for some GiB of mapped pages.
+_EVERY_S = 5.0
 
 
 class PeakMemory:

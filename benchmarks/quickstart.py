@@ -1,0 +1,76 @@
+"""What the quickstart promises: minutes, pass rates before and after, and the peak memory of both engines.
+
+    python benchmarks/quickstart.py            the whole quickstart, then a short run with the transformers engine
+    python benchmarks/quickstart.py --quick    the same, one update a stage, to see that it works
+
+Prints a table and one JSON line. Memory is the peak proportional set size of the run's whole process tree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+# Enough of each stage to reach the peak of memory: the largest batches come in every step.
+_SHORT = ["stages.sft.examples=8", "stages.srl.steps=2", "stages.rlvr.steps=2", "data.0.held_out=32"]
+_QUICK = ["stages.sft.examples=2", "stages.srl.steps=1", "stages.rlvr.steps=1", "data.0.held_out=4", "data.0.train=16",
+          "stages.srl.prompts_per_step=2", "stages.rlvr.prompts_per_step=2", "stages.srl.max_refills=0",
+          "stages.rlvr.max_refills=0", "evaluation.on_stages=false", "evaluation.max_tokens=24", "tracking.mlflow=false"]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    quick = parser.parse_args().quick
+    vllm = _run([*(_QUICK if quick else [])])
+    fallback = _run(["engine.kind=transformers", *(_QUICK if quick else _SHORT)])
+    held_out = vllm["held_out"]
+    figures = {"minutes": vllm["minutes"], "sampled_tokens": vllm["sampled_tokens"]}
+    for label in (label for label in held_out if label != "n"):
+        of = held_out[label]
+        figures |= {label: of["score"], f"{label}_low": of["low"], f"{label}_high": of["high"]}
+    figures["peak_memory_gib_vllm"] = vllm["peak_memory_gib"]
+    figures["peak_memory_gib_transformers"] = fallback["peak_memory_gib"]
+    print(f"{'figure':<30} value")
+    for name, value in figures.items():
+        print(f"{name:<30} {value}")
+    print(json.dumps({"benchmark": "quickstart", "figures": figures, "machine": _machine(), "commit": _commit()}))
+
+
+def _run(overrides: list[str]) -> dict[str, Any]:
+    """result.json of one quickstart in a folder of its own; its output goes to standard error."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "srl_rlvr", "quickstart", "--out", f"{folder}/run"]
+        for override in overrides:
+            command += ["--set", override]
+        subprocess.run(command, check=True, stdout=sys.stderr)
+        return json.loads(Path(folder, "run", "result.json").read_text())
+
+
+def _machine() -> dict[str, Any]:
+    names = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {
+        "cpu": names[0] if names else "unknown",
+        "cores": os.cpu_count(),
+        "memory_gib": round(memory / 2**30, 1),
+        "python": platform.python_version(),
+    }
+
+
+def _commit() -> str:
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
+
+
+if __name__ == "__main__":
+    main()

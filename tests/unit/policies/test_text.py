@@ -1,0 +1,386 @@
+"""TextPolicy: its updates against the plain reference, and what it saves, exports and refuses."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cases
+import numpy as np
+import pyarrow as pa
+import pytest
+import reference
+import torch
+
+from srl_rlvr.policies import prefix_tree, text, weights
+from srl_rlvr.policies.losses import UpdateSpec
+from srl_rlvr.policies.text import TextPolicy
+
+Oracle = Callable[[int], Any]
+RANK = 3
+TREE = cases.BATCHES["SRL trees of many steps"]
+
+
+def spec(**changes: Any) -> UpdateSpec:
+    return UpdateSpec(**({"loss": "policy_gradient", "learning_rate": 0.0} | changes))
+
+
+def make_policy(model: Path, rank: int = 0, **changes: Any) -> TextPolicy:
+    return TextPolicy(model, **({"lora_rank": rank, "lora_alpha": 16.0, "max_grad_norm": 1e9} | changes))
+
+
+def policy_like(model: Path, oracle: Any, rank: int, **changes: Any) -> TextPolicy:
+    policy = make_policy(model, rank, **changes)
+    policy.network.load_state_dict({name: tensor.float() for name, tensor in oracle.state_dict().items()})
+    return policy
+
+
+def trained(network: Any) -> dict[str, torch.Tensor]:
+    return {name: p for name, p in network.named_parameters() if p.requires_grad}
+
+
+def copies(network: Any) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in network.named_parameters()}
+
+
+def assert_same_gradients(policy: TextPolicy, oracle: Any, limit: float = 1e-5) -> None:
+    found = trained(policy.network)
+    for name, parameter in trained(oracle).items():
+        gradient = found[name].grad
+        assert gradient is not None and parameter.grad is not None, name
+        off = float((gradient.double() - parameter.grad).norm() / parameter.grad.norm())
+        assert off <= limit, f"{name}: relative difference {off:.2e}"
+
+
+def assert_same_weights(first: Any, second: Any) -> None:
+    found = dict(second.named_parameters())
+    for name, parameter in first.named_parameters():
+        assert torch.equal(parameter, found[name]), name
+
+
+def oracle_values(oracle: Any, samples: list[cases.Sample], temperature: float) -> list[list[float]]:
+    with torch.no_grad():
+        return [[float(value) for value in reference.logprobs(oracle, sample, temperature)] for sample in samples]
+
+
+@pytest.mark.parametrize("rank", [0, RANK], ids=["full", "lora"])
+@pytest.mark.parametrize("budget", [1024, 16], ids=["one pack", "several packs"])
+@pytest.mark.parametrize("batch", cases.BATCHES)
+def test_the_update_has_the_loss_and_gradients_of_the_plain_reference(
+    tiny_model: Path, oracle_model: Oracle, batch: str, budget: int, rank: int
+) -> None:
+    samples, options = cases.BATCHES[batch], spec(temperature=0.8)
+    oracle = oracle_model(rank)
+    policy = policy_like(tiny_model, oracle, rank, tokens_per_microbatch=budget)
+    metrics = policy.update(cases.table(samples), options)
+    loss = reference.step_loss(oracle, samples, None, None, options)
+    loss.backward()
+    assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-5, abs=1e-6)
+    assert_same_gradients(policy, oracle)
+
+
+@pytest.mark.parametrize("constant_length", [0, 24], ids=["by tokens", "dr_grpo, by a constant length"])
+@pytest.mark.parametrize("kl", [0.0, 0.3])
+@pytest.mark.parametrize("loss", ["policy_gradient", "cross_entropy"])
+def test_every_form_of_the_loss_agrees_with_the_reference(
+    tiny_model: Path, oracle_model: Oracle, loss: str, kl: float, constant_length: int
+) -> None:
+    options = spec(loss=loss, kl=kl, constant_length=constant_length, temperature=1.3)
+    oracle = oracle_model(0)
+    policy = policy_like(tiny_model, oracle, 0, tokens_per_microbatch=40)
+    policy.begin_stage(keep_reference=kl > 0)
+    fixed = oracle_values(oracle, TREE, options.temperature) if kl else None
+    move(policy.network, oracle)
+    metrics = policy.update(cases.table(TREE), options)
+    expected = reference.step_loss(oracle, TREE, None, fixed, options)
+    expected.backward()
+    assert metrics["loss"] == pytest.approx(expected.item(), rel=1e-5)
+    assert_same_gradients(policy, oracle)
+    if kl and loss == "policy_gradient":
+        assert metrics["kl"] > 0.01
+
+
+@pytest.mark.parametrize("rank", [0, RANK], ids=["full", "lora"])
+@pytest.mark.parametrize("kl", [0.0, 0.3])
+def test_later_minibatches_are_clipped_against_the_policy_at_the_start_of_the_batch(
+    tiny_model: Path, oracle_model: Oracle, kl: float, rank: int
+) -> None:
+    options = spec(learning_rate=0.02, updates=2, kl=kl, temperature=0.9)
+    oracle = oracle_model(rank)
+    policy = policy_like(tiny_model, oracle, rank, tokens_per_microbatch=30)
+    policy.begin_stage(keep_reference=kl > 0)
+    names = list(dict.fromkeys(sample["name"] for sample in TREE))
+    minibatches = [[sample for sample in TREE if sample["name"] == name] for name in names]
+    old = [oracle_values(oracle, minibatch, 0.9) for minibatch in minibatches]
+    optimizer = torch.optim.AdamW(trained(oracle).values(), lr=0.02, betas=(0.9, 0.99), weight_decay=0.0)
+    losses = []
+    for minibatch, before in zip(minibatches, old, strict=True):
+        optimizer.zero_grad()
+        losses.append(reference.step_loss(oracle, minibatch, before, before if kl else None, options))
+        losses[-1].backward()
+        if minibatch is not minibatches[-1]:
+            optimizer.step()
+    metrics = policy.update(cases.table(TREE), options)
+    assert metrics["clip_fraction"] > 0.01
+    assert metrics["loss"] == pytest.approx(sum(loss.item() for loss in losses) / len(losses), rel=1e-4)
+    # Looser than after one step: AdamW's first step is the sign of the gradient, whatever its rounding.
+    assert_same_gradients(policy, oracle, limit=2e-3)
+
+
+@pytest.mark.parametrize("rank", [0, RANK], ids=["full", "lora"])
+@pytest.mark.parametrize("kl", [0.0, 0.3])
+def test_clipped_tokens_have_the_gradients_of_the_plain_reference(
+    tiny_model: Path, oracle_model: Oracle, kl: float, rank: int
+) -> None:
+    options = spec(kl=kl, temperature=0.9, constant_length=12)
+    oracle, samples = oracle_model(rank), cases.table(TREE)
+    policy = policy_like(tiny_model, oracle, rank, tokens_per_microbatch=30)
+    policy.begin_stage(keep_reference=kl > 0)
+    old = oracle_values(oracle, TREE, 0.9)
+    move(policy.network, oracle)
+    columns = text._token_columns(samples)
+    old_float32 = [np.array(values, dtype=np.float32) for values in old]
+    metrics = policy._step(prefix_tree.build_trees(samples), columns, old_float32, options)
+    expected = reference.step_loss(oracle, TREE, old, old if kl else None, options)
+    expected.backward()
+    assert metrics["clip_fraction"] > 0.05
+    assert metrics["loss"] == pytest.approx(expected.item(), rel=1e-5)
+    assert_same_gradients(policy, oracle)
+
+
+def move(network: Any, oracle: Any) -> None:
+    """What is trained of both models moves a little from where it is, to the same float32 values."""
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for ours, theirs in zip(trained(network).values(), trained(oracle).values(), strict=True):
+            ours.add_(torch.randn_like(ours) * 0.02)
+            theirs.copy_(ours)
+
+
+@pytest.mark.parametrize("budget", [1024, 30], ids=["one pack", "several packs"])
+@pytest.mark.parametrize("batch", cases.BATCHES)
+def test_completion_logprobs_are_those_of_the_models_own_forward_pass(
+    tiny_model: Path, oracle_model: Oracle, batch: str, budget: int
+) -> None:
+    samples = cases.BATCHES[batch]
+    found = make_policy(tiny_model, tokens_per_microbatch=budget).logprobs(cases.table(samples), 0.7)
+    expected = oracle_values(oracle_model(0), samples, 0.7)
+    assert [len(row) for row in found] == [len(sample["completion"]) for sample in samples]
+    for row, values in zip(found, expected, strict=True):
+        np.testing.assert_allclose(row, values, atol=2e-5)
+
+
+def test_the_order_of_samples_does_not_matter(tiny_model: Path) -> None:
+    shuffled = [TREE[i] for i in np.random.default_rng(0).permutation(len(TREE))]
+    first, second = make_policy(tiny_model), make_policy(tiny_model)
+    first.update(cases.table(TREE), spec())
+    second.update(cases.table(shuffled), spec())
+    for name, parameter in trained(first.network).items():
+        torch.testing.assert_close(trained(second.network)[name].grad, parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_only_the_sample_with_an_advantage_moves_the_weights(tiny_model: Path, oracle_model: Oracle) -> None:
+    samples = [sample | {"advantage": 0.0} for sample in TREE]
+    samples[4]["advantage"] = 2.0
+    policy, oracle = make_policy(tiny_model), oracle_model(0)
+    policy.update(cases.table(samples), spec(constant_length=10))
+    alone = reference.step_loss(oracle, [samples[4]], None, None, spec(constant_length=10)) / len(samples)
+    alone.backward()
+    assert_same_gradients(policy, oracle)
+
+
+def test_a_prompt_that_is_no_prefix_of_its_trunk_is_refused(tiny_model: Path) -> None:
+    samples = copy.deepcopy(TREE)
+    samples[1]["prompt"][2] += 1
+    with pytest.raises(ValueError, match="sample 1: its prompt is not a prefix of trunk a"):
+        make_policy(tiny_model).update(cases.table(samples), spec())
+
+
+@pytest.mark.parametrize("side", ["prompt", "completion"])
+def test_a_sample_without_prompt_or_completion_is_refused(tiny_model: Path, side: str) -> None:
+    sample = cases.BATCHES["one sample"][0] | {side: []} | ({"behavior": []} if side == "completion" else {})
+    with pytest.raises(ValueError, match="must not be empty"):
+        make_policy(tiny_model).update(cases.table([sample]), spec())
+
+
+def test_packs_keep_to_the_budget_and_hold_every_branch_once(tiny_model: Path) -> None:
+    samples = cases.table(TREE)
+    trees = prefix_tree.build_trees(samples)
+    packs = list(prefix_tree.pack_trees(trees, 45))
+    assert len(packs) > 2
+    assert all(sum(tree.tokens for tree in pack) <= 45 or len(pack) == 1 for pack in packs)
+    rows = [branch.row for pack in packs for tree in pack for branch in tree.branches]
+    assert sorted(rows) == list(range(len(TREE)))
+
+
+def test_a_slice_of_a_table_is_read_from_its_own_rows(tiny_model: Path) -> None:
+    whole, part = make_policy(tiny_model), make_policy(tiny_model)
+    one = whole.update(cases.table(TREE[5:9]), spec())
+    two = part.update(cases.table(TREE).slice(5, 4), spec())
+    assert one == two
+
+
+@pytest.mark.parametrize("rank", [0, RANK], ids=["full", "lora"])
+def test_an_update_after_save_and_load_is_bit_for_bit_the_uninterrupted_one(
+    tiny_model: Path, tmp_path: Path, rank: int
+) -> None:
+    options = spec(learning_rate=0.01, kl=0.1)
+    policy = make_policy(tiny_model, rank, weight_decay=0.01)
+    policy.begin_stage(keep_reference=True)
+    policy.update(cases.table(TREE), options)
+    policy.save(tmp_path)
+    resumed = make_policy(tiny_model, rank, weight_decay=0.01, seed=99)
+    resumed.load(tmp_path)
+    assert resumed.version == 1
+    for batch in (TREE, cases.BATCHES["one sample"], TREE):
+        assert policy.update(cases.table(batch), options) == resumed.update(cases.table(batch), options)
+    assert_same_weights(policy.network, resumed.network)
+
+
+def test_a_new_stage_forgets_the_optimizer_and_the_reference(tiny_model: Path) -> None:
+    policy = make_policy(tiny_model)
+    policy.begin_stage(keep_reference=True)
+    policy.update(cases.table(TREE), spec(learning_rate=0.01, kl=0.1))
+    policy.begin_stage(keep_reference=False)
+    assert not policy.optimizer.state_dict()["state"] and policy.reference is None
+    with pytest.raises(ValueError, match="kept no reference"):
+        policy.update(cases.table(TREE), spec(kl=0.1))
+
+
+def test_computing_the_reference_leaves_the_weights_in_place(tiny_model: Path) -> None:
+    policy = make_policy(tiny_model)
+    policy.begin_stage(keep_reference=True)
+    with torch.no_grad():
+        for parameter in policy.network.parameters():
+            parameter.add_(0.01)
+    before = copies(policy.network)
+    policy.update(cases.table(TREE), spec(kl=0.1))
+    assert all(torch.equal(before[name], p) for name, p in policy.network.named_parameters())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_is_refused_and_moves_nothing(tiny_model: Path, bad: float) -> None:
+    policy = make_policy(tiny_model)
+    before = copies(policy.network)
+    samples = [*TREE[:3], TREE[3] | {"advantage": bad}]
+    with pytest.raises(ValueError, match="of version 0 is .*; lower the learning rate") as caught:
+        policy.update(cases.table(samples), spec(learning_rate=0.1))
+    assert "\n" not in str(caught.value)
+    assert policy.version == 0
+    assert all(torch.equal(before[name], p) for name, p in policy.network.named_parameters())
+
+
+def test_a_gradient_that_is_not_finite_is_refused_and_moves_nothing(tiny_model: Path) -> None:
+    policy = make_policy(tiny_model)
+    before = copies(policy.network)
+    policy.network.model.norm.weight.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(ValueError, match="the grad_norm of version 0 is (inf|nan)"):
+        policy.update(cases.table(TREE), spec(learning_rate=0.1))
+    assert all(torch.equal(before[name], p) for name, p in policy.network.named_parameters())
+
+
+def test_gradients_are_scaled_down_to_the_norm(tiny_model: Path) -> None:
+    policy = make_policy(tiny_model, max_grad_norm=1e-3)
+    metrics = policy.update(cases.table(TREE), spec())
+    norm = torch.stack([p.grad.norm() for p in policy.network.parameters()]).norm()
+    assert metrics["grad_norm"] > 1e-2 and float(norm) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_divergence_is_zero_where_engine_and_learner_agree(tiny_model: Path) -> None:
+    policy = make_policy(tiny_model)
+    values = policy.logprobs(cases.table(TREE), 0.9)
+    agreed = [sample | {"behavior": row.tolist()} for sample, row in zip(TREE, values, strict=True)]
+    assert policy.update(cases.table(agreed), spec(temperature=0.9))["divergence"] == pytest.approx(0, abs=1e-6)
+    assert policy.update(cases.table(TREE), spec(temperature=0.9))["divergence"] > 0.01
+
+
+@pytest.mark.parametrize("rank", [0, RANK], ids=["full", "lora"])
+def test_an_export_arrives_as_it_left(tiny_model: Path, rank: int) -> None:
+    policy = make_policy(tiny_model, rank)
+    policy.update(cases.table(TREE), spec(learning_rate=0.01))
+    buffer, manifest = policy.export()
+    arrived = dict(weights.unflatten(buffer, manifest))
+    assert manifest.version == 1
+    for name, tensor in trained(policy.network).items():
+        plain = name.removeprefix("base_model.model.").replace(".lora_A.default.weight", ".weight.lora_A")
+        assert torch.equal(arrived.pop(plain.replace(".lora_B.default.weight", ".weight.lora_B")), tensor)
+    assert not arrived
+
+
+def test_a_damaged_export_is_refused(tiny_model: Path) -> None:
+    buffer, manifest = make_policy(tiny_model).export()
+    buffer[12345] += 1e-3
+    with pytest.raises(ValueError, match="weights of version 0 arrived damaged"):
+        list(weights.unflatten(buffer, manifest))
+
+
+def test_merged_adapters_are_pefts_own_merge(tiny_model: Path, oracle_model: Oracle) -> None:
+    oracle = oracle_model(RANK)
+    policy = policy_like(tiny_model, oracle, RANK)
+    buffer, manifest = policy.export()
+    base = dict(make_policy(tiny_model).network.named_parameters())
+    assert manifest.lora_scale is not None
+    merged = dict(weights.merge_lora(base.items(), dict(weights.unflatten(buffer, manifest)), manifest.lora_scale))
+    for name, expected in oracle.merge_and_unload().named_parameters():
+        torch.testing.assert_close(merged[name].double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rank", [0, RANK], ids=["full", "lora"])
+def test_a_saved_model_is_read_by_transformers_with_the_same_logits(
+    tiny_model: Path, oracle_model: Oracle, tmp_path: Path, rank: int
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    policy = policy_like(tiny_model, oracle_model(rank), rank)
+    policy.update(cases.table(TREE), spec(learning_rate=0.01))
+    policy.save_model(tmp_path, {"name": "saved"})
+    ids = torch.tensor([TREE[-1]["prompt"]])
+    with torch.no_grad():
+        reloaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+        assert type(reloaded).__name__ == "LlamaForCausalLM" and reloaded.config._attn_implementation == "sdpa"
+        torch.testing.assert_close(reloaded(ids).logits, policy.network(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
+    assert '"name": "saved"' in (tmp_path / "model_card.json").read_text()
+    assert prefix_tree.ATTENTION_NAME not in (tmp_path / "config.json").read_text()
+
+
+def test_training_goes_on_after_the_model_was_saved(tiny_model: Path, tmp_path: Path) -> None:
+    saved, plain = make_policy(tiny_model), make_policy(tiny_model)
+    saved.save_model(tmp_path, {})
+    assert saved.update(cases.table(TREE), spec()) == plain.update(cases.table(TREE), spec())
+
+
+def test_a_checkpoint_that_cannot_be_written_is_an_os_error_in_one_line(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full_disk(*_: Any, **__: Any) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:664] . PytorchStreamWriter failed writing\nframes")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="learner.pt: .*failed writing") as caught:
+        make_policy(tiny_model).save(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_lora_leaves_the_base_weights_alone(tiny_model: Path) -> None:
+    policy = make_policy(tiny_model, RANK)
+    before = copies(policy.network)
+    policy.update(cases.table(TREE), spec(learning_rate=0.01))
+    for name, parameter in policy.network.named_parameters():
+        assert torch.equal(before[name], parameter) != (".lora_B" in name), name
+
+
+def test_unused_budget_and_seed_do_not_change_the_update(tiny_model: Path) -> None:
+    results = [
+        make_policy(tiny_model, tokens_per_microbatch=budget, seed=seed).update(cases.table(TREE), spec())["grad_norm"]
+        for budget, seed in itertools.product((512, 4096), (0, 1))
+    ]
+    assert len(set(results)) == 1
+
+
+def test_samples_may_come_in_several_chunks(tiny_model: Path) -> None:
+    chunked = pa.concat_tables([cases.table(TREE[:5]), cases.table(TREE[5:])])
+    one, two = make_policy(tiny_model), make_policy(tiny_model)
+    assert one.update(chunked, spec()) == two.update(cases.table(TREE), spec())

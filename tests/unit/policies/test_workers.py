@@ -1,0 +1,55 @@
+"""A group of workers does what one worker does: DDP and FSDP2 on gloo, two processes, the tiny model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import workers
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.mark.parametrize("lora_rank", [0, 3], ids=["full", "lora"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_workers_learn_what_one_does(tiny_model: Path, tmp_path: Path, strategy: str, lora_rank: int) -> None:
+    import torch
+
+    results: list[dict[str, Any]] = []
+    for world in (1, 2):
+        folder = tmp_path / str(world)
+        folder.mkdir()
+        arguments = (world, strategy, lora_rank, str(tiny_model), str(folder))
+        if world == 1:
+            workers.run(0, *arguments)
+        else:
+            torch.multiprocessing.spawn(workers.run, arguments, nprocs=world)
+        results.append(torch.load(folder / "found.pt", weights_only=False))
+    alone, group = results
+    assert alone["resumed_is_uninterrupted"] and group["resumed_is_uninterrupted"]
+    assert alone["refused"] == group["refused"]
+    for one, two in zip(alone["metrics"], group["metrics"], strict=True):
+        assert two == pytest.approx(one, rel=1e-4, abs=1e-5)
+    for one, two in zip(alone["gradients"], group["gradients"], strict=True):
+        for name, gradient in one.items():
+            # Not a quotient: with B still zero, A's gradient is zero.
+            off, size = float((two[name] - gradient).norm()), float(gradient.norm())
+            assert off <= 1e-5 * size, f"{name}: off by {off:.2e} of {size:.2e}"
+    torch.testing.assert_close(group["weights"], alone["weights"], rtol=0, atol=1e-6)
+    for one, two in zip(alone["logprobs"], group["logprobs"], strict=True):
+        np.testing.assert_allclose(two, one, atol=1e-4)
+    saved = [tmp_path / str(world) / "model" / "model.safetensors" for world in (1, 2)]
+    assert saved[0].stat().st_size == saved[1].stat().st_size
+
+
+@pytest.mark.parametrize("strategies", [("ddp", "fsdp"), ("fsdp", "ddp")], ids="to ".join)
+def test_a_checkpoint_of_one_strategy_is_read_by_the_other(
+    tiny_model: Path, tmp_path: Path, strategies: tuple[str, str]
+) -> None:
+    import torch
+
+    torch.multiprocessing.spawn(workers.hand_over, (2, strategies, str(tiny_model), str(tmp_path)), nprocs=2)
+    saved, loaded = (torch.load(tmp_path / f"{when}.pt") for when in ("before", "after"))
+    torch.testing.assert_close(loaded, saved, rtol=0, atol=1e-6)

@@ -1,0 +1,103 @@
+"""What one process of a worker group does in `test_workers`; alone it is the answer that the group is held to."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+BATCHES = ["SRL trees of many steps", "one sample", "RLVR groups of uneven lengths"]
+
+
+def run(rank: int, world: int, strategy: str, lora_rank: int, model: str, out: str) -> None:
+    """Updates, a save, a load into a new policy, one more update; rank 0 leaves what came of it in `out`."""
+    import torch
+    import torch.distributed as dist
+
+    sys.path.insert(0, str(Path(__file__).parent))
+    import cases
+
+    from srl_rlvr.policies.losses import UpdateSpec
+    from srl_rlvr.policies.text import TextPolicy, _whole
+
+    torch.set_num_threads(1)
+    folder = Path(out)
+    if world > 1:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+
+    def make(seed: int) -> TextPolicy:
+        return TextPolicy(
+            Path(model),
+            lora_rank=lora_rank,
+            lora_alpha=16.0,
+            tokens_per_microbatch=30,
+            weight_decay=0.01,
+            strategy=strategy,
+            seed=seed,
+        )
+
+    def gradients(policy: TextPolicy) -> dict[str, Any]:
+        return {name: _whole(p.grad) for name, p in policy.network.named_parameters() if p.requires_grad}
+
+    policy = make(0)
+    policy.begin_stage(keep_reference=True)
+    spec = UpdateSpec(loss="policy_gradient", learning_rate=1e-4, temperature=0.9, kl=0.2)
+    found: dict[str, Any] = {"metrics": [], "gradients": []}
+    for name in BATCHES:
+        found["metrics"].append(policy.update(cases.table(cases.BATCHES[name]), spec))
+        found["gradients"].append(gradients(policy))
+    found["metrics"].append(
+        policy.update(cases.table(cases.BATCHES[BATCHES[0]]), dataclasses.replace(spec, updates=2))
+    )
+    policy.save(folder)
+    if world > 1:
+        dist.barrier()
+    resumed = make(1)
+    resumed.load(folder)
+    for each in (policy, resumed):
+        each.update(cases.table(cases.BATCHES[BATCHES[0]]), spec)
+    buffer, manifest = resumed.export()
+    found["logprobs"] = resumed.logprobs(cases.table(cases.BATCHES[BATCHES[0]]))
+    found["resumed_is_uninterrupted"] = policy.export()[1].checksum == manifest.checksum
+    found["weights"] = torch.from_numpy(buffer)
+    resumed.save_model(folder / "model", {})
+    try:
+        bad = [sample | {"advantage": float("nan")} for sample in cases.BATCHES[BATCHES[0]]]
+        resumed.update(cases.table(bad), spec)
+    except ValueError as error:
+        found["refused"] = str(error)
+    if rank == 0:
+        torch.save(found, folder / "found.pt")
+    if world > 1:
+        dist.destroy_process_group()
+
+
+def hand_over(rank: int, world: int, strategies: tuple[str, str], model: str, out: str) -> None:
+    """One strategy's policy updates, saves and updates again; the other's loads that and updates, too."""
+    import torch
+    import torch.distributed as dist
+
+    sys.path.insert(0, str(Path(__file__).parent))
+    import cases
+
+    from srl_rlvr.policies.losses import UpdateSpec
+    from srl_rlvr.policies.text import TextPolicy
+
+    torch.set_num_threads(1)
+    folder = Path(out)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    first, second = (TextPolicy(Path(model), strategy=strategy) for strategy in strategies)
+    samples = cases.table(cases.BATCHES[BATCHES[0]])
+    spec = UpdateSpec(loss="policy_gradient", learning_rate=1e-4, kl=0.2)
+    first.begin_stage(keep_reference=True)
+    first.update(samples, spec)
+    first.save(folder)
+    dist.barrier()
+    second.load(folder)
+    for policy, name in ((first, "before"), (second, "after")):
+        policy.update(samples, spec)
+        buffer, _ = policy.export()
+        if rank == 0:
+            torch.save(torch.from_numpy(buffer), folder / f"{name}.pt")
+    dist.destroy_process_group()

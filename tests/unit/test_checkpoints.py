@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from srl_rlvr import checkpoints
+from srl_rlvr.checkpoints import History, State
+from srl_rlvr.errors import InputError, RunError
+
+ROLLOUT = {
+    "stage": "srl", "step": 0, "prompt_id": "p", "sample_index": 0, "prompt": "1 + 1", "reference": "2",
+    "tokens": ["2"], "logprobs": [-0.5], "advantage": 1.0, "reward": 1.0, "outcome": "scored", "components": "{}",
+    "detail": "", "finish_reason": "stop",
+}  # fmt: skip
+
+
+def save_learner(folder: Path) -> None:
+    (folder / "learner.pt").write_bytes(b"weights")
+
+
+def write(out: Path, version: int, stage: int = 0) -> Path:
+    return checkpoints.write(out, State(stage=stage, version=version), History(), "{}\n", save_learner)
+
+
+def names(out: Path) -> list[str]:
+    return sorted(path.name for path in (out / "checkpoints").iterdir())
+
+
+def test_a_checkpoint_is_read_as_it_was_written(tmp_path: Path) -> None:
+    state = State(1, 3, 17, 12, 999, 4.5, 2.25, {"base": [0.5, 0.25, 0.75]}, "run-7")
+    history = History([{"stage": "sft", "step": 0, "loss": 0.5}, {"stage": "srl", "step": 0, "reward": 0.25}], [ROLLOUT])
+    folder = checkpoints.write(tmp_path, state, history, '{"seed": 0}\n', save_learner)
+    assert checkpoints.read(folder) == (state, history)
+    assert checkpoints.latest(tmp_path) == folder
+    assert (folder / "learner.pt").read_bytes() == b"weights" and (folder / "config.json").is_file()
+
+
+def test_only_the_last_two_are_kept(tmp_path: Path) -> None:
+    for version in (1, 9, 10, 11):
+        write(tmp_path, version)
+    assert names(tmp_path) == ["update-000010-stage-0", "update-000011-stage-0"]
+    write(tmp_path, 11, stage=1)
+    assert names(tmp_path) == ["update-000011-stage-0", "update-000011-stage-1"]
+
+
+def test_a_checkpoint_of_the_same_update_replaces_the_one_before(tmp_path: Path) -> None:
+    write(tmp_path, 3)
+    checkpoints.write(tmp_path, State(step=5, version=3), History(), "{}\n", save_learner)
+    folder = checkpoints.latest(tmp_path)
+    assert folder is not None and checkpoints.read(folder)[0].step == 5 and len(names(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RunError("learner, save: disk full\nmore")])
+def test_a_failure_while_writing_leaves_nothing_and_keeps_the_older_ones(tmp_path: Path, error: Exception) -> None:
+    def fail(folder: Path) -> None:
+        save_learner(folder)
+        raise error
+
+    write(tmp_path, 1)
+    write(tmp_path, 2)
+    with pytest.raises(RunError, match="cannot write checkpoint .*GiB free.*last good one is .*--resume") as caught:
+        checkpoints.write(tmp_path, State(version=3), History(), "{}\n", fail)
+    assert "\n" not in str(caught.value)
+    assert names(tmp_path) == ["update-000001-stage-0", "update-000002-stage-0"]
+
+
+def test_a_folder_that_cannot_be_made_is_one_line_too(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("a file in the way")
+    with pytest.raises(RunError, match="cannot write checkpoint .*there is none yet") as caught:
+        write(tmp_path, 1)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_killed_run_left_half_written_is_no_checkpoint(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    (tmp_path / "checkpoints" / ".update-000002-stage-0").mkdir()
+    latest = checkpoints.latest(tmp_path)
+    assert latest is not None and latest.name == "update-000001-stage-0"
+    write(tmp_path, 2)
+    assert names(tmp_path) == ["update-000001-stage-0", "update-000002-stage-0"]
+
+
+def test_a_run_without_checkpoints_has_no_latest(tmp_path: Path) -> None:
+    assert checkpoints.latest(tmp_path) is None
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"null", b"\xff\xfe", b'{"stage": 0, "unheard_of": 1}'])
+def test_a_state_that_cannot_be_read_is_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
+    folder = write(tmp_path, 1)
+    (folder / "state.json").write_bytes(content)
+    with pytest.raises(InputError, match="cannot be read: .*; delete it to go on from the one before") as caught:
+        checkpoints.read(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["state.json", "metrics.parquet", "rollouts.parquet"])
+def test_a_missing_or_damaged_file_is_refused(tmp_path: Path, name: str) -> None:
+    folder = write(tmp_path, 1)
+    (folder / name).write_bytes(b"PAR1 damaged")
+    with pytest.raises(InputError, match="cannot be read"):
+        checkpoints.read(folder)
+    (folder / name).unlink()
+    with pytest.raises(InputError, match="cannot be read"):
+        checkpoints.read(folder)
+
+
+def test_metrics_that_a_stage_does_not_have_are_null_there() -> None:
+    table = History([{"stage": "sft", "step": 0, "loss": 0.5}, {"stage": "srl", "step": 0, "reward": 1.0}]).metrics_table()
+    assert table.to_pydict() == {"stage": ["sft", "srl"], "step": [0, 0], "loss": [0.5, None], "reward": [None, 1.0]}

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from srl_rlvr import config
+from srl_rlvr.errors import InputError
+
+DATA = '[[data]]\nfamily = "chain_sum"\n'
+STAGE = '[[stages]]\nkind = "srl"\n'
+RUN = DATA + STAGE
+TWO = DATA + '[[stages]]\nkind = "sft"\n[[stages]]\nkind = "rlvr"\nname = "polish"\n'
+
+
+def load(folder: Path, text: str, *overrides: str) -> config.RunConfig:
+    path = folder / "run.toml"
+    path.write_text(text, encoding="utf-8")
+    return config.load(path, overrides)
+
+
+def refusal(folder: Path, text: str, *overrides: str) -> str:
+    """The one line with which the run is refused, without the file's name."""
+    with pytest.raises(InputError) as caught:
+        load(folder, text, *overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value).removeprefix(f"{folder / 'run.toml'}: ")
+
+
+def test_what_is_left_out_has_its_default(tmp_path: Path) -> None:
+    run = load(tmp_path, RUN)
+    assert (run.seed, run.stages[0].label, run.engine.kind) == (0, "srl", "vllm")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("sed = 1\n" + RUN, "sed: unknown key; did you mean 'seed'?"),
+        (RUN + "stpes = 3", "stages[0].stpes: unknown key; did you mean 'steps'?"),
+        (RUN + "[engine]\nkindd = 3", "engine.kindd: unknown key; did you mean 'kind'?"),
+        ('[[data]]\nfamly = "x"\n' + STAGE, "data[0].famly: unknown key; did you mean 'family'?"),
+        (RUN + "[tracking]\nzzz = 3", "tracking.zzz: unknown key; known here: experiment, mlflow, rollouts_per_step"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest_known_one(tmp_path: Path, text: str, expected: str) -> None:
+    assert refusal(tmp_path, text) == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("steps = '20'", 'stages[0].steps: input should be a valid integer, not "20"'),
+        ("steps = true", "stages[0].steps: input should be a valid integer, not true"),
+        ("max_tokens = 1.5", "stages[0].max_tokens: input should be a valid integer, not 1.5"),
+        ("name = 3", "stages[0].name: input should be a valid string, not 3"),
+        ("advantage = 'ppo'", "stages[0].advantage: input should be 'grpo', 'dr_grpo' or 'rloo', not \"ppo\""),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_shown(tmp_path: Path, line: str, expected: str) -> None:
+    assert refusal(tmp_path, RUN + line) == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("steps = 0", "stages[0].steps: input should be greater than or equal to 1, not 0"),
+        ("group_size = 1", "stages[0].group_size: input should be greater than or equal to 2, not 1"),
+        ("clip_low = 1.0", "stages[0].clip_low: input should be less than 1, not 1.0"),
+        ("learning_rate = nan", "stages[0].learning_rate: input should be a finite number, not NaN"),
+        ("learning_rate = inf", "stages[0].learning_rate: input should be a finite number, not Infinity"),
+    ],
+)
+def test_a_value_beyond_its_bound_is_shown_with_the_bound(tmp_path: Path, line: str, expected: str) -> None:
+    assert refusal(tmp_path, RUN + line) == expected
+
+
+def test_a_whole_number_stands_for_a_decimal_one(tmp_path: Path) -> None:
+    assert load(tmp_path, RUN + "kl = 1").stages[0].model_dump()["kl"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (STAGE, "data: missing; it is required"),
+        (DATA, "stages: missing; it is required"),
+        ("data = []\n" + STAGE, "data: list should have at least 1 item after validation, not 0"),
+        (DATA + "[[stages]]\nsteps = 3", "stages[0]: 'kind' is missing; it must be sft, srl or rlvr"),
+        (DATA + '[[stages]]\nkind = "ppo"', "stages[0]: 'kind' is \"ppo\"; it must be sft, srl or rlvr"),
+        ("stages = [3]\n" + DATA, "stages[0]: must be a table of keys, not 3"),
+        ('[data]\nfamily = "x"\n' + STAGE, "data: must be a list of tables: write it as [[data]]"),
+        ("engine = 3\n" + RUN, "engine: must be a table of keys, not 3"),
+        ("[[data]]\ntrain = 3\n" + STAGE, "data[0]: give either 'path' or 'family'"),
+        ('[[data]]\npath = "x"\nfamily = "y"\n' + STAGE, "data[0]: give either 'path' or 'family'"),
+        ('[[data]]\npath = "x"\nparams = {a = 1}\n' + STAGE, "data[0]: 'params' go with 'family'"),
+    ],
+)
+def test_a_wrong_structure_says_what_it_should_be(tmp_path: Path, text: str, expected: str) -> None:
+    assert refusal(tmp_path, text) == expected
+
+
+def test_two_stages_of_one_name_are_refused(tmp_path: Path) -> None:
+    assert refusal(tmp_path, RUN + STAGE) == "two stages are called 'srl': give each its own 'name'"
+    assert load(tmp_path, RUN + STAGE + 'name = "again"').stages[1].label == "again"
+
+
+def test_a_stage_cannot_take_the_name_of_the_model_before_training(tmp_path: Path) -> None:
+    assert "cannot be called 'base'" in refusal(tmp_path, RUN + 'name = "base"')
+
+
+@pytest.mark.parametrize("content", [b"x = = 3", b"\xff\xfe", b"[data\n"])
+def test_a_file_that_is_no_toml_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "run.toml"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"run\.toml: not valid TOML: ."):
+        config.load(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nothing.toml: no such run file"):
+        config.load(tmp_path / "nothing.toml")
+
+
+@pytest.mark.parametrize(
+    ("override", "found"),
+    [
+        ("seed=7", lambda run: run.seed == 7),
+        ("name=seven", lambda run: run.name == "seven"),
+        ('name="7"', lambda run: run.name == "7"),
+        ("think=true", lambda run: run.think is True),
+        ("engine.kind=transformers", lambda run: run.engine.kind == "transformers"),
+        ("data.0.train=9", lambda run: run.data[0].train == 9),
+        ("data.0.params.terms=4", lambda run: run.data[0].params == {"terms": 4}),
+        ("stages.0.epochs=3", lambda run: run.stages[0].epochs == 3),
+        ("stages.sft.epochs=3", lambda run: run.stages[0].epochs == 3),
+        ("stages.polish.steps=3", lambda run: run.stages[1].steps == 3),
+        ("stages.rlvr.steps=3", lambda run: run.stages[1].steps == 3),
+    ],
+)
+def test_set_changes_one_key(tmp_path: Path, override: str, found: object) -> None:
+    assert callable(found) and found(load(tmp_path, TWO, override))
+
+
+def test_set_finds_a_stage_by_its_name_before_its_kind(tmp_path: Path) -> None:
+    text = DATA + '[[stages]]\nkind = "srl"\nname = "early"\n' + STAGE
+    run = load(tmp_path, text, "stages.srl.kl=0.5")
+    assert [stage.model_dump()["kl"] for stage in run.stages] == [0.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("seed", "--set seed: write it as key=value, for example --set stages.srl.steps=20"),
+        ("=3", "--set =3: write it as key=value, for example --set stages.srl.steps=20"),
+        ("stages..steps=3", "--set stages..steps=3: write it as key=value, for example --set stages.srl.steps=20"),
+        ("stages.srl.steps=3", "--set stages.srl.steps=3: there is no 'srl' among 2 entries"),
+        ("stages.7.steps=3", "--set stages.7.steps=3: there is no '7' among 2 entries"),
+        ("data.train=3", "--set data.train=3: 'data' holds no keys"),
+        ("sed=3", "sed: unknown key; did you mean 'seed'?"),
+        ("seed=x", 'seed: input should be a valid integer, not "x"'),
+    ],
+)
+def test_set_that_fits_nowhere_is_refused(tmp_path: Path, override: str, expected: str) -> None:
+    assert refusal(tmp_path, TWO, override) == expected
+
+
+def test_paths_are_relative_to_the_run_file(tmp_path: Path) -> None:
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    text = '[model]\nbase = "./models/mine"\n[[data]]\npath = "sums.jsonl"\nheld_out_path = "/abs/dev.jsonl"\n' + STAGE
+    run = load(tmp_path, text)
+    assert run.model.base == str(tmp_path / "models" / "mine")
+    assert (run.data[0].path, run.data[0].held_out_path) == (str(tmp_path / "sums.jsonl"), "/abs/dev.jsonl")
+
+
+def test_a_hub_id_stays_as_it_is(tmp_path: Path) -> None:
+    assert load(tmp_path, '[model]\nbase = "org/name"\n' + RUN).model.base == "org/name"
+
+
+def test_the_resolved_copy_describes_the_same_run(tmp_path: Path) -> None:
+    run = load(tmp_path, TWO, "seed=7", "stages.polish.steps=3", "data.0.params.terms=4")
+    assert config.parse(json.loads(config.dump(run)), "config.json") == run
+
+
+def test_every_key_is_documented_by_a_sentence() -> None:
+    keys = {key: sentence for key, _, sentence in config.documented_keys()}
+    assert {"seed", "model.base", "data[].path", "stages[sft].learning_rate", "stages[rlvr].invalid_reward"} <= set(keys)
+    assert [key for key, sentence in keys.items() if not sentence.strip().endswith((".", ";", ")"))] == []
+
+
+def test_the_documented_keys_are_those_that_a_run_has(tmp_path: Path) -> None:
+    stages = "".join(f'[[stages]]\nkind = "{kind}"\n' for kind in ("sft", "srl", "rlvr"))
+    tree = load(tmp_path, DATA + stages).model_dump()
+    found: set[str] = set()
+    for key, value in tree.items():
+        if key == "stages":
+            found |= {f"stages[{stage['kind']}].{name}" for stage in value for name in stage}
+        elif key == "data":
+            found |= {f"data[].{name}" for name in value[0]}
+        elif isinstance(value, dict):
+            found |= {f"{key}.{name}" for name in value}
+        else:
+            found.add(key)
+    assert found == {key for key, _, _ in config.documented_keys()}

@@ -1,0 +1,500 @@
+"""Scheduling: who is asked what, in which order, and what is kept. The crew is a scripted stand-in, so nothing here
+says anything about learning."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from srl_rlvr import checkpoints, config as configs, pipeline, records
+from srl_rlvr.checkpoints import History, State
+from srl_rlvr.engines import SamplingSpec
+from srl_rlvr.errors import InputError, RunError
+from srl_rlvr.pipeline import Batch, Order, Run, Stopped
+from srl_rlvr.policies import base_models
+from srl_rlvr.policies.losses import UpdateSpec
+
+# (outcome, reward) of one sample, from its prompt id, its index and the batch's seed
+Script = Callable[[str, int, int], tuple[str, float]]
+
+
+def mixed(prompt_id: str, index: int, seed: int) -> tuple[str, float]:
+    """Some groups constant, some not, some verifications failed; decided by nothing but the arguments."""
+    rng = random.Random(f"{prompt_id}/{seed}")
+    if rng.random() < 0.4:
+        return records.SCORED, 0.0
+    rng = random.Random(f"{prompt_id}/{index}/{seed}")
+    return rng.choice([(records.SCORED, 1.0), (records.SCORED, 0.25), (records.INVALID, -1.0), (records.FAILED, 0.0)])
+
+
+def varied(prompt_id: str, index: int, seed: int) -> tuple[str, float]:
+    return records.SCORED, float(index % 2)
+
+
+class ScriptedCrew:
+    """Answers as the script says, and keeps a log of what it was asked."""
+
+    def __init__(self, script: Script):
+        self.script = script
+        self.log: list[Any] = []
+        self.learned = self.served = 0
+
+    def sample(self, prompts: pa.Table, spec: SamplingSpec) -> tuple[pa.Table, pa.Table, dict[str, float]]:
+        self.log.append(("sample", prompts["stage"][0].as_py(), prompts["id"].to_pylist(), spec))
+        rollouts, verdicts = [], []
+        for prompt_id in prompts["id"].to_pylist():
+            for index in range(spec.samples):
+                outcome, reward = self.script(prompt_id, index, spec.seed)
+                rollouts.append(
+                    {
+                        "prompt_id": prompt_id, "sample_index": index, "policy_version": self.served,
+                        "token_ids": [5 + index, 0], "logprobs": [-1.0, -2.0], "text": "x", "finish_reason": "stop",
+                    }
+                )  # fmt: skip
+                verdicts.append(
+                    {
+                        "prompt_id": prompt_id, "sample_index": index, "outcome": outcome, "reward": reward,
+                        "components": "{}", "detail": "",
+                    }
+                )  # fmt: skip
+        seconds = {"sample_s": 1.0, "verify_s": 0.5}
+        return records.build("Rollout", rollouts), records.build("Verdict", verdicts), seconds
+
+    def update(self, samples: pa.Table, spec: UpdateSpec) -> dict[str, float]:
+        records.check("Sample", samples)
+        self.log.append(("update", samples.to_pylist(), spec))
+        self.learned += 1
+        return {"loss": 0.5, "grad_norm": 1.0}
+
+    def begin_stage(self, keep_reference: bool) -> None:
+        self.log.append(("begin_stage", keep_reference))
+
+    def hand_over(self) -> None:
+        self.served = self.learned
+
+    def save(self, folder: Path) -> None:
+        (folder / "learner.pt").write_text(json.dumps(self.learned))
+
+    def commit(self, folder: Path) -> None:
+        assert (folder / "learner.pt").is_file() and not folder.name.startswith(".")
+
+    def load(self, folder: Path) -> None:
+        self.learned = json.loads((folder / "learner.pt").read_text())
+
+
+class Notes:
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.steps: list[dict[str, Any]] = []
+
+    def stage(self, label: str, kind: str, steps: int) -> None: ...
+
+    def phase(self, text: str) -> None: ...
+
+    def step(self, metrics: dict[str, Any]) -> None:
+        self.steps.append(metrics)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model: Path) -> Any:
+    return base_models.load_tokenizer(tiny_model)
+
+
+def problems(count: int, first: int = 0) -> pa.Table:
+    rows = [
+        records.example(
+            model_type="task_llm", task="sums", prompt=f"{n} + 1 + 1", steps=[f"{n} + 1 = {n + 1}"] * (1 + n % 3),
+            reference=str(n + 2), verifier="number",
+        )
+        for n in range(first, first + count)
+    ]  # fmt: skip
+    return records.build("Example", rows)
+
+
+def make_run(tokenizer: Any, out: Path, script: Script, *stages: dict[str, Any], **settings: Any) -> Run:
+    tree = {"data": [{"family": "chain_sum"}], "stages": list(stages), "checkpoint_every": 2} | settings
+    held_out = problems(3, first=100)
+    crew = ScriptedCrew(script)
+    return Run(
+        configs.parse(tree, "test"), problems(6), held_out, tokenizer, crew, out, Notes(), State(), History()
+    )  # fmt: skip
+
+
+def asked(run: Run, what: str) -> list[Any]:
+    assert isinstance(run.crew, ScriptedCrew)
+    return [entry for entry in run.crew.log if entry[0] == what]
+
+
+def drawn(run: Run) -> list[str]:
+    return [i for _, stage, ids, _ in asked(run, "sample") if stage != "evaluation" for i in ids]
+
+
+def notes(run: Run) -> list[str]:
+    assert isinstance(run.observer, Notes)
+    return run.observer.notes
+
+
+RLVR = {"kind": "rlvr", "steps": 3, "prompts_per_step": 2, "group_size": 4, "max_refills": 2}
+SRL = {"kind": "srl", "steps": 5, "prompts_per_step": 3, "group_size": 3, "max_refills": 1, "kl": 0.1}
+SFT = {"kind": "sft", "epochs": 2, "batch_size": 4}
+
+
+# Groups
+
+
+def group(rewards: list[tuple[str, float]], **stage: Any) -> Batch:
+    batch = Batch(configs.RlvrStage(kind="rlvr", group_size=len(rewards), **stage), version=0)
+    prompt = records.build(
+        "Prompt",
+        [
+            {
+                "id": "p", "example_id": "p", "stage": "rlvr", "step_index": -1, "token_ids": [5, 6], "trunk_id": "p",
+                "offset": 2, "verifier": "number", "reference": "1", "metadata": "{}",
+            }
+        ],
+    )  # fmt: skip
+    crew = ScriptedCrew(lambda _, index, __: rewards[index])
+    batch.add(prompt, *crew.sample(prompt, SamplingSpec(len(rewards), 1.0, 4)))
+    return batch
+
+
+def advantages(batch: Batch) -> dict[int, float]:
+    return {row["sample_index"]: row["advantage"] for row in batch.samples.to_pylist()}
+
+
+def test_failed_verdicts_leave_the_group_mean_alone() -> None:
+    batch = group([("scored", 1.0), ("failed", -7.0), ("scored", 0.0), ("invalid", -1.0)], advantage="dr_grpo")
+    assert advantages(batch) == pytest.approx({0: 1.0, 2: 0.0, 3: -1.0})
+    assert batch.metrics["reward"] == pytest.approx(0.0) and batch.metrics["pass_rate"] == pytest.approx(1 / 3)
+    assert [batch.metrics[name] for name in records.OUTCOMES] == [2.0, 1.0, 1.0]
+
+
+def test_each_sample_has_the_advantage_of_its_own_reward() -> None:
+    batch = group([("scored", r) for r in (0.5, 0.0, 1.0, 0.25)], advantage="dr_grpo")
+    assert advantages(batch) == pytest.approx({0: 0.0625, 1: -0.4375, 2: 0.5625, 3: -0.1875})
+    for row in batch.samples.to_pylist():
+        assert row["completion_ids"] == [5 + row["sample_index"], 0]
+        assert batch.advantage_of["p", row["sample_index"]] == pytest.approx(row["advantage"])
+
+
+@pytest.mark.parametrize(
+    "rewards",
+    [
+        [("scored", 1.0)] * 3,
+        [("scored", 1.0), ("failed", 0.0), ("failed", 0.0)],
+        [("failed", 0.0)] * 3,
+        [("scored", 0.5), ("scored", 0.5005), ("failed", 0.0)],
+    ],
+    ids=["constant", "one judged", "none judged", "below the deviation asked for"],
+)
+def test_a_group_without_signal_teaches_nothing_and_is_counted(rewards: list[tuple[str, float]]) -> None:
+    batch = group(rewards)
+    assert batch.samples.num_rows == 0 and batch.with_signal == 0
+    assert batch.metrics["groups_drawn"] == 1.0 and batch.metrics["groups_with_signal"] == 0.0
+    assert sum(batch.metrics[name] for name in records.OUTCOMES) == 3.0
+
+
+def add(batch: Batch, prompts: pa.Table, rollouts: pa.Table, verdicts: pa.Table) -> None:
+    batch.add(prompts, rollouts, verdicts, {"sample_s": 0.0, "verify_s": 0.0})
+
+
+@pytest.fixture
+def answered(tokenizer: Any) -> tuple[Batch, pa.Table, pa.Table, pa.Table]:
+    prompts = pipeline.rlvr.prompts(problems(2), tokenizer, "rlvr", False)
+    rollouts, verdicts, _ = ScriptedCrew(varied).sample(prompts, SamplingSpec(2, 1.0, 4))
+    return Batch(configs.RlvrStage(kind="rlvr", group_size=2), version=0), prompts, rollouts, verdicts
+
+
+def test_rollouts_of_another_prompt_are_refused(answered: tuple[Batch, pa.Table, pa.Table, pa.Table]) -> None:
+    batch, prompts, rollouts, verdicts = answered
+    backwards = pa.array([2, 3, 0, 1])
+    for tables in ((rollouts.take(backwards), verdicts), (rollouts, verdicts.take(backwards))):
+        with pytest.raises(RunError, match="^rollout of .* stands where prompt .* should$"):
+            add(batch, prompts, *tables)
+
+
+def test_a_missing_rollout_or_verdict_is_refused(answered: tuple[Batch, pa.Table, pa.Table, pa.Table]) -> None:
+    batch, prompts, rollouts, verdicts = answered
+    with pytest.raises(RunError, match="^2 prompts × 2: got 4 rollouts and 3 verdicts$"):
+        add(batch, prompts, rollouts, verdicts.slice(1))
+    with pytest.raises(RunError, match="^2 prompts × 2: got 3 rollouts and 4 verdicts$"):
+        add(batch, prompts, rollouts.slice(1), verdicts)
+
+
+def test_samples_of_a_group_in_another_order_are_refused(
+    answered: tuple[Batch, pa.Table, pa.Table, pa.Table],
+) -> None:
+    batch, prompts, rollouts, verdicts = answered
+    with pytest.raises(RunError, match="sample 1 stands where sample 0 should"):
+        add(batch, prompts, rollouts, verdicts.take(pa.array([1, 0, 2, 3])))
+
+
+@pytest.mark.parametrize("version", [1, -1], ids=["older", "newer"])
+def test_a_rollout_of_another_policy_version_is_refused(
+    answered: tuple[Batch, pa.Table, pa.Table, pa.Table], version: int
+) -> None:
+    batch, prompts, rollouts, verdicts = answered
+    batch.version = version
+    with pytest.raises(RunError, match="is of policy version 0, .* max_staleness is 0"):
+        add(batch, prompts, rollouts, verdicts)
+
+
+# Order
+
+
+TRUNKS = ["a", "a", "a", "b", "c", "c", "d"]
+
+
+def test_an_epoch_visits_every_row_once_and_the_steps_of_a_trunk_together() -> None:
+    order = Order(TRUNKS, 0, "srl")
+    for epoch in range(3):
+        rows = order.take(epoch * 7, 7)
+        assert sorted(rows) == list(range(7))
+        visited = [TRUNKS[row] for row in rows]
+        assert len([name for i, name in enumerate(visited) if i == 0 or visited[i - 1] != name]) == 4
+        for name in "ac":
+            of_trunk = [row for row in rows if TRUNKS[row] == name]
+            assert of_trunk == sorted(of_trunk)
+
+
+def test_epochs_seeds_and_stages_differ_in_order() -> None:
+    names = [str(n) for n in range(20)]
+    order = Order(names, 0, "srl")
+    rows = [order.take(0, 20), order.take(20, 20), Order(names, 1, "srl").take(0, 20), Order(names, 0, "rlvr").take(0, 20)]
+    assert len({tuple(each) for each in rows}) == 4
+
+
+def test_the_stream_goes_on_at_any_cursor() -> None:
+    stream = [row for epoch in range(3) for row in Order(TRUNKS, 3, "srl").take(7 * epoch, 7)]
+    for cursor in range(18):
+        assert Order(TRUNKS, 3, "srl").take(cursor, 1) == stream[cursor : cursor + 1]
+
+
+def test_no_row_comes_twice_in_one_batch() -> None:
+    order = Order(TRUNKS, 0, "srl")
+    for cursor in range(30):
+        rows = order.take(cursor, 7)
+        assert len(rows) == len(set(rows)) >= 1
+    assert len(order.take(0, 50)) == 7
+
+
+# Steps
+
+
+def test_constant_groups_are_left_out_and_the_batch_is_refilled(tokenizer: Any, tmp_path: Path) -> None:
+    constant: list[str] = []
+
+    def script(prompt_id: str, index: int, seed: int) -> tuple[str, float]:
+        if len(constant) < 1:
+            constant.append(prompt_id)
+        return ("scored", 0.0) if prompt_id in constant else varied(prompt_id, index, seed)
+
+    run = make_run(tokenizer, tmp_path, script, RLVR | {"steps": 1})
+    run.state.held_out["base"] = [0.0, 0.0, 1.0]
+    run.execute()
+    batches = [ids for _, stage, ids, _ in asked(run, "sample") if stage == "rlvr"]
+    assert [len(ids) for ids in batches] == [2, 1] and constant[0] in batches[0]
+    (update,) = asked(run, "update")
+    taught = {row["prompt_id"] for row in update[1]}
+    assert taught == {i for ids in batches for i in ids} - set(constant) and len(taught) == 2
+    assert run.history.metrics[0]["groups_drawn"] == 3.0 and run.history.metrics[0]["groups_with_signal"] == 2.0
+
+
+def test_refills_are_bounded_and_a_step_without_signal_updates_nothing(tokenizer: Any, tmp_path: Path) -> None:
+    run = make_run(tokenizer, tmp_path, lambda *_: ("scored", 0.0), RLVR | {"steps": 2})
+    run.execute()
+    assert len([entry for entry in asked(run, "sample") if entry[1] == "rlvr"]) == 2 * (1 + 2)
+    assert asked(run, "update") == [] and run.state.version == 0
+    assert any("step 1: every group earned one reward alike; no update" in note for note in notes(run))
+    assert len(run.history.metrics) == 2
+
+
+def test_every_batch_is_sampled_with_a_seed_of_its_own(tokenizer: Any, tmp_path: Path) -> None:
+    run = make_run(tokenizer, tmp_path, mixed, SRL, RLVR)
+    run.execute()
+    seeds = [spec.seed for _, stage, _, spec in asked(run, "sample") if stage != "evaluation"]
+    assert len(set(seeds)) == len(seeds) > 8
+
+
+def test_all_stages_run_in_order_with_an_evaluation_after_each(tokenizer: Any, tmp_path: Path) -> None:
+    run = make_run(tokenizer, tmp_path, varied, SFT, SRL, RLVR)
+    run.execute()
+    assert list(run.state.held_out) == ["base", "sft", "srl", "rlvr"]
+    assert [entry[1] for entry in asked(run, "begin_stage")] == [False, True, False]
+    assert [row["stage"] for row in run.history.metrics] == ["sft"] * 3 + ["srl"] * 5 + ["rlvr"] * 3
+    assert run.state.version == 11 and run.state.stage == 3
+    evaluated = [spec for _, stage, _, spec in asked(run, "sample") if stage == "evaluation"]
+    assert [(spec.samples, spec.temperature) for spec in evaluated] == [(1, 0.0)] * 4
+
+
+def test_stages_in_between_are_not_evaluated_where_it_was_not_asked_for(tokenizer: Any, tmp_path: Path) -> None:
+    run = make_run(tokenizer, tmp_path, varied, SFT, SRL, RLVR, evaluation={"on_stages": False})
+    run.execute()
+    assert list(run.state.held_out) == ["base", "rlvr"]
+
+
+def test_the_warm_up_sees_each_solution_once_an_epoch(tokenizer: Any, tmp_path: Path) -> None:
+    run = make_run(tokenizer, tmp_path, varied, SFT | {"examples": 5, "epochs": 3, "batch_size": 2})
+    run.execute()
+    seen = [row["prompt_id"] for _, rows, _ in asked(run, "update") for row in rows]
+    wanted = run.train["id"].to_pylist()[:5]
+    assert all(seen[5 * epoch : 5 * epoch + 5] != wanted for epoch in range(3))
+    assert all(sorted(seen[5 * epoch : 5 * epoch + 5]) == sorted(wanted) for epoch in range(3))
+
+
+# Interruption
+
+
+def comparable(run: Run) -> list[Any]:
+    return [entry for entry in run.crew.log if entry[0] != "begin_stage"]  # type: ignore[attr-defined]
+
+
+def stopping_after(steps: int) -> Callable[[], bool]:
+    asked_for = iter(range(1, 10**6))
+    return lambda: next(asked_for) >= steps
+
+
+STAGES = (SFT, SRL, RLVR)
+
+
+def test_a_stop_finishes_the_step_saves_it_and_says_so(tokenizer: Any, tmp_path: Path) -> None:
+    run = make_run(tokenizer, tmp_path, varied, *STAGES)
+    run.should_stop = stopping_after(4)
+    with pytest.raises(Stopped, match="^stopped after step 1 of srl; everything up to here is saved$") as caught:
+        run.execute()
+    assert caught.value.exit_code == 130
+    folder = checkpoints.latest(tmp_path)
+    assert folder is not None
+    state, history = checkpoints.read(folder)
+    assert (state.stage, state.step, state.version, len(history.metrics)) == (1, 1, 4, 4)
+
+
+@pytest.mark.parametrize("every", [1, 3, 4])
+def test_an_interrupted_run_asks_for_the_same_as_an_uninterrupted_one(
+    tokenizer: Any, tmp_path: Path, every: int
+) -> None:
+    """The same prompts, seeds, samples and updates in the same order: no example twice, none skipped."""
+    whole = make_run(tokenizer, tmp_path / "whole", mixed, *STAGES)
+    whole.execute()
+    out, log, state, history = tmp_path / "cut", [], State(), History()
+    for _ in range(100):
+        run = make_run(tokenizer, out, mixed, *STAGES)
+        assert isinstance(run.crew, ScriptedCrew)
+        folder = checkpoints.latest(out)
+        if folder is not None:
+            run.state, run.history = checkpoints.read(folder)
+            run.crew.load(folder)
+            run.crew.hand_over()
+        run.should_stop = stopping_after(every)
+        state, history = run.state, run.history
+        try:
+            run.execute()
+            log += comparable(run)
+            break
+        except Stopped:
+            log += comparable(run)
+    assert log == comparable(whole)
+    assert state.held_out == whole.state.held_out and state.sampled_tokens == whole.state.sampled_tokens
+    assert (state.version, state.stage) == (whole.state.version, whole.state.stage)
+
+    def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{name: v for name, v in row.items() if not name.endswith(("seconds", "_s"))} for row in rows]
+
+    assert timeless(history.metrics) == timeless(whole.history.metrics)
+    assert history.rollouts == whole.history.rollouts
+
+
+def test_a_run_that_died_between_checkpoints_repeats_only_what_was_not_saved(tokenizer: Any, tmp_path: Path) -> None:
+    whole = make_run(tokenizer, tmp_path / "whole", mixed, SRL)
+    whole.execute()
+    dying = make_run(tokenizer, tmp_path / "cut", mixed, SRL)
+
+    def die_at_fourth(samples: pa.Table, spec: UpdateSpec) -> dict[str, float]:
+        if dying.state.step == 3:
+            raise RunError("the learner died")
+        return ScriptedCrew.update(dying.crew, samples, spec)  # type: ignore[arg-type]
+
+    dying.crew.update = die_at_fourth
+    with pytest.raises(RunError, match="the learner died"):
+        dying.execute()
+    folder = checkpoints.latest(tmp_path / "cut")
+    assert folder is not None
+    resumed = make_run(tokenizer, tmp_path / "cut", mixed, SRL)
+    resumed.state, resumed.history = checkpoints.read(folder)
+    resumed.crew.load(folder)
+    resumed.crew.hand_over()
+    assert resumed.state.step == 2
+    resumed.execute()
+    remaining = comparable(resumed)
+    assert remaining == comparable(whole)[-len(remaining) :]
+
+
+# Evaluation
+
+
+def test_failed_verifications_do_not_count_against_the_model(tokenizer: Any, tmp_path: Path) -> None:
+    outcomes = iter([("scored", 1.0), ("failed", 0.0), ("invalid", 0.0)])
+    run = make_run(tokenizer, tmp_path, lambda *_: next(outcomes), RLVR)
+    run._evaluate("base")
+    assert run.state.held_out["base"][0] == 0.5
+    assert notes(run)[0] == "base: 1 verifications failed and do not count"
+
+
+def test_an_evaluation_that_judged_nothing_ends_the_run(tokenizer: Any, tmp_path: Path) -> None:
+    run = make_run(tokenizer, tmp_path, lambda *_: ("failed", 0.0), RLVR)
+    with pytest.raises(RunError, match="^base: all 3 verifications failed"):
+        run.execute()
+
+
+def test_predictions_stand_beside_their_own_problems(tokenizer: Any) -> None:
+    crew, examples = ScriptedCrew(varied), problems(3)
+    _, _, predictions = pipeline.evaluate(examples, tokenizer, crew, False, 8)
+    assert [prediction["id"] for prediction in predictions] == examples["id"].to_pylist()
+
+    class Confused(ScriptedCrew):
+        def sample(self, prompts: pa.Table, spec: SamplingSpec) -> tuple[pa.Table, pa.Table, dict[str, float]]:
+            rollouts, verdicts, seconds = super().sample(prompts, spec)
+            return rollouts.take(pa.array([1, 0, 2])), verdicts, seconds
+
+    with pytest.raises(RunError, match="^rollout of .* stands where problem .* should$"):
+        pipeline.evaluate(examples, tokenizer, Confused(varied), False, 8)
+
+
+@pytest.mark.parametrize("by_steps", [False, True])
+def test_a_problem_that_fills_the_context_is_named_before_the_run(tokenizer: Any, by_steps: bool) -> None:
+    config = configs.parse({"data": [{"family": "x"}], "stages": [RLVR], "model": {"max_context": 154}}, "test")
+    pipeline.check_fits_context(problems(2), tokenizer, config, 1024)
+    with pytest.raises(InputError, match="max_context is 154, but the model was made for at most 100"):
+        pipeline.check_fits_context(problems(2), tokenizer, config, 100)
+    config.model.max_context = 150 if by_steps else 100
+    with pytest.raises(InputError, match=r"^problem \w{32} .* tokens long and model.max_context is .*: raise it") as caught:
+        pipeline.check_fits_context(problems(3), tokenizer, config, 1024, by_steps)
+    assert "\n" not in str(caught.value)
+
+
+# What a reader sees
+
+
+def test_kept_rollouts_carry_the_advantage_they_were_trained_with(tokenizer: Any, tmp_path: Path) -> None:
+    run = make_run(tokenizer, tmp_path, mixed, RLVR, tracking={"rollouts_per_step": 1})
+    run.execute()
+    trained = {(r["prompt_id"], r["sample_index"]): r["advantage"] for _, rows, _ in asked(run, "update") for r in rows}
+    assert len(run.history.rollouts) == 3 * 4
+    for row in run.history.rollouts:
+        key = row["prompt_id"], row["sample_index"]
+        assert row["advantage"] in (0.0, pytest.approx(trained.get(key, 0.0)))
+        assert len(row["tokens"]) == len(row["logprobs"]) == 2
+
+
+def test_a_derived_seed_is_the_same_on_every_machine() -> None:
+    assert pipeline.derived_seed(0, "srl", 3, 1) == 5436033108936512377
+    assert 0 <= pipeline.derived_seed("anything") < 2**63
