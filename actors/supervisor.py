@@ -154,6 +154,7 @@ class Crew:
 
     def hand_over(self) -> None:
         """The learner's weights to every generator. Raises RunError where one serves something else afterwards."""
+        self.weights = None  # the old buffer leaves the object store before the new one comes
         self.weights = self._learner("export", {})
         for i in range(len(self.generators)):
             self._load(i)

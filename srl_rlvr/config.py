@@ -349,7 +349,8 @@ def _explain(error: ValidationError) -> str:
     if fault["type"] == "union_tag_not_found":
         return f"{where}: 'kind' is missing; it must be sft, srl or rlvr"
     if fault["type"] == "union_tag_invalid":
-        return f"{where}: 'kind' is {json.dumps(fault['ctx']['tag'])}; it must be sft, srl or rlvr"
+        kind = json.dumps(value["kind"], default=str) if isinstance(value, dict) else "unknown"
+        return f"{where}: 'kind' is {kind}; it must be sft, srl or rlvr"
     if fault["type"] in ("model_type", "model_attributes_type", "dict_type"):
         return f"{where}: must be a table of keys, not {json.dumps(value, default=str)}"
     if fault["type"] == "list_type":

@@ -15,7 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from srl_rlvr import checkpoints, config as configs, records
+from srl_rlvr import checkpoints, records
+from srl_rlvr import config as configs
 from srl_rlvr.checkpoints import History, State
 from srl_rlvr.config import PolicyGradientStage, RunConfig, SftStage, SrlStage
 from srl_rlvr.engines import SamplingSpec
@@ -129,7 +130,9 @@ class Run:
                 self.observer.note(f"{stage.label}, step {step + 1}: every group earned one reward alike; no update")
             self._finish_step(stage.label, metrics, step == stage.steps - 1)
 
-    def _collect(self, stage: configs.SrlStage | configs.RlvrStage, step: int, prompts: pa.Table, order: Order) -> Batch:
+    def _collect(
+        self, stage: configs.SrlStage | configs.RlvrStage, step: int, prompts: pa.Table, order: Order
+    ) -> Batch:
         """Draw prompts until `prompts_per_step` groups carry signal, or the refills are used up (DAPO, section 3.2)."""
         batch = Batch(stage, self.state.version)
         for attempt in range(1 + stage.max_refills):
@@ -182,7 +185,14 @@ class Run:
         self.crew.commit(folder)
 
     def _keep_rollouts(
-        self, label: str, step: int, attempt: int, prompts: pa.Table, rollouts: pa.Table, verdicts: pa.Table, batch: Batch
+        self,
+        label: str,
+        step: int,
+        attempt: int,
+        prompts: pa.Table,
+        rollouts: pa.Table,
+        verdicts: pa.Table,
+        batch: Batch,
     ) -> None:
         """The first groups of the step, for the report's viewer."""
         keep = min(self.config.tracking.rollouts_per_step, prompts.num_rows) if attempt == 0 else 0
@@ -215,7 +225,6 @@ class Batch:
         self._tokens: list[int] = []
         self._drawn = 0
         self._seconds = {"sample_s": 0.0, "verify_s": 0.0}
-        self._staleness = 0
 
     def add(self, prompts: pa.Table, rollouts: pa.Table, verdicts: pa.Table, seconds: dict[str, float]) -> int:
         """Count every group and keep the samples of those with signal; returns the tokens that were sampled.
@@ -236,14 +245,19 @@ class Batch:
         return sum(len(row["token_ids"]) for row in rows)
 
     def _add_group(self, prompt: dict[str, Any], group: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
-        for rollout, verdict in group:
-            if not rollout["prompt_id"] == verdict["prompt_id"] == prompt["id"]:
-                raise RunError(f"rollout of {rollout['prompt_id']} stands where prompt {prompt['id']} should")
-            self._staleness = max(self._staleness, self.version - rollout["policy_version"])
+        for index, (rollout, verdict) in enumerate(group):
+            for record in (rollout, verdict):
+                found, wanted = (record["prompt_id"], record["sample_index"]), (prompt["id"], index)
+                if found != wanted:
+                    what = "rollout" if record is rollout else "verdict"
+                    raise RunError(f"{what} {found[1]} of {found[0]} stands where {index} of {wanted[0]} should")
+            if rollout["policy_version"] != self.version:
+                raise RunError(
+                    f"a rollout is of policy version {rollout['policy_version']}, the learner's is {self.version}, and "
+                    "max_staleness is 0"
+                )
             self._outcomes[verdict["outcome"]] += 1
             self._tokens.append(len(rollout["token_ids"]))
-        if self._staleness:
-            raise RunError(f"a rollout is {self._staleness} versions old, and max_staleness is 0")
         judged = [(rollout, verdict) for rollout, verdict in group if verdict["outcome"] != records.FAILED]
         rewards = np.array([verdict["reward"] for _, verdict in judged], dtype=np.float64)
         self._rewards += rewards.tolist()
@@ -282,7 +296,7 @@ class Batch:
             "groups_with_signal": float(self.with_signal),
             "completion_tokens": float(np.mean(self._tokens)),
             "tokens_per_s": sum(self._tokens) / max(self._seconds["sample_s"], 1e-9),
-            "staleness": float(self._staleness),
+            "staleness": 0.0,  # an older rollout is refused
             **{outcome: float(count) for outcome, count in self._outcomes.items()},
             **self._seconds,
         }
@@ -356,7 +370,7 @@ def evaluate(
 def check_fits_context(
     examples: pa.Table, tokenizer: Any, config: RunConfig, model_limit: int, by_steps: bool = False
 ) -> None:
-    """Raises InputError naming the first problem whose prompt (`by_steps`: its last step's) leaves no room to answer."""
+    """Raises InputError naming the first problem whose prompt (its last step's, `by_steps`) leaves no room."""
     limit = config.model.max_context
     if limit > model_limit:
         raise InputError(f"model.max_context is {limit}, but the model was made for at most {model_limit} tokens")

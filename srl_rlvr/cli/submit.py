@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import shlex
 import time
 import urllib.error
@@ -65,14 +66,16 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _client(address: str) -> Any:
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
+    logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)  # it tells of each upload
     if not address.startswith(("http://", "https://")):
         raise InputError(f"'{address}' is no address of a dashboard: write http://HOST:8265")
     try:
         _knock(address)
         return JobSubmissionClient(address)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, AuthenticationError) as error:
         first = str(error).strip().splitlines()[0]
         raise InputError(
             f"cannot reach the Ray cluster at {address}: {first}; is its dashboard running there, and are "
@@ -96,6 +99,8 @@ def _follow(client: Any, job: str) -> int:
         printed = len(logs)
         if status.is_terminal():
             if status.value != "SUCCEEDED":
-                raise RunError(f"job {job} ended as {status.value}: {client.get_job_info(job).message}")
+                # The message repeats the output that is printed already, below its first line.
+                reason = (client.get_job_info(job).message or "no reason given").splitlines()[0]
+                raise RunError(f"job {job} ended as {status.value}: {reason.partition(', last available logs')[0]}")
             return 0
         time.sleep(_POLL_S)

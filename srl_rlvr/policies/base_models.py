@@ -48,18 +48,22 @@ def load_tokenizer(model: Path) -> Any:
 def load_model(model: Path) -> Any:
     """The causal language model in float32, in evaluation mode (dropout off, as sampling has it)."""
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     try:
         return AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"model '{model}': cannot load it as a causal language model: {_first_line(error)}") from None
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-    """The folder's model card (`model_card.json`), or an empty one."""
+    """The folder's model card (`model_card.json`), or an empty one. Raises InputError where it is no JSON."""
     path = folder / "model_card.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON: {error}") from None
 
 
 def _check_folder(folder: Path) -> None:
@@ -100,7 +104,7 @@ def _unpack(base: str, cache: Path) -> Path:
     quantized = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf.name)
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf.name)
     config = quantized.config
-    del config.quantization_config
+    del config.quantization_config  # type: ignore[reportAttributeAccessIssue]
     model = type(quantized)(config)
     model.load_state_dict(quantized.state_dict())
     partial = cache / f".{base}-{os.getpid()}"
@@ -113,4 +117,4 @@ def _unpack(base: str, cache: Path) -> Path:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -134,6 +134,7 @@ class TextPolicy:
 
     def export(self) -> tuple[np.ndarray, weights.Manifest]:
         """What a generator needs to serve this version: all weights, or only the adapters under LoRA."""
+        self.optimizer.zero_grad(set_to_none=True)  # the buffer takes the room of the gradients
         named = list(_full_tensors(self.network))
         if self.lora_scale is not None:
             named = [(name, tensor) for name, tensor in named if ".lora_" in name]
@@ -413,4 +414,3 @@ def _check_output_head(network: Any) -> None:
     if not torch.allclose(own, ours, atol=1e-3, rtol=1e-3):
         raise InputError(f"model type '{network.config.model_type}' changes its logits after the output head; "
                          "it cannot be trained here yet")  # fmt: skip
-

@@ -13,9 +13,7 @@ from srl_rlvr.engines import SamplingSpec
 from srl_rlvr.model_types import task_llm
 
 
-def prompts(
-    examples: pa.Table, tokenizer: Any, label: str, think: bool, invalid_reward: float = 0.0
-) -> pa.Table:
+def prompts(examples: pa.Table, tokenizer: Any, label: str, think: bool, invalid_reward: float = 0.0) -> pa.Table:
     """One Prompt for each example. Evaluation asks with the same."""
     rows = []
     for example in examples.to_pylist():

@@ -105,7 +105,9 @@ def test_tracked_files_name_no_machine_and_no_private_registry() -> None:
     # Put together here, so that this file is not one that it finds.
     home, host = "/".join(("", "work", "")), "|".join(("artifactory", "nexus", r"pip\.conf", "10\\.\\d+\\.\\d+\\.\\d+"))
     folders = "|".join(re.escape(folder) for folder in (home, "/" + "root/", "/" + "home/", "/" + "tmp/w/"))
-    pattern = re.compile(rf"(?<![\w.])(?:{folders})|(?:{host})|--extra-index-url|--index-url (?!https://download\.pytorch\.org|\$\(CPU_INDEX\))")
+    pattern = re.compile(
+        rf"(?<![\w.])(?:{folders})|(?:{host})|--extra-index-url|--index-url (?!https://download\.pytorch\.org|\$\(CPU_INDEX\))"
+    )
     found = []
     for path in tracked_files():
         if path == Path(__file__):

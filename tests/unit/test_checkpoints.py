@@ -29,7 +29,9 @@ def names(out: Path) -> list[str]:
 
 def test_a_checkpoint_is_read_as_it_was_written(tmp_path: Path) -> None:
     state = State(1, 3, 17, 12, 999, 4.5, 2.25, {"base": [0.5, 0.25, 0.75]}, "run-7")
-    history = History([{"stage": "sft", "step": 0, "loss": 0.5}, {"stage": "srl", "step": 0, "reward": 0.25}], [ROLLOUT])
+    history = History(
+        [{"stage": "sft", "step": 0, "loss": 0.5}, {"stage": "srl", "step": 0, "reward": 0.25}], [ROLLOUT]
+    )
     folder = checkpoints.write(tmp_path, state, history, '{"seed": 0}\n', save_learner)
     assert checkpoints.read(folder) == (state, history)
     assert checkpoints.latest(tmp_path) == folder
@@ -106,5 +108,7 @@ def test_a_missing_or_damaged_file_is_refused(tmp_path: Path, name: str) -> None
 
 
 def test_metrics_that_a_stage_does_not_have_are_null_there() -> None:
-    table = History([{"stage": "sft", "step": 0, "loss": 0.5}, {"stage": "srl", "step": 0, "reward": 1.0}]).metrics_table()
+    table = History(
+        [{"stage": "sft", "step": 0, "loss": 0.5}, {"stage": "srl", "step": 0, "reward": 1.0}]
+    ).metrics_table()
     assert table.to_pydict() == {"stage": ["sft", "srl"], "step": [0, 0], "loss": [0.5, None], "reward": [None, 1.0]}

@@ -183,7 +183,9 @@ def test_the_resolved_copy_describes_the_same_run(tmp_path: Path) -> None:
 
 def test_every_key_is_documented_by_a_sentence() -> None:
     keys = {key: sentence for key, _, sentence in config.documented_keys()}
-    assert {"seed", "model.base", "data[].path", "stages[sft].learning_rate", "stages[rlvr].invalid_reward"} <= set(keys)
+    assert {"seed", "model.base", "data[].path", "stages[sft].learning_rate", "stages[rlvr].invalid_reward"} <= set(
+        keys
+    )
     assert [key for key, sentence in keys.items() if not sentence.strip().endswith((".", ";", ")"))] == []
 
 

@@ -165,9 +165,7 @@ def test_a_stop_is_found_where_it_ends_in_the_middle_of_nothing_else(
         assert text.find("abba") == (len(text) - 4 if completion.finish_reason == "stop" else -1)
 
 
-def test_prompt_and_completion_keep_within_the_context(
-    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_prompt_and_completion_keep_within_the_context(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = make(tiny_model, max_context=12)
     biased(engine, monkeypatch, {"<|end|>": -100.0})
     groups = engine.sample(PROMPTS, SamplingSpec(1, 1.0, 50))
@@ -175,7 +173,9 @@ def test_prompt_and_completion_keep_within_the_context(
     assert {group[0].finish_reason for group in groups} == {"length"}
 
 
-def test_a_monologue_that_fills_the_context_is_not_gone_on_with(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_monologue_that_fills_the_context_is_not_gone_on_with(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = make(tiny_model, max_context=len(PROMPTS[0]) + 17)
     spec = scripted(engine, monkeypatch, "<think>ab</think>rest")
     (group,) = engine.sample(PROMPTS[:1], spec)
@@ -234,7 +234,9 @@ def test_rollouts_stand_in_the_order_of_their_prompts(engine: TransformersEngine
 
 
 def test_an_engine_is_made_by_its_name(tiny_model: Path) -> None:
-    made = create("transformers", tiny_model, {"max_running": 4, "max_context": 64, "kv_cache_gib": 1, "block_size": 32})
+    made = create(
+        "transformers", tiny_model, {"max_running": 4, "max_context": 64, "kv_cache_gib": 1, "block_size": 32}
+    )
     assert isinstance(made, TransformersEngine)
 
 

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.integration
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_workers_learn_what_one_does(tiny_model: Path, tmp_path: Path, strategy: str, lora_rank: int) -> None:
     import torch
+    from torch.multiprocessing.spawn import spawn
 
     results: list[dict[str, Any]] = []
     for world in (1, 2):
@@ -25,7 +26,7 @@ def test_two_workers_learn_what_one_does(tiny_model: Path, tmp_path: Path, strat
         if world == 1:
             workers.run(0, *arguments)
         else:
-            torch.multiprocessing.spawn(workers.run, arguments, nprocs=world)
+            spawn(workers.run, arguments, nprocs=world)
         results.append(torch.load(folder / "found.pt", weights_only=False))
     alone, group = results
     assert alone["resumed_is_uninterrupted"] and group["resumed_is_uninterrupted"]
@@ -49,7 +50,8 @@ def test_a_checkpoint_of_one_strategy_is_read_by_the_other(
     tiny_model: Path, tmp_path: Path, strategies: tuple[str, str]
 ) -> None:
     import torch
+    from torch.multiprocessing.spawn import spawn
 
-    torch.multiprocessing.spawn(workers.hand_over, (2, strategies, str(tiny_model), str(tmp_path)), nprocs=2)
+    spawn(workers.hand_over, (2, strategies, str(tiny_model), str(tmp_path)), nprocs=2)
     saved, loaded = (torch.load(tmp_path / f"{when}.pt") for when in ("before", "after"))
     torch.testing.assert_close(loaded, saved, rtol=0, atol=1e-6)

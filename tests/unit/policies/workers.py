@@ -47,9 +47,7 @@ def run(rank: int, world: int, strategy: str, lora_rank: int, model: str, out: s
     for name in BATCHES:
         found["metrics"].append(policy.update(cases.table(cases.BATCHES[name]), spec))
         found["gradients"].append(gradients(policy))
-    found["metrics"].append(
-        policy.update(cases.table(cases.BATCHES[BATCHES[0]]), dataclasses.replace(spec, updates=2))
-    )
+    found["metrics"].append(policy.update(cases.table(cases.BATCHES[BATCHES[0]]), dataclasses.replace(spec, updates=2)))
     policy.save(folder)
     if world > 1:
         dist.barrier()

@@ -71,7 +71,9 @@ def test_prompts_have_ids_of_their_own(tokenizer: Any) -> None:
 def test_all_steps_one_after_the_other_are_the_solution_that_the_warm_up_teaches(tokenizer: Any) -> None:
     problems = examples("3 + 4 + 5", "1 + 1")
     solutions = sft.samples(problems, tokenizer, think=False).to_pylist()
-    for sample, rows in zip(solutions, by_trunk(srl.prompts(problems, tokenizer, srl_stage(), False)).values(), strict=True):
+    for sample, rows in zip(
+        solutions, by_trunk(srl.prompts(problems, tokenizer, srl_stage(), False)).values(), strict=True
+    ):
         whole = sample["prompt_ids"] + sample["completion_ids"]
         assert sample["prompt_ids"] == rows[0]["token_ids"]
         assert [whole[: row["offset"]] for row in rows] == [row["token_ids"] for row in rows]
