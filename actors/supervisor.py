@@ -38,6 +38,7 @@ _ALLOCATOR = {"THP_MEM_ALLOC_ENABLE": "1"}
 _PLACEMENT_DEADLINE_S = 60.0
 _GENERATOR_TRIES = 3
 _COMMIT_DEADLINE_S = 60.0
+_RESTART_POLL_S = 0.5
 _CONNECT_DEADLINE_S = 5.0
 
 
@@ -195,7 +196,7 @@ class Crew:
                 if set(records.check("Rollout", table)["policy_version"].to_pylist()) == {self.version}:
                     return table, attempt > 0
             except ray.exceptions.ActorUnavailableError:
-                pass
+                self._await_restart(i)
             if self.weights is not None:
                 self._load(i)
             ref = self.generators[i].generate.remote(shard, spec)
@@ -217,6 +218,7 @@ class Crew:
                     self.generators[i].load.remote(buffer, manifest), self.config.engine.call_deadline_s, what
                 )
             except ray.exceptions.ActorUnavailableError:
+                self._await_restart(i)
                 continue
             except ray.exceptions.ObjectLostError:
                 self.weights = self._learner("export", {})
@@ -228,6 +230,18 @@ class Crew:
                 )
             return
         raise RunError(f"generator-{i} died {_GENERATOR_TRIES} times over loading version {self.version}")
+
+    def _await_restart(self, i: int) -> None:
+        """Block until generator i, which died, answers again: until then Ray turns every call away at once."""
+        deadline_s = self.config.engine.start_deadline_s
+        end = time.monotonic() + deadline_s
+        while time.monotonic() < end:
+            try:
+                self._get(self.generators[i].health.remote(), deadline_s, f"generator-{i} to start again")
+                return
+            except ray.exceptions.ActorUnavailableError:
+                time.sleep(_RESTART_POLL_S)
+        raise RunError(f"generator-{i} died and did not start again within {deadline_s:.0f} s")
 
     def _learner(self, command: str, arguments: dict[str, Any], deadline_s: float | None = None) -> Any:
         deadline = deadline_s or self.config.learner.call_deadline_s

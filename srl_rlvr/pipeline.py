@@ -88,6 +88,8 @@ class Run:
             self.state.stage += 1
             self.state.step = self.state.cursor = 0
             self._checkpoint()
+            if self.should_stop() and not is_last:
+                raise Stopped(f"stopped after {stage.label}; everything up to here is saved")
 
     def _warm_up(self, stage: SftStage) -> None:
         """Cross-entropy on worked solutions, in a new order each epoch."""

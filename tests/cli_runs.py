@@ -152,13 +152,18 @@ class Command:
         errors = self._errors.read()
         self._errors.close()
         return Finished(
-            self.process.returncode, "".join(self.lines), errors, time.monotonic() - self.started, [*self.family.values()]
+            self.process.returncode,
+            "".join(self.lines),
+            errors,
+            time.monotonic() - self.started,
+            [*self.family.values()],
         )
 
     def actors(self, name: str) -> list[psutil.Process]:
         """Ray's worker processes of that class, below this command."""
         self._look_around()
-        return [process for process in self.family.values() if _title(process).split(".")[0] == f"ray::{name}"]
+        title = re.compile(rf"ray::(.*:)?{name}\b")  # in a call, an actor's own name comes before its class
+        return [process for process in self.family.values() if title.match(_title(process))]
 
     def actor(self, name: str, deadline_s: float = 60.0) -> psutil.Process:
         end = time.monotonic() + deadline_s

@@ -18,22 +18,22 @@ def dense(text: str, reference: str, metadata: dict[str, Any]) -> Score:
 
 
 def hangs(text: str, reference: str, metadata: dict[str, Any]) -> Score:
-    if _one_in_four(text):
+    if _one_in_four(text, reference):
         time.sleep(3600)
     return dense(text, reference, metadata)
 
 
 def crashes(text: str, reference: str, metadata: dict[str, Any]) -> Score:
-    if _one_in_four(text):
+    if _one_in_four(text, reference):
         os._exit(3)
     return dense(text, reference, metadata)
 
 
 def returns_nan(text: str, reference: str, metadata: dict[str, Any]) -> Score:
-    if _one_in_four(text):
+    if _one_in_four(text, reference):
         return Score("scored", float("nan"))
     return dense(text, reference, metadata)
 
 
-def _one_in_four(text: str) -> bool:
-    return zlib.crc32(text.encode()) % 4 == 0
+def _one_in_four(text: str, reference: str) -> bool:
+    return zlib.crc32(f"{text}/{reference}".encode()) % 4 == 0

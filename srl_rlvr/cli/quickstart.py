@@ -26,5 +26,5 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> int:
-    options.run_file, options.keys, options.families = RUN_FILE, False, False
-    return train.run(options)
+    options.run_file = RUN_FILE
+    return train.start(options, "quickstart")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
@@ -47,6 +48,7 @@ def train(config: RunConfig, out: Path, resume: bool, command: str) -> int:
     for examples in (train_examples, held_out):
         pipeline.check_fits_context(examples, tokenizer, config, limit)
     _check_steps(config, train_examples)
+    _check_verifiers({*train_examples["verifier"].to_pylist(), *held_out["verifier"].to_pylist()})
     _check_disk(model, out)
     _begin_folder(out, config)
     plan = [(stage.label, _steps(stage, train_examples.num_rows)) for stage in config.stages]
@@ -73,7 +75,7 @@ def train(config: RunConfig, out: Path, resume: bool, command: str) -> int:
             status = "FINISHED"
         except pipeline.Stopped as stopped:
             status = "KILLED"
-            raise pipeline.Stopped(f"{stopped}; go on with: srl-rlvr {command} --out {out} --resume") from None
+            raise pipeline.Stopped(f"{stopped}; go on with: {command} --out {out} --resume") from None
         finally:
             tracker.end(status)
     _print_summary(state, memory, held_out.num_rows, out)
@@ -115,6 +117,21 @@ def _check_steps(config: RunConfig, examples: Any) -> None:
     for stage in config.stages:
         if stage.kind != "rlvr":
             srl.with_steps(examples)
+
+
+def _check_verifiers(names: set[str]) -> None:
+    """A user's own verifiers are imported by the workers only; that they are there at all is found before that."""
+    for name in sorted(names):
+        module = name.partition(":")[0]
+        try:
+            missing = ":" in name and importlib.util.find_spec(module) is None
+        except ImportError:
+            missing = True
+        if missing:
+            raise InputError(
+                f"verifier '{name}' of the data: there is no module {module}; put it into the working folder or on "
+                "PYTHONPATH"
+            )
 
 
 def _check_disk(model: Path, out: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,16 @@ def run(options: argparse.Namespace) -> int:
         return 0
     if options.run_file is None:
         raise configs.InputError("name a run file: srl-rlvr train RUN.toml")
+    return start(options, f"train {options.run_file}")
+
+
+def start(options: argparse.Namespace, command: str) -> int:
+    """Run `options.run_file`; `command` is how the user goes on after Ctrl-C."""
     config = configs.load(options.run_file, options.overrides)
     from srl_rlvr.cli import session
 
-    return session.train(config, options.out or Path("out") / config.name, options.resume, f"train {options.run_file}")
+    command = shlex.join(["srl-rlvr", *command.split(), *(f"--set={each}" for each in options.overrides)])
+    return session.train(config, options.out or Path("out") / config.name, options.resume, command)
 
 
 def _print_families() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -40,7 +41,9 @@ def unflatten(buffer: np.ndarray, manifest: Manifest) -> Iterator[tuple[str, tor
     found = checksum(buffer)
     if found != manifest.checksum:
         raise ValueError(f"weights of version {manifest.version} arrived damaged: {found} is not {manifest.checksum}")
-    flat = torch.from_numpy(buffer)
+    with warnings.catch_warnings():  # Ray's buffers are read-only, and the views are only read
+        warnings.filterwarnings("ignore", message=".* is not writable")
+        flat = torch.from_numpy(buffer)
     at = 0
     for name, shape in manifest.tensors:
         size = int(np.prod(shape))

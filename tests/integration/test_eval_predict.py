@@ -46,7 +46,9 @@ def test_predict_writes_one_line_for_each_problem_without_needing_answers(
 ) -> None:
     unanswered = tmp_path / "unanswered.jsonl"
     rows = [json.loads(line) for line in questions.read_text().splitlines()]
-    unanswered.write_text("".join(json.dumps({"id": f"q{i}", "question": r["question"]}) + "\n" for i, r in enumerate(rows)))
+    unanswered.write_text(
+        "".join(json.dumps({"id": f"q{i}", "question": r["question"]}) + "\n" for i, r in enumerate(rows))
+    )
     finished = _transformers("predict", trained.out / "model", unanswered, tmp_path, "--out", "answers.jsonl")
     assert finished.out.strip() == "2 answers in answers.jsonl"
     answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]

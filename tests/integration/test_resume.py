@@ -19,7 +19,9 @@ def test_interrupted_in_srl_and_in_rlvr_is_the_same_as_uninterrupted(trained: An
     assert re.search(r"stopped after step [123] of rlvr", second.err), second.err
     last = Command(["train", trained.run_file, "--out", "out", "--resume"], tmp_path).finish()
     assert last.code == 0, last.err
-    assert not re.search(r"^(sft|srl) ", last.out[: last.out.index("writing model")], re.MULTILINE), "a step was done twice"
+    assert not re.search(r"^(sft|srl) ", last.out[: last.out.index("writing model")], re.MULTILINE), (
+        "a step was done twice"
+    )
     same_results(tmp_path / "out", trained.out)
 
 

@@ -36,7 +36,9 @@ def main() -> None:
     seen["other_seed_other_tokens"] = _tokens(again) != _tokens(other)
     seen["prefix_cache_on"] = engine.engine.llm_engine.vllm_config.cache_config.enable_prefix_caching
     lines = engine.sample(prompts, SamplingSpec(2, TEMPERATURE, 64, stops=("\n",), seed=7))
-    ended = [c for group in lines for c in group if c.finish_reason == "stop" and c.token_ids[-1] != tokenizer.eos_token_id]
+    ended = [
+        c for group in lines for c in group if c.finish_reason == "stop" and c.token_ids[-1] != tokenizer.eos_token_id
+    ]
     seen["stopped"] = [tokenizer.decode(completion.token_ids) for completion in ended]
 
     full = TextPolicy(model, tokens_per_microbatch=512)

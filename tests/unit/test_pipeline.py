@@ -324,6 +324,18 @@ def test_refills_are_bounded_and_a_step_without_signal_updates_nothing(tokenizer
     assert len(run.history.metrics) == 2
 
 
+@pytest.mark.parametrize("script", [varied, mixed], ids=["without refills", "with refills"])
+def test_prompts_are_drawn_one_after_the_other_and_none_is_skipped(
+    tokenizer: Any, tmp_path: Path, script: Script
+) -> None:
+    run = make_run(tokenizer, tmp_path, script, RLVR | {"steps": 7})
+    run.execute()
+    ids, order = run.train["id"].to_pylist(), Order(run.train["id"].to_pylist(), 0, "rlvr")
+    asked_for = drawn(run)
+    assert asked_for == [ids[row] for cursor in range(len(asked_for)) for row in order.take(cursor, 1)]
+    assert len(asked_for) >= 14 and sorted(asked_for[:6]) == sorted(asked_for[6:12]) == sorted(ids)
+
+
 def test_every_batch_is_sampled_with_a_seed_of_its_own(tokenizer: Any, tmp_path: Path) -> None:
     run = make_run(tokenizer, tmp_path, mixed, SRL, RLVR)
     run.execute()
@@ -496,10 +508,10 @@ def test_a_problem_that_fills_the_context_is_named_before_the_run(tokenizer: Any
 
 
 def test_kept_rollouts_carry_the_advantage_they_were_trained_with(tokenizer: Any, tmp_path: Path) -> None:
-    run = make_run(tokenizer, tmp_path, mixed, RLVR, tracking={"rollouts_per_step": 1})
+    run = make_run(tokenizer, tmp_path, mixed, RLVR | {"steps": 1}, tracking={"rollouts_per_step": 1})
     run.execute()
     trained = {(r["prompt_id"], r["sample_index"]): r["advantage"] for _, rows, _ in asked(run, "update") for r in rows}
-    assert len(run.history.rollouts) == 3 * 4
+    assert len(run.history.rollouts) == 4
     for row in run.history.rollouts:
         key = row["prompt_id"], row["sample_index"]
         assert row["advantage"] in (0.0, pytest.approx(trained.get(key, 0.0)))

@@ -310,6 +310,13 @@ def test_an_export_arrives_as_it_left(tiny_model: Path, rank: int) -> None:
     assert not arrived
 
 
+def test_a_read_only_buffer_is_read_without_a_warning(tiny_model: Path, recwarn: pytest.WarningsRecorder) -> None:
+    buffer, manifest = make_policy(tiny_model).export()
+    buffer.flags.writeable = False  # as Ray's object store hands it out
+    assert len(dict(weights.unflatten(buffer, manifest))) == len(manifest.tensors)
+    assert not [warning for warning in recwarn if "writable" in str(warning.message)]
+
+
 def test_a_damaged_export_is_refused(tiny_model: Path) -> None:
     buffer, manifest = make_policy(tiny_model).export()
     buffer[12345] += 1e-3
