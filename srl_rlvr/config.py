@@ -108,7 +108,7 @@ class PolicyGradientStage(StageConfig):
     kl: float = Field(default=0.0, ge=0)
     """Weight of the k3 estimate of KL(policy || model at the start of this stage); 0 keeps no reference."""
     updates_per_batch: int = Field(default=1, ge=1)
-    """Optimizer steps on one batch of rollouts (disjoint minibatches of groups)."""
+    """Optimizer steps on one batch of rollouts (disjoint minibatches of problems)."""
     min_reward_std: float = Field(default=1e-3, ge=0)
     """Dynamic sampling: a group whose rewards deviate by no more than this is left out and refilled."""
     max_refills: int = Field(default=2, ge=0)

@@ -45,8 +45,9 @@ def train(config: RunConfig, out: Path, resume: bool, command: str) -> int:
     model = base_models.resolve(config.model.base, model_cache())
     tokenizer = base_models.load_tokenizer(model)
     limit = json.loads((model / "config.json").read_text()).get("max_position_embeddings", config.model.max_context)
-    for examples in (train_examples, held_out):
-        pipeline.check_fits_context(examples, tokenizer, config, limit)
+    by_steps = any(stage.kind == "srl" for stage in config.stages)
+    pipeline.check_fits_context(train_examples, tokenizer, config, limit, by_steps)
+    pipeline.check_fits_context(held_out, tokenizer, config, limit)
     _check_steps(config, train_examples)
     _check_verifiers({*train_examples["verifier"].to_pylist(), *held_out["verifier"].to_pylist()})
     _check_disk(model, out)
