@@ -51,6 +51,7 @@ def load_model(model: Path) -> Any:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    _quiet()
     try:
         return AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     except (OSError, ValueError, SafetensorError) as error:
@@ -101,6 +102,7 @@ def _unpack(base: str, cache: Path) -> Path:
     gguf = next(source.glob("*.gguf"))
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    _quiet()
     quantized = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf.name)
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf.name)
     config = quantized.config
@@ -114,6 +116,13 @@ def _unpack(base: str, cache: Path) -> Path:
         shutil.rmtree(target)
     partial.rename(target)
     return target
+
+
+def _quiet() -> None:
+    """Progress bars of libraries would tear ours apart."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def _first_line(error: Exception) -> str:

@@ -34,12 +34,15 @@ def main() -> None:
     again, other = engine.sample(prompts, SPEC), engine.sample(prompts, SamplingSpec(3, TEMPERATURE, 24, seed=6))
     seen["same_seed_same_tokens"] = _tokens(again) == _tokens(engine.sample(prompts, SPEC))
     seen["other_seed_other_tokens"] = _tokens(again) != _tokens(other)
-    seen["prefix_cache_on"] = engine.engine.llm_engine.vllm_config.cache_config.enable_prefix_caching
-    lines = engine.sample(prompts, SamplingSpec(2, TEMPERATURE, 64, stops=("\n",), seed=7))
+    seen["cached_tokens"] = _cached_tokens(engine, prompts[0])
+    lines = engine.sample(prompts, SamplingSpec(2, TEMPERATURE, 64, stops=("e",), seed=7))
     ended = [
-        c for group in lines for c in group if c.finish_reason == "stop" and c.token_ids[-1] != tokenizer.eos_token_id
+        completion
+        for group in lines
+        for completion in group
+        if completion.finish_reason == "stop" and completion.token_ids[-1] != tokenizer.eos_token_id
     ]
-    seen["stopped"] = [tokenizer.decode(completion.token_ids) for completion in ended]
+    seen["stopped"] = [[tokenizer.decode(c.token_ids[:-1]), tokenizer.decode(c.token_ids[-1:])] for c in ended]
 
     full = TextPolicy(model, tokens_per_microbatch=512)
     _disturb(full, 0.05)
@@ -54,15 +57,25 @@ def main() -> None:
 def _handed_over(engine: VllmEngine, policy: TextPolicy, base: TextPolicy, prompts: list[list[int]]) -> dict[str, Any]:
     buffer, manifest = policy.export()
     served = engine.load(buffer, manifest)
+    cached_tokens = _cached_tokens(engine, prompts[0])
     groups = engine.sample(prompts, SPEC)
     found = _compare(policy, prompts, groups)
     gap_to_base = _compare(base, prompts, groups)["largest_gap"]
-    return found | {"gap_to_base": gap_to_base, "served": served, "sent": manifest.checksum}
+    hand_over = {"served": served, "sent": manifest.checksum, "cached_tokens": cached_tokens}
+    return found | hand_over | {"gap_to_base": gap_to_base}
+
+
+def _cached_tokens(engine: VllmEngine, prompt: list[int]) -> int:
+    """How much of the prompt vLLM does not compute again."""
+    from vllm import SamplingParams
+
+    (output,) = engine.engine.generate([{"prompt_token_ids": prompt}], SamplingParams(max_tokens=1), use_tqdm=False)
+    return output.num_cached_tokens or 0
 
 
 @torch.no_grad()
 def _disturb(policy: TextPolicy, size: float) -> None:
-    """Moves every trained tensor by noise of `size` times its own spread: the embeddings and with them the head, too."""
+    """Moves every trained tensor, embeddings and tied head too, by noise of `size` times its own spread."""
     generator = torch.Generator().manual_seed(1)
     for parameter in policy.network.parameters():
         if parameter.requires_grad:
