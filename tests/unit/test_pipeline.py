@@ -377,6 +377,7 @@ def comparable(run: Run) -> list[Any]:
 
 
 def stopping_after(steps: int) -> Callable[[], bool]:
+    """Stops from the `steps`-th question on; the run asks after each step and between two stages."""
     asked_for = iter(range(1, 10**6))
     return lambda: next(asked_for) >= steps
 
@@ -386,7 +387,7 @@ STAGES = (SFT, SRL, RLVR)
 
 def test_a_stop_finishes_the_step_saves_it_and_says_so(tokenizer: Any, tmp_path: Path) -> None:
     run = make_run(tokenizer, tmp_path, varied, *STAGES)
-    run.should_stop = stopping_after(4)
+    run.should_stop = stopping_after(5)
     with pytest.raises(Stopped, match="^stopped after step 1 of srl; everything up to here is saved$") as caught:
         run.execute()
     assert caught.value.exit_code == 130
@@ -394,6 +395,17 @@ def test_a_stop_finishes_the_step_saves_it_and_says_so(tokenizer: Any, tmp_path:
     assert folder is not None
     state, history = checkpoints.read(folder)
     assert (state.stage, state.step, state.version, len(history.metrics)) == (1, 1, 4, 4)
+
+
+def test_a_stop_between_two_stages_does_not_begin_the_next(tokenizer: Any, tmp_path: Path) -> None:
+    run = make_run(tokenizer, tmp_path, varied, *STAGES)
+    run.should_stop = stopping_after(4)
+    with pytest.raises(Stopped, match="^stopped after sft; everything up to here is saved$"):
+        run.execute()
+    folder = checkpoints.latest(tmp_path)
+    assert folder is not None
+    state, _ = checkpoints.read(folder)
+    assert (state.stage, state.step, state.version) == (1, 0, 3)
 
 
 @pytest.mark.parametrize("every", [1, 3, 4])
