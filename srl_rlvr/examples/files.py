@@ -68,31 +68,34 @@ def load(
 ) -> pa.Table:
     """The Examples of a `.jsonl` or `.jsonl.gz` file, or of a folder's `split` file: the first `limit`, each once.
 
-    missing_answer stands in for an `answer` that a row does not have, where nothing will be judged by it.
+    missing_answer is for prediction: it stands in for an `answer` that a row does not have, and every row is kept,
+    repeated or not.
     Raises InputError naming the file, and the row and column where there is one.
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}; it should be 1 or more")
     file = find(path, split)
     task = file.resolve().parent.name if file.name.startswith(("train.", "dev.")) else file.name.partition(".")[0]
-    examples: dict[str, dict[str, Any]] = {}
+    examples: list[dict[str, Any]] = []
+    seen: set[str] = set()
     duplicates, schema = 0, None
     for number, row in read_rows(file):
         if missing_answer is not None:
             row.setdefault("answer", missing_answer)
         schema = schema or _recognize(file, number, row)
         example = _example(file, number, row, schema, task, model_type)
-        if example["id"] in examples:
+        if example["id"] in seen and missing_answer is None:
             duplicates += 1
             continue
-        examples[example["id"]] = example
+        seen.add(example["id"])
+        examples.append(example)
         if len(examples) == limit:
             break
     if not examples:
         raise InputError(f"{file}: the file holds no rows")
     if duplicates:
         log.warning("%s: %d rows repeat an earlier problem and were dropped", file.name, duplicates)
-    return records.build("Example", examples.values())
+    return records.build("Example", examples)
 
 
 def find(path: Path, split: Split = "train") -> Path:

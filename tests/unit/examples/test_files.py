@@ -189,3 +189,9 @@ def test_files_that_are_not_gzip_not_whole_not_text_or_not_json_lines_are_refuse
         (tmp_path / name).write_bytes(content)
         with pytest.raises(InputError, match=says):
             load(tmp_path / name)
+
+
+def test_prediction_keeps_every_row_though_it_repeats_one_or_has_no_answer(tmp_path: Path) -> None:
+    path = tmp_path / "questions.jsonl"
+    path.write_text('{"question": "1 + 1?"}\n{"question": "1 + 1?"}\n{"question": "2 + 2?", "answer": "4"}\n')
+    assert load(path, missing_answer="unknown")["prompt"].to_pylist() == ["1 + 1?", "1 + 1?", "2 + 2?"]
