@@ -50,9 +50,9 @@ def test_predict_writes_one_line_for_each_problem_without_needing_answers(
         "".join(json.dumps({"id": f"q{i}", "question": r["question"]}) + "\n" for i, r in enumerate(rows))
     )
     finished = _transformers("predict", trained.out / "model", unanswered, tmp_path, "--out", "answers.jsonl")
-    assert finished.out.strip() == "2 answers in answers.jsonl"
+    assert finished.out.strip() == "3 answers in answers.jsonl"
     answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
-    assert [answer["id"] for answer in answers] == ["q0", "q1"]
+    assert [answer["id"] for answer in answers] == ["q0", "q1", "q2"]
     assert all(list(answer) == ["id", "prompt", "text", "answer"] for answer in answers)
     assert not list(tmp_path.glob(".*"))
 
