@@ -33,8 +33,6 @@ from srl_rlvr.errors import InputError, RunError
 from srl_rlvr.policies.losses import UpdateSpec
 
 NAMESPACE = "srl-rlvr"
-# Training frees and takes the same large blocks again and again; in 4 KiB pages a fifth of the time goes into faults.
-_ALLOCATOR = {"THP_MEM_ALLOC_ENABLE": "1"}
 _PLACEMENT_DEADLINE_S = 60.0
 _GENERATOR_TRIES = 3
 _COMMIT_DEADLINE_S = 60.0
@@ -318,8 +316,6 @@ def start_ray(config: RunConfig, notify: Callable[[str], None]) -> bool:
         check_reachable(address)
     try:
         if local:
-            for key, value in _ALLOCATOR.items():  # the actors inherit them
-                os.environ.setdefault(key, value)
             ray.init(
                 address="local",  # a stale address of another cluster must not capture a local run
                 num_cpus=max(os.cpu_count() or 1, needed),
