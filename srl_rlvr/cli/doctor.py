@@ -19,7 +19,7 @@ from typing import Any
 from srl_rlvr.errors import InputError
 
 _GIB = 2**30
-_QUICKSTART_MEMORY_GIB = 10
+_QUICKSTART_MEMORY_GIB = 11
 _QUICKSTART_DISK_GIB = 8
 
 
