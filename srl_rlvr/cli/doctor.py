@@ -107,7 +107,7 @@ def _machine() -> Iterator[Finding]:
     remedy = (
         ""
         if enough
-        else f'a 135M model with vLLM takes up to {_QUICKSTART_MEMORY_GIB} GiB; engine.kind = "transformers" takes 7'
+        else f'a 135M model with vLLM takes up to {_QUICKSTART_MEMORY_GIB} GiB; engine.kind = "transformers" takes 9'
     )
     yield Finding("memory", "ok" if enough else "missing", f"{free:.1f} of {memory.total / _GIB:.1f} GiB free", remedy)
     disk = shutil.disk_usage(".").free / _GIB
