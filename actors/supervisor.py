@@ -12,7 +12,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -353,9 +353,3 @@ def check_reachable(address: str) -> None:
             f"cannot reach the Ray cluster at '{address}': {cause}; start it (`ray start --head`), or correct "
             "cluster.address or RAY_ADDRESS"
         ) from None
-
-
-def crew_health(crew: Crew) -> Sequence[dict[str, Any]]:
-    """What each actor says of itself; used by tests and operators."""
-    actors = [*crew.generators, crew.verifier, crew.learner]
-    return ray.get([actor.health.remote() for actor in actors], timeout=30)
