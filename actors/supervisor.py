@@ -272,6 +272,7 @@ def _learner_spec(config: RunConfig, model: Path, storage: Path, cores: int) -> 
             "lora_rank": config.model.lora_rank,
             "lora_alpha": config.model.lora_alpha,
             "tokens_per_microbatch": learner.tokens_per_microbatch,
+            "activation_checkpointing": learner.activation_checkpointing,
             "weight_decay": learner.weight_decay,
             "max_grad_norm": learner.max_grad_norm,
             "strategy": "fsdp" if fsdp else "ddp",

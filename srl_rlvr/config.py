@@ -158,6 +158,8 @@ class LearnerConfig(Section):
     """auto: DDP on CPUs and single GPUs, FSDP2 on several GPUs."""
     tokens_per_microbatch: int = Field(default=512, ge=16)
     """Tokens of one forward and backward pass; gradients accumulate over the batch."""
+    activation_checkpointing: bool = False
+    """Keep each layer's input only and compute the rest anew in the backward pass: less memory, a fifth slower."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Of AdamW."""
     max_grad_norm: float = Field(default=1.0, gt=0)

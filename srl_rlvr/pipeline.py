@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -67,11 +67,11 @@ class Run:
     state: State
     history: History
     should_stop: Callable[[], bool] = lambda: False
-    started: float = 0.0
+    started: float = field(default_factory=time.monotonic)  # of the clock of metrics and results
 
     def execute(self) -> None:
         """All stages that are not done yet. Raises Stopped after saving where `should_stop` says so."""
-        self.started = time.monotonic() - self.state.seconds
+        self.started -= self.state.seconds
         if "base" not in self.state.held_out:
             self._evaluate("base")
         while self.state.stage < len(self.config.stages):

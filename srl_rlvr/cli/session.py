@@ -40,6 +40,7 @@ def model_cache() -> Path:
 
 def train(config: RunConfig, out: Path, resume: bool, command: str) -> int:
     """Run `config` in the folder `out`; returns the exit code 0 or raises InputError, RunError."""
+    began = time.monotonic()
     state, history, folder = _starting_point(config, out, resume)
     train_examples, held_out = sources.load_all(config.data, config.seed)
     model = base_models.resolve(config.model.base, model_cache())
@@ -64,7 +65,7 @@ def train(config: RunConfig, out: Path, resume: bool, command: str) -> int:
             with _crew(config, model, out, progress) as crew, _finish_on_signal(progress) as should_stop:
                 observer = _Observer(progress, tracker, config.name, memory, state)
                 run = pipeline.Run(
-                    config, train_examples, held_out, tokenizer, crew, out, observer, state, history, should_stop
+                    config, train_examples, held_out, tokenizer, crew, out, observer, state, history, should_stop, began
                 )
                 if folder is not None:
                     progress.phase(f"going on from {folder.name}")

@@ -8,6 +8,7 @@ of the trees and gradients are averaged by DDP (or sharded by FSDP2), with the s
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -73,6 +74,7 @@ class TextPolicy:
         weight_decay: float = 0.0,
         max_grad_norm: float = 1.0,
         strategy: str = "ddp",
+        activation_checkpointing: bool = False,
         device: str = "cpu",
         seed: int = 0,
     ):
@@ -95,6 +97,9 @@ class TextPolicy:
                 network,
                 LoraConfig(r=lora_rank, lora_alpha=lora_alpha, target_modules="all-linear"),  # type: ignore[arg-type]
             )
+        if activation_checkpointing:
+            for layer in _decoder_layers(_inner(network)):
+                layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
         self.network: Any = network
         self.forward: Any = self._distribute(CompletionLogprobs(_inner(network)), strategy)
         self.reference: dict[str, torch.Tensor] | None = None
@@ -397,7 +402,7 @@ def _plain_name(name: str) -> str:
     return name
 
 
-def _decoder_layers(model: Any) -> Sequence[torch.nn.Module]:
+def _decoder_layers(model: Any) -> Sequence[Any]:
     return model.get_decoder().layers
 
 

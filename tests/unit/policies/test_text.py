@@ -387,6 +387,27 @@ def test_unused_budget_and_seed_do_not_change_the_update(tiny_model: Path) -> No
     assert len(set(results)) == 1
 
 
+@pytest.mark.parametrize("rank", [0, RANK], ids=["full", "lora"])
+def test_activation_checkpointing_keeps_less_and_gives_the_same_gradients(tiny_model: Path, rank: int) -> None:
+    gradients, kept = [], []
+    for activation_checkpointing in (False, True):
+        policy = make_policy(tiny_model, rank, activation_checkpointing=activation_checkpointing)
+        policy.begin_stage(keep_reference=True)
+        numbers: list[int] = []
+
+        def note(tensor: torch.Tensor, numbers: list[int] = numbers) -> torch.Tensor:
+            numbers.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            policy.update(cases.table(TREE), spec(kl=0.3))
+        gradients.append({name: p.grad for name, p in trained(policy.network).items()})
+        kept.append(sum(numbers))
+    assert kept[1] < kept[0]
+    for name, gradient in gradients[0].items():
+        assert torch.equal(gradient, gradients[1][name]), name
+
+
 def test_samples_may_come_in_several_chunks(tiny_model: Path) -> None:
     chunked = pa.concat_tables([cases.table(TREE[:5]), cases.table(TREE[5:])])
     one, two = make_policy(tiny_model), make_policy(tiny_model)
