@@ -33,6 +33,7 @@ class LearnerSpec:
     gpus: float
     max_restarts: int
     storage: str
+    runtime_env: dict[str, Any]
 
 
 @dataclass
@@ -138,6 +139,7 @@ class Learner:
             run_config=RunConfig(
                 storage_path=self.spec.storage,
                 failure_config=FailureConfig(max_failures=self.spec.max_restarts),
+                worker_runtime_env=self.spec.runtime_env,
             ),
         )
         try:

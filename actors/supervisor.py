@@ -101,6 +101,7 @@ class Crew:
                 num_cpus=config.cluster.cpus_per_generator,
                 num_gpus=config.cluster.gpus_per_generator,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=i),
+                runtime_env=cpu_allocator(config.cluster.gpus_per_generator),
             ).remote(engine.kind, str(model), arguments, engine.threads or cores)
             for i in range(engine.generators)
         ]
@@ -284,7 +285,20 @@ def _learner_spec(config: RunConfig, model: Path, storage: Path, cores: int) -> 
         gpus=gpus,
         max_restarts=learner.max_restarts,
         storage=str(storage),
+        runtime_env=cpu_allocator(gpus),
     )
+
+
+def cpu_allocator(gpus: float) -> dict[str, Any]:
+    """The runtime environment of a process that computes on CPUs: with the jemalloc that Ray brings.
+
+    torch asks for aligned blocks, whose room glibc before 2.38 does not find again when they are freed: that alone
+    is 0.7 GiB of a learner's peak at 135M parameters.
+    """
+    library = Path(ray.__file__).parent / "core" / "libjemalloc.so"
+    if gpus or "LD_PRELOAD" in os.environ or not library.is_file():
+        return {}
+    return {"env_vars": {"LD_PRELOAD": str(library)}}
 
 
 def _by_trunk(prompts: pa.Table, generators: int) -> list[tuple[int, pa.Table]]:
