@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from _machine import commit, machine
 
 # Enough of each stage to reach the peak of memory: the largest batches come in every step.
 _SHORT = ["stages.sft.examples=8", "stages.srl.steps=2", "stages.rlvr.steps=2", "data.0.held_out=32"]
@@ -42,7 +42,7 @@ def main() -> None:
     print(f"{'figure':<30} value")
     for name, value in figures.items():
         print(f"{name:<30} {value}")
-    print(json.dumps({"benchmark": "quickstart", "figures": figures, "machine": _machine(), "commit": _commit()}))
+    print(json.dumps({"benchmark": "quickstart", "figures": figures, "machine": machine(), "commit": commit()}))
 
 
 def _run(overrides: list[str]) -> dict[str, Any]:
@@ -53,24 +53,6 @@ def _run(overrides: list[str]) -> dict[str, Any]:
             command += ["--set", override]
         subprocess.run(command, check=True, stdout=sys.stderr)
         return json.loads(Path(folder, "run", "result.json").read_text())
-
-
-def _machine() -> dict[str, Any]:
-    names = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return {
-        "cpu": names[0] if names else "unknown",
-        "cores": os.cpu_count(),
-        "memory_gib": round(memory / 2**30, 1),
-        "python": platform.python_version(),
-    }
-
-
-def _commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

@@ -68,6 +68,7 @@ def run(rank: int, world: int, strategy: str, lora_rank: int, model: str, out: s
         found["refused"] = str(error)
     if rank == 0:
         torch.save(found, folder / "found.pt")
+    del policy, resumed, each  # DDP's part in the process group: the last owner must not be freed under the GIL
     if world > 1:
         dist.destroy_process_group()
 
@@ -99,4 +100,5 @@ def hand_over(rank: int, world: int, strategies: tuple[str, str], model: str, ou
         buffer, _ = policy.export()
         if rank == 0:
             torch.save(torch.from_numpy(buffer), folder / f"{name}.pt")
+    del first, second, policy
     dist.destroy_process_group()
