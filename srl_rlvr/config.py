@@ -159,7 +159,7 @@ class LearnerConfig(Section):
     tokens_per_microbatch: int = Field(default=512, ge=16)
     """Tokens of one forward and backward pass; gradients accumulate over the batch."""
     activation_checkpointing: bool = False
-    """Keep each layer's input only and compute the rest anew in the backward pass: less memory, a fifth slower."""
+    """Keep each layer's input only and compute the rest anew in the backward pass: less memory, but slower."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Of AdamW."""
     max_grad_norm: float = Field(default=1.0, gt=0)
