@@ -18,6 +18,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -53,22 +54,31 @@ class Tree:
 
 
 @dataclass(frozen=True)
-class BranchGroup:
-    """Branches of one tree with one offset, padded to one length L: queries [B, L] as positions in the pack."""
+class Span:
+    """Pack positions `start` to `stop` (exclusive)."""
 
-    trunk_start: int
-    offset: int
-    positions_BL: torch.Tensor
-    mask_LK: torch.Tensor  # True where a query may look: the trunk part whole, the own part causal
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class BranchGroup:
+    """Branches that leave one trunk at one place: `shared` is the trunk up to there, the branches lie side by side."""
+
+    shared: Span
+    branches: tuple[Span, ...]
+
+    @property
+    def span(self) -> Span:
+        return Span(self.branches[0].start, self.branches[-1].stop)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What `tree_attention` needs: trunk spans, branch groups, and where each pack position's output lies."""
+    """What `tree_attention` needs: the trunks and the groups of branches, which together cover the pack."""
 
-    trunks: tuple[tuple[int, int], ...]
+    trunks: tuple[Span, ...]
     groups: tuple[BranchGroup, ...]
-    output_order: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -149,28 +159,30 @@ def lay_out(trees: Sequence[Tree], device: torch.device | str = "cpu") -> Pack:
     targets: list[np.ndarray] = []
     rows: list[np.ndarray] = []
     indices: list[np.ndarray] = []
-    trunks: list[tuple[int, int]] = []
-    placed: list[tuple[int, int, list[tuple[int, int]]]] = []  # trunk start, offset, [(start, length)]
+    trunks: list[Span] = []
+    groups: list[BranchGroup] = []
     cursor = 0
     for tree in trees:
-        trunk_start = cursor
-        trunks.append((trunk_start, len(tree.trunk)))
+        trunk = Span(cursor, cursor + len(tree.trunk))
+        trunks.append(trunk)
         token_ids.append(tree.trunk)
         position_ids.append(np.arange(len(tree.trunk)))
-        cursor += len(tree.trunk)
-        by_offset: dict[int, list[tuple[int, int]]] = {}
-        for branch in tree.branches:
-            length = branch.input_length
-            token_ids.append(branch.completion[:-1])
-            position_ids.append(np.arange(branch.offset, branch.offset + length))
-            predictors.append(np.concatenate([[trunk_start + branch.offset - 1], np.arange(cursor, cursor + length)]))
-            targets.append(branch.completion)
-            rows.append(np.full(length + 1, branch.row))
-            indices.append(np.arange(length + 1))
-            if length:
-                by_offset.setdefault(branch.offset, []).append((cursor, length))
-            cursor += length
-        placed += [(trunk_start, offset, spans) for offset, spans in by_offset.items()]
+        cursor = trunk.stop
+        for offset, branches in itertools.groupby(sorted(tree.branches, key=_offset), key=_offset):
+            spans = []
+            for branch in branches:
+                length = branch.input_length
+                token_ids.append(branch.completion[:-1])
+                position_ids.append(np.arange(offset, offset + length))
+                predictors.append(np.concatenate([[trunk.start + offset - 1], np.arange(cursor, cursor + length)]))
+                targets.append(branch.completion)
+                rows.append(np.full(length + 1, branch.row))
+                indices.append(np.arange(length + 1))
+                if length:
+                    spans.append(Span(cursor, cursor + length))
+                cursor += length
+            if spans:
+                groups.append(BranchGroup(Span(trunk.start, trunk.start + offset), tuple(spans)))
 
     def tensor(parts: list[np.ndarray]) -> torch.Tensor:
         return torch.from_numpy(np.concatenate(parts).astype(np.int64)).to(device)
@@ -178,7 +190,7 @@ def lay_out(trees: Sequence[Tree], device: torch.device | str = "cpu") -> Pack:
     return Pack(
         tensor(token_ids),
         tensor(position_ids),
-        _layout(trunks, placed, cursor, device),
+        Layout(tuple(trunks), tuple(groups)),
         tensor(predictors),
         tensor(targets),
         tensor(rows),
@@ -186,31 +198,8 @@ def lay_out(trees: Sequence[Tree], device: torch.device | str = "cpu") -> Pack:
     )
 
 
-def _layout(
-    trunks: list[tuple[int, int]],
-    placed: list[tuple[int, int, list[tuple[int, int]]]],
-    tokens: int,
-    device: torch.device | str,
-) -> Layout:
-    """Attention is computed trunk by trunk, then group by group; `output_order` undoes that order and the padding."""
-    order = np.empty(tokens, dtype=np.int64)
-    written = 0
-    for start, length in trunks:
-        order[start : start + length] = np.arange(written, written + length)
-        written += length
-    groups = []
-    for trunk_start, offset, spans in placed:
-        longest = max(length for _, length in spans)
-        positions = np.empty((len(spans), longest), dtype=np.int64)
-        for b, (start, length) in enumerate(spans):
-            # Padding repeats the first token: its output is dropped, and the causal mask hides it as a key.
-            positions[b] = start
-            positions[b, :length] = np.arange(start, start + length)
-            order[start : start + length] = np.arange(written, written + length)
-            written += longest
-        mask = torch.ones(longest, offset + longest, dtype=torch.bool, device=device).tril(diagonal=offset)
-        groups.append(BranchGroup(trunk_start, offset, torch.from_numpy(positions).to(device), mask))
-    return Layout(tuple(trunks), tuple(groups), torch.from_numpy(order).to(device))
+def _offset(branch: Branch) -> int:
+    return branch.offset
 
 
 def tree_attention(
@@ -229,37 +218,81 @@ def tree_attention(
     """Attention over a pack; without a layout, plain causal attention. Returns [1, N, H, D]."""
     if sliding_window is not None or softcap is not None:
         raise ValueError("models with sliding-window or soft-capped attention cannot be trained as prefix trees")
-    heads, key_heads = query.shape[1], key.shape[1]
-    if heads != key_heads:
-        key = key.repeat_interleave(heads // key_heads, dim=1)
-        value = value.repeat_interleave(heads // key_heads, dim=1)
     if tree_layout is None:
-        output = F.scaled_dot_product_attention(query, key, value, is_causal=True, dropout_p=dropout, scale=scaling)
-        return output.transpose(1, 2), None
-    q, k, v = query[0], key[0], value[0]  # [H, N, D]
-    parts = []
-    for start, length in tree_layout.trunks:
-        span = slice(start, start + length)
-        trunk = F.scaled_dot_product_attention(
-            q[None, :, span], k[None, :, span], v[None, :, span], is_causal=True, dropout_p=dropout, scale=scaling
-        )
-        parts.append(trunk[0])
-    for group in tree_layout.groups:
-        branches, longest = group.positions_BL.shape
-        flat = group.positions_BL.reshape(-1)
-        trunk = slice(group.trunk_start, group.trunk_start + group.offset)
+        output = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
+    else:
+        output = _FlashTree.apply(query, key, value, tree_layout, scaling)
+    return output.transpose(1, 2), None
 
-        def own(x: torch.Tensor, flat: torch.Tensor = flat, b: int = branches, t: int = longest) -> torch.Tensor:
-            return x.index_select(1, flat).unflatten(1, (b, t)).transpose(0, 1)  # [B, H, L, D]
 
-        def with_trunk(x: torch.Tensor, trunk: slice = trunk, b: int = branches) -> torch.Tensor:
-            return torch.cat([x[:, trunk].expand(b, -1, -1, -1), own(x)], dim=2)
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
-        output = F.scaled_dot_product_attention(
-            own(q), with_trunk(k), with_trunk(v), attn_mask=group.mask_LK, dropout_p=dropout, scale=scaling
-        )
-        parts.append(output.transpose(0, 1).flatten(1, 2))
-    return torch.cat(parts, dim=1).index_select(1, tree_layout.output_order).transpose(0, 1)[None], None
+
+class _FlashTree(torch.autograd.Function):
+    """Tree attention from torch's flash kernels for CPUs, on views of the pack: no keys copied, no masks.
+
+    A branch's output is that over its trunk and that over itself, weighted by their log-sum-exps. Backward, a part's
+    kernel that is given the *merged* output and log-sum-exp gives that part's share of the gradient, exactly
+    (Liu et al. 2023, *Ring Attention*, 2310.01889).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, scale: float | None
+    ) -> torch.Tensor:
+        output = _like_rows(query)
+        logsumexp = query.new_empty(query.shape[:3])  # [1, H, N]
+        for queries, keys, causal in _parts(layout):
+            part, part_logsumexp = _flash(_rows(query, queries), _rows(key, keys), _rows(value, keys),
+                                          is_causal=causal, scale=scale)  # fmt: skip
+            here, here_logsumexp = _rows(output, queries), logsumexp[:, :, queries.start : queries.stop]
+            if causal:
+                here.copy_(part)
+                here_logsumexp.copy_(part_logsumexp)
+            else:
+                here.lerp_(part, torch.sigmoid(part_logsumexp - here_logsumexp)[..., None])
+                torch.logaddexp(here_logsumexp, part_logsumexp, out=here_logsumexp)
+        ctx.save_for_backward(query, key, value, output, logsumexp)
+        ctx.layout, ctx.scale = layout, scale
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        query, key, value, output, logsumexp = ctx.saved_tensors
+        found = [_like_rows(x).zero_() for x in (query, key, value)]
+        for queries, keys, causal in _parts(ctx.layout):
+            parts = _flash_backward(
+                _rows(grads[0], queries),
+                _rows(query, queries),
+                _rows(key, keys),
+                _rows(value, keys),
+                _rows(output, queries),
+                logsumexp[:, :, queries.start : queries.stop],
+                0.0,
+                causal,
+                scale=ctx.scale,
+            )
+            for whole, rows, part in zip(found, (queries, keys, keys), parts, strict=True):
+                _rows(whole, rows).add_(part)
+        return (*found, None, None)
+
+
+def _parts(layout: Layout) -> Iterator[tuple[Span, Span, bool]]:
+    """(queries, keys, causal): each span of tokens on itself, then each group of branches on what it shares."""
+    for span in itertools.chain(layout.trunks, *(group.branches for group in layout.groups)):
+        yield span, span, True
+    for group in layout.groups:
+        yield group.span, group.shared, False
+
+
+def _rows(x: torch.Tensor, span: Span) -> torch.Tensor:
+    return x[:, :, span.start : span.stop]
+
+
+def _like_rows(x: torch.Tensor) -> torch.Tensor:
+    """Empty, [1, H, N, D] as `x`, but token by token in memory, as the layers around attention have it."""
+    return x.new_empty(x.shape[0], x.shape[2], x.shape[1], x.shape[3]).transpose(1, 2)
 
 
 AttentionInterface.register(ATTENTION_NAME, tree_attention)
