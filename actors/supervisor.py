@@ -1,7 +1,6 @@
 """Starts the actors, names them, watches them, and gives the pipeline one object to drive: the Crew.
 
-Every wait has a deadline and says what it waited for. A generator that dies is restarted, is handed the newest
-weights, and its prompts are sent out again.
+Every wait has a deadline and says what it waited for.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import math
 import os
 import re
 import socket
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,10 +17,10 @@ from typing import Any
 import grpc
 import pyarrow as pa
 import ray
-import ray.exceptions
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from actors.dispatcher import Dispatcher, explained
 from actors.generator import Generator
 from actors.learner import Learner, LearnerSpec
 from actors.verifier import Verifier
@@ -31,12 +29,11 @@ from srl_rlvr.config import RunConfig
 from srl_rlvr.engines import SamplingSpec
 from srl_rlvr.errors import InputError, RunError
 from srl_rlvr.policies.losses import UpdateSpec
+from srl_rlvr.scheduling import Ticket, exact_ticket, free_ticket
 
 NAMESPACE = "srl-rlvr"
 _PLACEMENT_DEADLINE_S = 60.0
-_GENERATOR_TRIES = 3
 _COMMIT_DEADLINE_S = 60.0
-_RESTART_POLL_S = 0.5
 _CONNECT_DEADLINE_S = 5.0
 
 
@@ -77,8 +74,7 @@ class Crew:
 
     def __init__(self, config: RunConfig, model: Path, run_id: str, storage: Path):
         self.config = config
-        self.waiting_for = "nothing"
-        cores = os.cpu_count() or 1
+        self._in_turn = config.max_staleness == 0
         bundles = [each for what, n, each in demand(config) if what == "generator" for _ in range(n)]
         self.group = placement_group(bundles, strategy="PACK", name=run_id)
         if not self.group.wait(_PLACEMENT_DEADLINE_S):
@@ -102,16 +98,21 @@ class Crew:
                 num_gpus=config.cluster.gpus_per_generator,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=i),
                 runtime_env=cpu_allocator(config.cluster.gpus_per_generator),
-            ).remote(engine.kind, str(model), arguments, engine.threads or cores)
+            ).remote(engine.kind, str(model), arguments, _threads(config)[0])
             for i in range(engine.generators)
         ]
-        self.verifier = Verifier.options(name=f"{run_id}/verifier", namespace=NAMESPACE, num_cpus=0).remote(  # type: ignore[attr-defined]
-            config.verifier.workers, config.verifier.deadline_s
-        )
+        self.verifiers = [
+            Verifier.options(name=f"{run_id}/verifier-{i}", namespace=NAMESPACE, num_cpus=0).remote(  # type: ignore[attr-defined]
+                config.verifier.workers, config.verifier.deadline_s
+            )
+            for i in range(config.verifier.actors)
+        ]
         self.learner = Learner.options(name=f"{run_id}/learner", namespace=NAMESPACE, max_concurrency=64).remote(  # type: ignore[attr-defined]
-            _learner_spec(config, model, storage, cores)
+            _learner_spec(config, model, storage)
         )
-        self.weights: tuple[list[Any], Any] | None = None
+        self.dispatcher = Dispatcher(
+            self.generators, self.verifiers, engine, lambda: self.learner.call.remote("export", {})
+        )
 
     def wait_until_ready(self) -> None:
         """Block until every engine and the worker group answer. Raises RunError naming who did not start, and why."""
@@ -120,30 +121,32 @@ class Crew:
             self._get(
                 generator.health.remote(), deadline, f"generator-{i} to start its {self.config.engine.kind} engine"
             )
-        self._get(self.verifier.health.remote(), deadline, "the verifier to start")
+        for i, verifier in enumerate(self.verifiers):
+            self._get(verifier.health.remote(), deadline, f"verifier-{i} to start")
         # An export is the cheapest command that proves that all workers hold the model.
         self._learner("export", {}, self.config.learner.start_deadline_s)
 
     def sample(self, prompts: pa.Table, spec: SamplingSpec) -> tuple[pa.Table, pa.Table, dict[str, float]]:
-        """Rollouts and verdicts of `prompts`, in their order, and the seconds that each took.
+        """Rollouts and verdicts of `prompts`, in their order, and the seconds that each took."""
+        return self.receive(self.send(prompts, spec))
 
-        Prompts of one trunk go to one generator, whose cache then holds their prefix; each generator's rollouts are
-        verified while the others still sample.
+    def send(self, prompts: pa.Table, spec: SamplingSpec, first: bool = False) -> Ticket:
+        """Have `prompts` sampled and verified, `first` before all that wait; `receive` has the answers.
+
+        Prompts of one trunk go to one generator, whose cache then holds their prefix; each task is verified while
+        others are still sampled.
         """
-        started = time.monotonic()
-        shards = _by_trunk(prompts, len(self.generators))
-        rollouts = [self.generators[i].generate.remote(shard, spec) for i, shard in shards]
-        verdicts = [self.verifier.score.remote(shard, ref) for (_, shard), ref in zip(shards, rollouts, strict=True)]
-        deadline = self.config.engine.call_deadline_s
-        tables, sampled_s = [], 0.0
-        for index, (i, shard) in enumerate(shards):
-            tables.append(self._rollouts(i, shard, spec, rollouts[index], deadline))
-            sampled_s = time.monotonic() - started
-            if tables[-1][1]:  # sampled anew: its verdicts have to be, too
-                verdicts[index] = self.verifier.score.remote(shard, tables[-1][0])
-        scores = [self._get(ref, deadline, "verdicts") for ref in verdicts]
-        seconds = {"sample_s": sampled_s, "verify_s": time.monotonic() - started - sampled_s}
-        return records.concat("Rollout", [table for table, _ in tables]), records.concat("Verdict", scores), seconds
+        if self._in_turn:
+            ticket = exact_ticket(prompts, spec, len(self.generators))
+        else:
+            ticket = free_ticket(prompts, spec, len(self.generators), self.config.engine.max_running)
+        self.dispatcher.send(ticket, first)
+        return ticket
+
+    def receive(self, ticket: Ticket) -> tuple[pa.Table, pa.Table, dict[str, float]]:
+        """Block until all of the ticket is there: rollouts and verdicts in the order of its prompts, and seconds."""
+        seconds = self.dispatcher.receive(ticket)
+        return *ticket.tables(), seconds
 
     def update(self, samples: pa.Table, spec: UpdateSpec) -> dict[str, float]:
         """One update of the policy; returns its metrics."""
@@ -153,11 +156,14 @@ class Crew:
         self._learner("begin_stage", {"keep_reference": keep_reference})
 
     def hand_over(self) -> None:
-        """The learner's weights to every generator. Raises RunError where one serves something else afterwards."""
-        self.weights = None  # the old buffer leaves the object store before the new one comes
-        self.weights = self._learner("export", {})
-        for i in range(len(self.generators)):
-            self._load(i)
+        """The learner's weights to every generator, which has to echo them (RunError where it serves something else).
+
+        In turn, all have echoed when this returns. Otherwise each loads them after the task that it is at, and
+        no more than max_staleness + 1 buffers are alive: a generator that is behind holds up the admission of more.
+        """
+        if self._in_turn:
+            self.dispatcher.weights = None  # the old buffer leaves the object store before the new one comes
+        self.dispatcher.hand_over(self._learner("export", {}), wait=self._in_turn)
 
     def save(self, folder: Path) -> None:
         self._learner("save", {"folder": str(folder.resolve())})
@@ -176,94 +182,37 @@ class Crew:
 
     def close(self) -> None:
         """Stop the worker group and the actors. What does not stop in time is killed."""
+        self.dispatcher.close()
         refs = [self.learner.call.remote("stop", {})]
         ray.wait(refs, timeout=10)
-        for actor in [*self.generators, self.verifier, self.learner]:
+        for actor in [*self.generators, *self.verifiers, self.learner]:
             ray.kill(actor)
         remove_placement_group(self.group)
-
-    def _rollouts(
-        self, i: int, shard: pa.Table, spec: SamplingSpec, ref: Any, deadline: float
-    ) -> tuple[pa.Table, bool]:
-        """The shard's rollouts, and whether they had to be sampled anew because the generator died.
-
-        One that died between two calls is up again unnoticed, and samples from the base weights: its version tells.
-        """
-        for attempt in range(_GENERATOR_TRIES):
-            try:
-                table = self._get(ref, deadline, f"rollouts of {shard.num_rows} prompts from generator-{i}")
-                if set(records.check("Rollout", table)["policy_version"].to_pylist()) == {self.version}:
-                    return table, attempt > 0
-            except ray.exceptions.ActorUnavailableError:
-                self._await_restart(i)
-            if self.weights is not None:
-                self._load(i)
-            ref = self.generators[i].generate.remote(shard, spec)
-        raise RunError(f"generator-{i} died {_GENERATOR_TRIES} times over the same {shard.num_rows} prompts")
-
-    @property
-    def version(self) -> int:
-        """Of the weights that the generators should serve; 0 are the base weights that they start with."""
-        return self.weights[1].version if self.weights is not None else 0
-
-    def _load(self, i: int) -> None:
-        """Hand the newest weights to generator i, again where it died or where their owner, a learner worker, did."""
-        for _ in range(_GENERATOR_TRIES):
-            assert self.weights is not None
-            (buffer,), manifest = self.weights
-            what = f"generator-{i} to load version {manifest.version}"
-            try:
-                served = self._get(
-                    self.generators[i].load.remote(buffer, manifest), self.config.engine.call_deadline_s, what
-                )
-            except ray.exceptions.ActorUnavailableError:
-                self._await_restart(i)
-                continue
-            except ray.exceptions.ObjectLostError:
-                self.weights = self._learner("export", {})
-                continue
-            if served != (manifest.version, manifest.checksum):
-                raise RunError(
-                    f"generator-{i} serves version and checksum {served}, not {manifest.version}, {manifest.checksum}: "
-                    "the hand-over of weights went wrong"
-                )
-            return
-        raise RunError(f"generator-{i} died {_GENERATOR_TRIES} times over loading version {self.version}")
-
-    def _await_restart(self, i: int) -> None:
-        """Block until generator i, which died, answers again: until then Ray turns every call away at once."""
-        deadline_s = self.config.engine.start_deadline_s
-        end = time.monotonic() + deadline_s
-        while time.monotonic() < end:
-            try:
-                self._get(self.generators[i].health.remote(), deadline_s, f"generator-{i} to start again")
-                return
-            except ray.exceptions.ActorUnavailableError:
-                time.sleep(_RESTART_POLL_S)
-        raise RunError(f"generator-{i} died and did not start again within {deadline_s:.0f} s")
 
     def _learner(self, command: str, arguments: dict[str, Any], deadline_s: float | None = None) -> Any:
         deadline = deadline_s or self.config.learner.call_deadline_s
         return self._get(self.learner.call.remote(command, arguments), deadline, f"the learner's {command}")
 
     def _get(self, ref: Any, deadline_s: float, what: str) -> Any:
-        self.waiting_for = what
-        try:
+        with explained(deadline_s, what):
             return ray.get(ref, timeout=deadline_s)
-        except ray.exceptions.GetTimeoutError:
-            raise RunError(f"waited {deadline_s:.0f} s for {what}; see `ray status` and the actor's log") from None
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, InputError | RunError):
-                raise error.cause from None
-            if isinstance(error.cause, ray.exceptions.RayError):
-                raise error.cause from error
-            first = (str(error.cause).strip() or "no message").splitlines()[0]
-            raise RunError(f"waited for {what}: {type(error.cause).__name__}: {first}") from error
-        except ray.exceptions.ActorDiedError as error:
-            raise RunError(f"waited for {what}, and the actor died: {_last_line(error)}") from error
 
 
-def _learner_spec(config: RunConfig, model: Path, storage: Path, cores: int) -> LearnerSpec:
+def _threads(config: RunConfig) -> tuple[int, int]:
+    """CPU threads of one generator and of one learner worker.
+
+    Where they take turns each side may have all cores; where they overlap, each has what Ray reserves for it.
+    """
+    engine, learner, cluster = config.engine, config.learner, config.cluster
+    if config.max_staleness:
+        unset = int(cluster.cpus_per_generator), int(cluster.cpus_per_learner)
+    else:
+        cores = os.cpu_count() or 1
+        unset = cores, cores // learner.workers
+    return engine.threads or max(1, unset[0]), learner.threads or max(1, unset[1])
+
+
+def _learner_spec(config: RunConfig, model: Path, storage: Path) -> LearnerSpec:
     learner = config.learner
     gpus = config.cluster.gpus_per_learner
     fsdp = learner.strategy == "fsdp" or (learner.strategy == "auto" and gpus > 0 and learner.workers > 1)
@@ -280,7 +229,7 @@ def _learner_spec(config: RunConfig, model: Path, storage: Path, cores: int) -> 
             "seed": config.seed,
         },
         workers=learner.workers,
-        threads=learner.threads or max(1, cores // learner.workers),
+        threads=_threads(config)[1],
         cpus=config.cluster.cpus_per_learner,
         gpus=gpus,
         max_restarts=learner.max_restarts,
@@ -299,24 +248,6 @@ def cpu_allocator(gpus: float) -> dict[str, Any]:
     if gpus or "LD_PRELOAD" in os.environ or not library.is_file():
         return {}
     return {"env_vars": {"LD_PRELOAD": str(library)}}
-
-
-def _by_trunk(prompts: pa.Table, generators: int) -> list[tuple[int, pa.Table]]:
-    """(generator, its prompts): trunks dealt out whole and in order, so that the shards put together keep the order."""
-    trunk_ids = prompts["trunk_id"].to_pylist()
-    starts = [i for i in range(len(trunk_ids)) if i == 0 or trunk_ids[i] != trunk_ids[i - 1]] + [len(trunk_ids)]
-    trunks = len(starts) - 1
-    shards = []
-    for i in range(generators):
-        first, end = starts[trunks * i // generators], starts[trunks * (i + 1) // generators]
-        if end > first:
-            # A slice is copied: Ray would ship the whole table behind it.
-            shards.append((i, prompts.take(pa.array(range(first, end)))))
-    return shards
-
-
-def _last_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[-1]
 
 
 def start_ray(config: RunConfig, notify: Callable[[str], None]) -> bool:

@@ -28,13 +28,14 @@ class State:
 
     stage: int = 0  # index into config.stages
     step: int = 0  # steps done in that stage
-    cursor: int = 0  # prompts consumed in that stage, over all epochs
+    cursor: int = 0  # prompts drawn in that stage, over all epochs
     version: int = 0  # updates of the policy over the whole run
     sampled_tokens: int = 0
     seconds: float = 0.0
     peak_memory_gib: float = 0.0
     held_out: dict[str, list[float]] = field(default_factory=dict)  # label: score, low, high
     tracking_id: str = ""
+    pending: list[list[int]] = field(default_factory=list)  # rows drawn for each next batch and not yet learned from
 
 
 @dataclass

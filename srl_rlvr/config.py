@@ -144,7 +144,7 @@ class EngineConfig(Section):
     block_size: int = Field(default=32, ge=16)
     """Tokens in a block of vLLM's prefix cache: shorter shared prefixes do not hit it."""
     threads: int = Field(default=0, ge=0)
-    """CPU threads of one generator; 0 takes all cores."""
+    """CPU threads of one generator; 0 takes all cores, or under max_staleness what Ray reserves for it."""
     start_deadline_s: float = Field(default=600.0, gt=0)
     """Longest wait for an engine to start."""
     call_deadline_s: float = Field(default=1800.0, gt=0)
@@ -165,7 +165,7 @@ class LearnerConfig(Section):
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm."""
     threads: int = Field(default=0, ge=0)
-    """CPU threads of one worker; 0 shares all cores among the workers."""
+    """CPU threads of one worker; 0 shares all cores among them, or under max_staleness takes what Ray reserves."""
     start_deadline_s: float = Field(default=600.0, gt=0)
     """Longest wait for the worker group to start."""
     call_deadline_s: float = Field(default=3600.0, gt=0)
@@ -175,8 +175,10 @@ class LearnerConfig(Section):
 
 
 class VerifierConfig(Section):
+    actors: int = Field(default=1, ge=1)
+    """Actors that score; one serves a dozen generators."""
     workers: int = Field(default=2, ge=1)
-    """Killable processes."""
+    """Killable processes of one actor."""
     deadline_s: float = Field(default=10.0, gt=0)
     """Longest time for one answer; then its verdict is `failed`."""
 
@@ -221,8 +223,9 @@ class RunConfig(Section):
     """Of everything drawn: problems, order, samples."""
     think: bool = False
     """The policy writes <think>…</think> before each action; the monologue is never rewarded nor compared."""
-    max_staleness: Literal[0] = 0
-    """0: sampling and learning take turns, exact and reproducible."""
+    max_staleness: int = Field(default=0, ge=0)
+    """0: sampling and learning take turns, exact and reproducible. n: they overlap; no rollout is used when it is older
+    than n updates."""
     checkpoint_every: int = Field(default=10, ge=1)
     """Updates between checkpoints; one is also written at the end of each stage and on Ctrl-C."""
     model: ModelConfig = ModelConfig()

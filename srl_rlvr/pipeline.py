@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,17 +15,19 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from srl_rlvr import checkpoints, records
 from srl_rlvr import config as configs
 from srl_rlvr.checkpoints import History, State
-from srl_rlvr.config import PolicyGradientStage, RunConfig, SftStage, SrlStage
+from srl_rlvr.config import PolicyGradientStage, RlvrStage, RunConfig, SftStage, SrlStage
 from srl_rlvr.engines import SamplingSpec
 from srl_rlvr.errors import InputError, RunError
 from srl_rlvr.model_types import task_llm
 from srl_rlvr.policies.advantages import group_advantages
 from srl_rlvr.policies.losses import UpdateSpec
 from srl_rlvr.reporting.result import Interval, interval
+from srl_rlvr.scheduling import admits
 from srl_rlvr.stages import policy_gradient_spec, rlvr, sft, srl
 
 PASSED = 1.0 - 1e-6
@@ -32,6 +35,8 @@ PASSED = 1.0 - 1e-6
 
 class Crew(Protocol):
     def sample(self, prompts: pa.Table, spec: SamplingSpec) -> tuple[pa.Table, pa.Table, dict[str, float]]: ...
+    def send(self, prompts: pa.Table, spec: SamplingSpec, first: bool = False) -> Any: ...
+    def receive(self, ticket: Any) -> tuple[pa.Table, pa.Table, dict[str, float]]: ...
     def update(self, samples: pa.Table, spec: UpdateSpec) -> dict[str, float]: ...
     def begin_stage(self, keep_reference: bool) -> None: ...
     def hand_over(self) -> None: ...
@@ -109,49 +114,72 @@ class Run:
             self._finish_step(stage.label, metrics | {"update_s": time.monotonic() - began}, step == steps - 1)
         self.crew.hand_over()
 
-    def _reinforce(self, stage: configs.SrlStage | configs.RlvrStage) -> None:
+    def _reinforce(self, stage: SrlStage | RlvrStage) -> None:
         """SRL and RLVR: sample groups, keep those with signal, update, hand the weights over."""
         if isinstance(stage, SrlStage):
             prompts = srl.prompts(self.train, self.tokenizer, stage, self.config.think)
         else:
             prompts = rlvr.prompts(self.train, self.tokenizer, stage.label, self.config.think, stage.invalid_reward)
-        order = Order(prompts["trunk_id"].to_pylist(), self.config.seed, stage.label)
+        stream = Stream(stage, prompts, Order(prompts["trunk_id"].to_pylist(), self.config.seed, stage.label))
         self.observer.stage(stage.label, stage.kind, stage.steps)
         for step in range(self.state.step, stage.steps):
-            batch = self._collect(stage, step, prompts, order)
-            metrics = batch.metrics
-            if batch.samples.num_rows:
+            self._send_ahead(stream, step)
+            batch = self._collect(stream, step)
+            metrics, samples = batch.metrics, batch.samples
+            if samples.num_rows:
                 began = time.monotonic()
                 spec = policy_gradient_spec(stage, step)
-                metrics |= self.crew.update(batch.samples, spec) | {"learning_rate": spec.learning_rate}
+                metrics |= self.crew.update(samples, spec) | {"learning_rate": spec.learning_rate}
                 metrics["update_s"] = time.monotonic() - began
                 self.state.version += 1
                 self.crew.hand_over()
                 metrics["handover_s"] = time.monotonic() - began - metrics["update_s"]
             else:
                 self.observer.note(f"{stage.label}, step {step + 1}: every group earned one reward alike; no update")
+            del self.state.pending[0]
             self._finish_step(stage.label, metrics, step == stage.steps - 1)
 
-    def _collect(
-        self, stage: configs.SrlStage | configs.RlvrStage, step: int, prompts: pa.Table, order: Order
-    ) -> Batch:
+    def _send_ahead(self, stream: Stream, step: int) -> None:
+        """Send the batch of this step and those that `max_staleness` admits after it, if they are not on their way.
+
+        What was drawn before an interruption stands in `state.pending` and comes before new prompts.
+        """
+        stage, pending = stream.stage, self.state.pending
+        while (batch := step + len(stream.sent)) < stage.steps and admits(batch, step, self.config.max_staleness):
+            if len(stream.sent) == len(pending):
+                pending.append(self._draw(stream, stage.prompts_per_step))
+            stream.sent.append(self._send(stream, batch, 0, pending[len(stream.sent)]))
+
+    def _collect(self, stream: Stream, step: int) -> Batch:
         """Draw prompts until `prompts_per_step` groups carry signal, or the refills are used up (DAPO, section 3.2)."""
-        batch = Batch(stage, self.state.version)
+        stage = stream.stage
+        batch = Batch(stage, self.state.version, self.config.max_staleness)
+        prompts, ticket = stream.sent.popleft()
         for attempt in range(1 + stage.max_refills):
-            rows = order.take(self.state.cursor, stage.prompts_per_step - batch.with_signal)
-            self.state.cursor += len(rows)
-            drawn = prompts.take(pa.array(rows))
-            seed = derived_seed(self.config.seed, stage.label, step, attempt)
-            if isinstance(stage, SrlStage):
-                spec = srl.sampling(stage, self.config.think, seed)
-            else:
-                spec = rlvr.sampling(stage, seed)
-            rollouts, verdicts, seconds = self.crew.sample(drawn, spec)
-            self.state.sampled_tokens += batch.add(drawn, rollouts, verdicts, seconds)
-            self._keep_rollouts(stage.label, step, attempt, drawn, rollouts, verdicts, batch)
+            if attempt:
+                rows = self._draw(stream, stage.prompts_per_step - batch.with_signal)
+                prompts, ticket = self._send(stream, step, attempt, rows)
+            rollouts, verdicts, seconds = self.crew.receive(ticket)
+            self.state.sampled_tokens += batch.add(prompts, rollouts, verdicts, seconds)
+            self._keep_rollouts(stage.label, step, attempt, prompts, rollouts, verdicts, batch)
             if batch.with_signal >= stage.prompts_per_step:
                 break
         return batch
+
+    def _draw(self, stream: Stream, count: int) -> list[int]:
+        rows = stream.order.take(self.state.cursor, count)
+        self.state.cursor += len(rows)
+        return rows
+
+    def _send(self, stream: Stream, step: int, attempt: int, rows: list[int]) -> tuple[pa.Table, Any]:
+        """The prompts and their ticket. A refill goes before what was sent ahead: the learner waits for it."""
+        prompts = stream.prompts.take(pa.array(rows))
+        seed = derived_seed(self.config.seed, stream.stage.label, step, attempt)
+        if isinstance(stream.stage, SrlStage):
+            spec = srl.sampling(stream.stage, self.config.think, seed)
+        else:
+            spec = rlvr.sampling(stream.stage, seed)
+        return prompts, self.crew.send(prompts, spec, first=attempt > 0)
 
     def _evaluate(self, label: str) -> None:
         """Greedy pass rate on the held-out problems. A verification that failed is left out, and said."""
@@ -213,95 +241,137 @@ class Run:
 
 
 class Batch:
-    """Groups drawn for one update: those with signal become samples, all of them are counted."""
+    """Groups drawn for one update: those with signal become samples, all of them are counted.
 
-    def __init__(self, stage: PolicyGradientStage, version: int):
+    `version` is the learner's; a rollout may be `max_staleness` older, which the importance weights correct for.
+    """
+
+    def __init__(self, stage: PolicyGradientStage, version: int, max_staleness: int = 0):
         self.stage = stage
         self.version = version
+        self.max_staleness = max_staleness
         self.with_signal = 0
         self.advantage_of: dict[tuple[str, int], float] = {}
-        self._rows: list[dict[str, Any]] = []
-        self._rewards: list[float] = []
+        self._samples: list[pa.Table] = []
+        self._rewards: list[np.ndarray] = []
         self._stds: list[float] = []
         self._outcomes = dict.fromkeys(records.OUTCOMES, 0)
-        self._tokens: list[int] = []
-        self._drawn = 0
+        self._tokens = self._staleness = self._rollouts = self._drawn = 0
         self._seconds = {"sample_s": 0.0, "verify_s": 0.0}
 
     def add(self, prompts: pa.Table, rollouts: pa.Table, verdicts: pa.Table, seconds: dict[str, float]) -> int:
         """Count every group and keep the samples of those with signal; returns the tokens that were sampled.
 
         A failed verdict is no reward: its sample is left out of the group's mean and of the batch. Raises RunError
-        where rollouts, verdicts and prompts do not belong together, or a rollout is of another policy version.
+        where rollouts, verdicts and prompts do not belong together, or a rollout is too old or of a later policy.
         """
-        size = self.stage.group_size
-        rows, scores = rollouts.to_pylist(), verdicts.to_pylist()
-        if not len(rows) == len(scores) == size * prompts.num_rows:
-            raise RunError(f"{prompts.num_rows} prompts × {size}: got {len(rows)} rollouts and {len(scores)} verdicts")
-        for g, prompt in enumerate(prompts.to_pylist()):
-            group = list(zip(rows[g * size : (g + 1) * size], scores[g * size : (g + 1) * size], strict=True))
-            self._add_group(prompt, group)
+        self._check(prompts, rollouts, verdicts)
+        tokens = pc.sum(pc.list_value_length(rollouts["token_ids"])).as_py()  # type: ignore[attr-defined]
+        self._tokens += tokens
+        self._rollouts += rollouts.num_rows
+        self._staleness += int((self.version - rollouts["policy_version"].to_numpy()).sum())
+        for found in verdicts["outcome"].value_counts().to_pylist():
+            self._outcomes[found["values"]] += found["counts"]
+        self._add_groups(prompts, rollouts, verdicts)
         self._drawn += prompts.num_rows
         for name, value in seconds.items():
             self._seconds[name] += value
-        return sum(len(row["token_ids"]) for row in rows)
+        return tokens
 
-    def _add_group(self, prompt: dict[str, Any], group: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
-        for index, (rollout, verdict) in enumerate(group):
-            for record in (rollout, verdict):
-                found, wanted = (record["prompt_id"], record["sample_index"]), (prompt["id"], index)
-                if found != wanted:
-                    what = "rollout" if record is rollout else "verdict"
-                    raise RunError(f"{what} {found[1]} of {found[0]} stands where {index} of {wanted[0]} should")
-            if rollout["policy_version"] != self.version:
-                raise RunError(
-                    f"a rollout is of policy version {rollout['policy_version']}, the learner's is {self.version}, and "
-                    "max_staleness is 0"
-                )
-            self._outcomes[verdict["outcome"]] += 1
-            self._tokens.append(len(rollout["token_ids"]))
-        judged = [(rollout, verdict) for rollout, verdict in group if verdict["outcome"] != records.FAILED]
-        rewards = np.array([verdict["reward"] for _, verdict in judged], dtype=np.float64)
-        self._rewards += rewards.tolist()
-        deviation = float(rewards.std()) if len(rewards) else 0.0
-        self._stds.append(deviation)
-        if len(rewards) < 2 or deviation <= self.stage.min_reward_std:
-            return
-        self.with_signal += 1
-        for (rollout, _), advantage in zip(judged, group_advantages(rewards, self.stage.advantage), strict=True):
-            self.advantage_of[(prompt["id"], rollout["sample_index"])] = float(advantage)
-            self._rows.append(
-                {
-                    "prompt_id": prompt["id"],
-                    "sample_index": rollout["sample_index"],
-                    "trunk_id": prompt["trunk_id"],
-                    "policy_version": rollout["policy_version"],
-                    "prompt_ids": prompt["token_ids"],
-                    "completion_ids": rollout["token_ids"],
-                    "behavior_logprobs": rollout["logprobs"],
-                    "advantage": float(advantage),
-                }
+    def _check(self, prompts: pa.Table, rollouts: pa.Table, verdicts: pa.Table) -> None:
+        size = self.stage.group_size
+        n = size * prompts.num_rows
+        if not rollouts.num_rows == verdicts.num_rows == n:
+            raise RunError(
+                f"{prompts.num_rows} prompts × {size}: got {rollouts.num_rows} rollouts and {verdicts.num_rows} "
+                "verdicts"
             )
+        ids, indices = (
+            prompts["id"].take(pa.array(np.repeat(np.arange(n // size), size))),
+            np.tile(range(size), n // size),
+        )
+        for what, table in (("rollout", rollouts), ("verdict", verdicts)):
+            found = table["sample_index"].to_numpy()
+            right = pc.equal(table["prompt_id"], ids).to_numpy() & (found == indices)  # type: ignore[attr-defined]
+            if not right.all():
+                row = int(np.argmin(right))
+                raise RunError(
+                    f"{what} {found[row]} of {table['prompt_id'][row]} stands where {indices[row]} of {ids[row]} should"
+                )
+        for version in rollouts["policy_version"].unique().to_pylist():
+            if not 0 <= self.version - version <= self.max_staleness:
+                raise RunError(
+                    f"a rollout is of policy version {version}, the learner's is {self.version}, and max_staleness is "
+                    f"{self.max_staleness}"
+                )
+
+    def _add_groups(self, prompts: pa.Table, rollouts: pa.Table, verdicts: pa.Table) -> None:
+        size = self.stage.group_size
+        shape = (prompts.num_rows, size)
+        rewards_P_G = verdicts["reward"].to_numpy().astype(np.float64).reshape(shape)
+        judged_P_G = pc.not_equal(verdicts["outcome"], records.FAILED).to_numpy().reshape(shape)  # type: ignore[attr-defined]
+        rows: list[np.ndarray] = []
+        advantages: list[np.ndarray] = []
+        for g, (rewards, judged) in enumerate(zip(rewards_P_G, judged_P_G, strict=True)):
+            rewards = rewards[judged]
+            self._rewards.append(rewards)
+            deviation = float(rewards.std()) if len(rewards) else 0.0
+            self._stds.append(deviation)
+            if len(rewards) >= 2 and deviation > self.stage.min_reward_std:
+                rows.append(g * size + np.flatnonzero(judged))
+                advantages.append(group_advantages(rewards, self.stage.advantage))
+        self.with_signal += len(rows)
+        if rows:
+            self._keep(prompts, rollouts, np.concatenate(rows), np.concatenate(advantages))
+
+    def _keep(self, prompts: pa.Table, rollouts: pa.Table, rows: np.ndarray, advantages: np.ndarray) -> None:
+        """The rollouts in `rows` and their prompts become samples with these advantages."""
+        asked = prompts.take(pa.array(rows // self.stage.group_size))
+        answered = rollouts.take(pa.array(rows))
+        columns = {
+            "prompt_id": asked["id"],
+            "sample_index": answered["sample_index"],
+            "trunk_id": asked["trunk_id"],
+            "policy_version": answered["policy_version"],
+            "prompt_ids": asked["token_ids"],
+            "completion_ids": answered["token_ids"],
+            "behavior_logprobs": answered["logprobs"],
+            "advantage": pa.array(advantages, pa.float32()),
+        }
+        self._samples.append(pa.table(columns, schema=records.SAMPLE))
+        keys = zip(columns["prompt_id"].to_pylist(), columns["sample_index"].to_pylist(), strict=True)
+        self.advantage_of.update(zip(keys, advantages.tolist(), strict=True))
 
     @property
     def samples(self) -> pa.Table:
-        return records.build("Sample", self._rows)
+        return records.concat("Sample", self._samples)
 
     @property
     def metrics(self) -> dict[str, Any]:
-        rewards = np.array(self._rewards) if self._rewards else np.zeros(1)
+        judged = np.concatenate(self._rewards)
+        rewards = judged if len(judged) else np.zeros(1)
         return {
             "reward": float(rewards.mean()),
             "reward_std": float(np.mean(self._stds)),
             "pass_rate": float((rewards >= PASSED).mean()),
             "groups_drawn": float(self._drawn),
             "groups_with_signal": float(self.with_signal),
-            "completion_tokens": float(np.mean(self._tokens)),
-            "tokens_per_s": sum(self._tokens) / max(self._seconds["sample_s"], 1e-9),
-            "staleness": 0.0,  # an older rollout is refused
+            "completion_tokens": self._tokens / self._rollouts,
+            "tokens_per_s": self._tokens / max(self._seconds["sample_s"], 1e-9),
+            "staleness": self._staleness / self._rollouts,
             **{outcome: float(count) for outcome, count in self._outcomes.items()},
             **self._seconds,
         }
+
+
+@dataclass
+class Stream:
+    """The prompts of one stage on their way: in which order they are drawn, and the batches that were sent."""
+
+    stage: SrlStage | RlvrStage
+    prompts: pa.Table
+    order: Order
+    sent: deque[tuple[pa.Table, Any]] = field(default_factory=deque)  # prompts, ticket; the first is of this step
 
 
 class Order:

@@ -25,6 +25,7 @@ from srl_rlvr.registry.tracking import Tracker, make_tracker
 from srl_rlvr.reporting import report, result
 from srl_rlvr.reporting.memory import PeakMemory
 from srl_rlvr.reporting.progress import Progress
+from srl_rlvr.scheduling import plan
 from srl_rlvr.stages import sft
 
 # Ray Train wants a folder of its own; our checkpoints do not lie in it.
@@ -41,6 +42,7 @@ def model_cache() -> Path:
 def train(config: RunConfig, out: Path, resume: bool, command: str) -> int:
     """Run `config` in the folder `out`; returns the exit code 0 or raises InputError, RunError."""
     began = time.monotonic()
+    config, remark = plan(config, os.cpu_count() or 1)
     state, history, folder = _starting_point(config, out, resume)
     train_examples, held_out = sources.load_all(config.data, config.seed)
     model = base_models.resolve(config.model.base, model_cache())
@@ -53,9 +55,11 @@ def train(config: RunConfig, out: Path, resume: bool, command: str) -> int:
     _check_verifiers({*train_examples["verifier"].to_pylist(), *held_out["verifier"].to_pylist()})
     _check_disk(model, out)
     _begin_folder(out, config)
-    plan = [(stage.label, _steps(stage, train_examples.num_rows)) for stage in config.stages]
-    with Progress(plan) as progress, PeakMemory(state.peak_memory_gib) as memory:
+    stages = [(stage.label, _steps(stage, train_examples.num_rows)) for stage in config.stages]
+    with Progress(stages) as progress, PeakMemory(state.peak_memory_gib) as memory:
         progress.note(f"{config.name}: {train_examples.num_rows} problems to learn from, {held_out.num_rows} held out")
+        if remark:
+            progress.note(remark)
         tracker = make_tracker(config, out.resolve(), progress.note)
         if config.tracking.mlflow:
             progress.phase("opening MLflow")

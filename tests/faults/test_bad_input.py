@@ -42,7 +42,7 @@ def refused(finished: Finished, *parts: str) -> None:
         ("stages.srl.steps=many", ["steps", "many"]),
         ("stages.rlvr.group_size=1", ["group_size", "2"]),
         ("stages.srl.clip_low=1.5", ["clip_low"]),
-        ("max_staleness=1", ["max_staleness", "0"]),
+        ("max_staleness=-1", ["max_staleness", "0"]),
         ("model.max_context=64", ["tokens long", "model.max_context is 64"]),
         ("model.max_context=4096", ["model.max_context is 4096", "1024"]),
         ("model.base=/nowhere/model", ["/nowhere/model", "no such folder"]),

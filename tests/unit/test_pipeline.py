@@ -47,6 +47,10 @@ class ScriptedCrew:
         self.learned = self.served = 0
 
     def sample(self, prompts: pa.Table, spec: SamplingSpec) -> tuple[pa.Table, pa.Table, dict[str, float]]:
+        return self.receive(self.send(prompts, spec))
+
+    def send(self, prompts: pa.Table, spec: SamplingSpec, first: bool = False) -> Any:
+        """Sampled at once, by the weights that are served when it is sent: no real rollout is older."""
         self.log.append(("sample", prompts["stage"][0].as_py(), prompts["id"].to_pylist(), spec))
         rollouts, verdicts = [], []
         for prompt_id in prompts["id"].to_pylist():
@@ -66,6 +70,9 @@ class ScriptedCrew:
                 )  # fmt: skip
         seconds = {"sample_s": 1.0, "verify_s": 0.5}
         return records.build("Rollout", rollouts), records.build("Verdict", verdicts), seconds
+
+    def receive(self, ticket: Any) -> tuple[pa.Table, pa.Table, dict[str, float]]:
+        return ticket
 
     def update(self, samples: pa.Table, spec: UpdateSpec) -> dict[str, float]:
         records.check("Sample", samples)

@@ -1,0 +1,277 @@
+"""Moves tasks through the actors while the pipeline does something else: generators sample, verifiers score.
+
+`srl_rlvr.scheduling` decides; this room submits, waits and restarts. It runs on a thread of its own, one coroutine for
+each task in flight, so that the next task is sent and the last one verified while the learner updates.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray.exceptions
+
+from srl_rlvr import records
+from srl_rlvr.config import EngineConfig
+from srl_rlvr.errors import InputError, RunError
+from srl_rlvr.scheduling import Scheduler, Task, Ticket
+
+_GENERATOR_TRIES = 3
+_RESTART_POLL_S = 0.5
+_STOP_DEADLINE_S = 10.0
+
+# What the learner exports: [reference to the flat buffer], manifest.
+Weights = tuple[list[Any], Any]
+
+
+@dataclass
+class _Watch:
+    """Who waits for a ticket, and its times on the monotonic clock."""
+
+    sent: float
+    done: Future[None] = field(default_factory=Future)
+    sampled: float = 0.0  # its last rollouts came
+    verified: float = 0.0
+
+
+class Dispatcher:
+    """Drives generators and verifiers by a Scheduler. Public methods may be called from any one thread.
+
+    A generator that dies is restarted (by Ray), is handed the newest weights, and what it held is sent out again. By
+    the order of calls to an actor it is known which version each task is sampled with; another one shows a
+    restart that nobody noticed. Whatever cannot be repaired ends every wait with its error.
+    """
+
+    def __init__(
+        self, generators: Sequence[Any], verifiers: Sequence[Any], engine: EngineConfig, export: Callable[[], Any]
+    ):
+        self.weights: Weights | None = None
+        self._generators = generators
+        self._verifiers = itertools.cycle(verifiers)
+        self._engine = engine
+        self._export = export  # returns the reference to new Weights
+        self._scheduler = Scheduler(len(generators))
+        self._version = [0] * len(generators)  # that a task sent now is sampled with
+        self._lives = [0] * len(generators)
+        self._revivals: dict[int, asyncio.Task[None]] = {}
+        self._open: dict[Ticket, _Watch] = {}
+        self._received = 0.0  # when the last rollouts of those tickets came that were received
+        self._failure: BaseException | None = None
+        self._coroutines: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="dispatcher", daemon=True)
+        self._thread.start()
+
+    @property
+    def version(self) -> int:
+        """Of the weights that the generators should serve; 0 are the base weights that they start with."""
+        return self.weights[1].version if self.weights is not None else 0
+
+    def send(self, ticket: Ticket, first: bool = False) -> None:
+        """Queue the ticket's tasks, `first` before all that wait."""
+        self._call(self._send(ticket, first))
+
+    def receive(self, ticket: Ticket) -> dict[str, float]:
+        """Block until every task of the ticket is sampled and verified; returns the seconds that each took.
+
+        Seconds that an earlier ticket was sampled in count for that one alone.
+        """
+        watch = self._open[ticket]
+        watch.done.result()
+        del self._open[ticket]
+        began = max(watch.sent, min(self._received, watch.sampled))
+        self._received = max(self._received, watch.sampled)
+        return {"sample_s": watch.sampled - began, "verify_s": watch.verified - watch.sampled}
+
+    def hand_over(self, weights: Weights, wait: bool) -> None:
+        """Serve these weights from the next task on. `wait` for every generator's echo, or check it when it comes."""
+        self._call(self._hand_over(weights, wait))
+
+    def close(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(_STOP_DEADLINE_S)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(_STOP_DEADLINE_S)
+
+    def _call(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    async def _send(self, ticket: Ticket, first: bool) -> None:
+        self._raise_failure()
+        self._open[ticket] = _Watch(time.monotonic())
+        self._scheduler.send(ticket.tasks, first)
+        self._assign()
+
+    def _assign(self) -> None:
+        for i, task in self._scheduler.assign():
+            ref = self._generators[i].generate.remote(task.prompts, task.spec)
+            self._start(self._run(task, i, ref, self._version[i], self._lives[i]))
+
+    async def _run(self, task: Task, i: int, ref: Any, version: int, life: int) -> None:
+        """The task's rollouts from generator i, then its verdicts."""
+        what = f"rollouts of {task.prompts.num_rows} prompts from generator-{i}"
+        ahead = len(self._scheduler.held(i))  # it waits for those before it, too
+        rollouts = None
+        with contextlib.suppress(ray.exceptions.ActorUnavailableError):
+            rollouts = await wait(ref, ahead * self._engine.call_deadline_s, what)
+        if life != self._lives[i]:
+            return  # the generator died, and the task went back to the queue
+        if rollouts is None or not _all_of_version(rollouts, version):
+            self._bury(i)
+            return
+        self._scheduler.finished(i, task)
+        self._assign()
+        self._open[task.ticket].sampled = time.monotonic()
+        verifier = next(self._verifiers)
+        verdicts = await wait(verifier.score.remote(task.prompts, ref), self._engine.call_deadline_s, "verdicts")
+        if task.ticket.answer(task, rollouts, verdicts):
+            watch = self._open[task.ticket]
+            watch.verified = time.monotonic()
+            watch.done.set_result(None)
+
+    async def _hand_over(self, weights: Weights, wait: bool) -> None:
+        self._raise_failure()
+        self.weights = weights
+        loads = [self._load(i) for i in range(len(self._generators))]
+        if wait:
+            await asyncio.gather(*loads)
+        else:
+            for load in loads:
+                self._start(load)
+
+    async def _load(self, i: int) -> None:
+        """Generator i serves the newest weights afterwards; one that is being revived gets them there."""
+        if i not in self._revivals:
+            life = self._lives[i]
+            try:
+                await self._load_once(i)
+            except (ray.exceptions.ActorUnavailableError, ray.exceptions.ObjectLostError):
+                if life == self._lives[i]:
+                    self._bury(i)
+        if i in self._revivals:
+            await asyncio.shield(self._revivals[i])
+
+    async def _load_once(self, i: int) -> None:
+        """Raises RunError where the generator serves something else afterwards."""
+        assert self.weights is not None
+        (buffer,), manifest = self.weights
+        self._version[i] = manifest.version
+        ref = self._generators[i].load.remote(buffer, manifest)
+        del buffer
+        ahead = 1 + len(self._scheduler.held(i))
+        served = await wait(
+            ref, ahead * self._engine.call_deadline_s, f"generator-{i} to load version {manifest.version}"
+        )
+        if served != (manifest.version, manifest.checksum):
+            raise RunError(
+                f"generator-{i} serves version and checksum {served}, not {manifest.version}, {manifest.checksum}: "
+                "the hand-over of weights went wrong"
+            )
+
+    def _bury(self, i: int) -> None:
+        """Generator i died: what it held goes back to the front of the queue, and it is brought back."""
+        self._lives[i] += 1
+        self._version[i] = 0
+        tasks = self._scheduler.died(i)
+        if tasks and tasks[0].deaths >= _GENERATOR_TRIES:
+            rows = tasks[0].prompts.num_rows
+            raise RunError(f"generators died {_GENERATOR_TRIES} times over the same {rows} prompts, generator-{i} last")
+        self._revivals[i] = self._start(self._revive(i))
+        self._assign()
+
+    async def _revive(self, i: int) -> None:
+        """Wait for generator i to start again and hand it the newest weights, anew where their owner died, too."""
+        for _ in range(_GENERATOR_TRIES):
+            await self._await_restart(i)
+            weights = self.weights
+            try:
+                while self._version[i] != self.version:
+                    weights = self.weights
+                    await self._load_once(i)
+            except ray.exceptions.ActorUnavailableError:
+                self._version[i] = 0
+            except ray.exceptions.ObjectLostError:
+                self._version[i] = 0
+                if self.weights is weights:
+                    self.weights = await wait(self._export(), self._engine.call_deadline_s, "the learner's export")
+            else:
+                del self._revivals[i]
+                self._scheduler.revived(i)
+                self._assign()
+                return
+        raise RunError(f"generator-{i} died {_GENERATOR_TRIES} times over loading version {self.version}")
+
+    async def _await_restart(self, i: int) -> None:
+        """Wait until generator i, which died, answers again: until then Ray turns every call away at once."""
+        deadline_s = self._engine.start_deadline_s
+        end = time.monotonic() + deadline_s
+        while time.monotonic() < end:
+            try:
+                await wait(self._generators[i].health.remote(), deadline_s, f"generator-{i} to start again")
+                return
+            except ray.exceptions.ActorUnavailableError:
+                await asyncio.sleep(_RESTART_POLL_S)
+        raise RunError(f"generator-{i} died and did not start again within {deadline_s:.0f} s")
+
+    def _start(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = self._loop.create_task(coroutine)
+        self._coroutines.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._coroutines.discard(task)
+        if not task.cancelled() and (error := task.exception()) and self._failure is None:
+            self._failure = error
+            for watch in self._open.values():
+                if not watch.done.done():
+                    watch.done.set_exception(error)
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    async def _stop(self) -> None:
+        for task in self._coroutines:
+            task.cancel()
+        await asyncio.gather(*self._coroutines, return_exceptions=True)
+
+
+def _all_of_version(rollouts: pa.Table, version: int) -> bool:
+    found = pc.min_max(records.check("Rollout", rollouts)["policy_version"]).as_py()  # type: ignore[attr-defined]
+    return found["min"] == found["max"] == version
+
+
+async def wait(ref: Any, deadline_s: float, what: str) -> Any:
+    """The value of a Ray reference. Raises RunError naming `what` was waited for."""
+    with explained(deadline_s, what):
+        async with asyncio.timeout(deadline_s):
+            return await ref
+
+
+@contextlib.contextmanager
+def explained(deadline_s: float, what: str) -> Iterator[None]:
+    """Ray's errors in a user's words; those that can be repaired (unavailable actor, lost object) pass as they are."""
+    try:
+        yield
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, InputError | RunError):
+            raise error.cause from None
+        if isinstance(error.cause, ray.exceptions.RayError):
+            raise error.cause from error
+        first = (str(error.cause).strip() or "no message").splitlines()[0]
+        raise RunError(f"waited for {what}: {type(error.cause).__name__}: {first}") from error
+    except ray.exceptions.ActorDiedError as error:
+        last = str(error).strip().splitlines()[-1]
+        raise RunError(f"waited for {what}, and the actor died: {last}") from error
+    except TimeoutError:  # ray.get's and asyncio's
+        raise RunError(f"waited {deadline_s:.0f} s for {what}; see `ray status` and the actor's log") from None
