@@ -8,9 +8,8 @@ that continue from there, so its log-probabilities and gradients are those of th
     branch 1           └ a a a                   offset 5
     branch 2                   └ a a a a         offset 9
 
-A `Pack` is several trees laid one after the other in one row of tokens. `tree_attention` is registered with
-transformers as an attention implementation and reads the layout that travels with the forward call, so any
-decoder that takes a registered attention function works unchanged.
+A `Pack` is several trees laid one after the other in one row of tokens. How the model attends to it is the matter
+of `attention.py`.
 """
 
 from __future__ import annotations
@@ -18,15 +17,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-import torch.nn.functional as F
-from transformers import AttentionInterface
-
-ATTENTION_NAME = "srl_rlvr_prefix_tree"
 
 
 @dataclass(frozen=True)
@@ -75,8 +69,9 @@ class BranchGroup:
 
 @dataclass(frozen=True)
 class Layout:
-    """What `tree_attention` needs: the trunks and the groups of branches, which together cover the pack."""
+    """What attention needs to know: the trunks and the groups of branches, which together cover the pack."""
 
+    tokens: int
     trunks: tuple[Span, ...]
     groups: tuple[BranchGroup, ...]
 
@@ -116,6 +111,11 @@ def build_trees(samples: pa.Table) -> list[Tree]:
                 raise ValueError(f"sample {row}: its prompt is not a prefix of trunk {trunk_id}")
         trees.append(Tree(trunk, tuple(Branch(len(prompts[row]), completions[row], row) for row in rows)))
     return trees
+
+
+def one_by_one(trees: Sequence[Tree]) -> list[Tree]:
+    """Every sample as a tree of its own: a plain sequence, whose positions a pack counts from 0."""
+    return [Tree(tree.trunk[: branch.offset], (branch,)) for tree in trees for branch in tree.branches]
 
 
 def pack_trees(trees: Sequence[Tree], token_budget: int) -> Iterator[list[Tree]]:
@@ -190,7 +190,7 @@ def lay_out(trees: Sequence[Tree], device: torch.device | str = "cpu") -> Pack:
     return Pack(
         tensor(token_ids),
         tensor(position_ids),
-        Layout(tuple(trunks), tuple(groups)),
+        Layout(cursor, tuple(trunks), tuple(groups)),
         tensor(predictors),
         tensor(targets),
         tensor(rows),
@@ -200,99 +200,3 @@ def lay_out(trees: Sequence[Tree], device: torch.device | str = "cpu") -> Pack:
 
 def _offset(branch: Branch) -> int:
     return branch.offset
-
-
-def tree_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,  # [1, H, N, D]
-    key: torch.Tensor,  # [1, Hkv, N, D]
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    tree_layout: Layout | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    **unused: object,
-) -> tuple[torch.Tensor, None]:
-    """Attention over a pack; without a layout, plain causal attention. Returns [1, N, H, D]."""
-    if sliding_window is not None or softcap is not None:
-        raise ValueError("models with sliding-window or soft-capped attention cannot be trained as prefix trees")
-    if tree_layout is None:
-        output = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
-    else:
-        output = _FlashTree.apply(query, key, value, tree_layout, scaling)
-    return output.transpose(1, 2), None
-
-
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
-_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
-
-
-class _FlashTree(torch.autograd.Function):
-    """Tree attention from torch's flash kernels for CPUs, on views of the pack: no keys copied, no masks.
-
-    A branch's output is that over its trunk and that over itself, weighted by their log-sum-exps. Backward, a part's
-    kernel that is given the *merged* output and log-sum-exp gives that part's share of the gradient, exactly
-    (Liu et al. 2023, *Ring Attention*, 2310.01889).
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, scale: float | None
-    ) -> torch.Tensor:
-        output = _like_rows(query)
-        logsumexp = query.new_empty(query.shape[:3])  # [1, H, N]
-        for queries, keys, causal in _parts(layout):
-            part, part_logsumexp = _flash(_rows(query, queries), _rows(key, keys), _rows(value, keys),
-                                          is_causal=causal, scale=scale)  # fmt: skip
-            here, here_logsumexp = _rows(output, queries), logsumexp[:, :, queries.start : queries.stop]
-            if causal:
-                here.copy_(part)
-                here_logsumexp.copy_(part_logsumexp)
-            else:
-                here.lerp_(part, torch.sigmoid(part_logsumexp - here_logsumexp)[..., None])
-                torch.logaddexp(here_logsumexp, part_logsumexp, out=here_logsumexp)
-        ctx.save_for_backward(query, key, value, output, logsumexp)
-        ctx.layout, ctx.scale = layout, scale
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        query, key, value, output, logsumexp = ctx.saved_tensors
-        found = [_like_rows(x).zero_() for x in (query, key, value)]
-        for queries, keys, causal in _parts(ctx.layout):
-            parts = _flash_backward(
-                _rows(grads[0], queries),
-                _rows(query, queries),
-                _rows(key, keys),
-                _rows(value, keys),
-                _rows(output, queries),
-                logsumexp[:, :, queries.start : queries.stop],
-                0.0,
-                causal,
-                scale=ctx.scale,
-            )
-            for whole, rows, part in zip(found, (queries, keys, keys), parts, strict=True):
-                _rows(whole, rows).add_(part)
-        return (*found, None, None)
-
-
-def _parts(layout: Layout) -> Iterator[tuple[Span, Span, bool]]:
-    """(queries, keys, causal): each span of tokens on itself, then each group of branches on what it shares."""
-    for span in itertools.chain(layout.trunks, *(group.branches for group in layout.groups)):
-        yield span, span, True
-    for group in layout.groups:
-        yield group.span, group.shared, False
-
-
-def _rows(x: torch.Tensor, span: Span) -> torch.Tensor:
-    return x[:, :, span.start : span.stop]
-
-
-def _like_rows(x: torch.Tensor) -> torch.Tensor:
-    """Empty, [1, H, N, D] as `x`, but token by token in memory, as the layers around attention have it."""
-    return x.new_empty(x.shape[0], x.shape[2], x.shape[1], x.shape[3]).transpose(1, 2)
-
-
-AttentionInterface.register(ATTENTION_NAME, tree_attention)

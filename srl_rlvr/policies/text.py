@@ -24,8 +24,9 @@ from torch.utils.checkpoint import checkpoint
 
 from srl_rlvr.errors import InputError
 from srl_rlvr.policies import base_models, weights
+from srl_rlvr.policies.attention import adopt_tree_attention
 from srl_rlvr.policies.losses import UpdateSpec, cross_entropy_loss, policy_gradient_loss
-from srl_rlvr.policies.prefix_tree import ATTENTION_NAME, Pack, Tree, build_trees, lay_out, pack_trees
+from srl_rlvr.policies.prefix_tree import Pack, Tree, build_trees, lay_out, one_by_one, pack_trees
 
 # Rows of the output head computed at once: 128 × 49,152 logits in fp32 are 25 MB.
 _HEAD_CHUNK = 128
@@ -35,18 +36,17 @@ _BETAS = (0.9, 0.99)
 class CompletionLogprobs(torch.nn.Module):
     """log π(token | prefix) of every completion token of a pack; what DDP or FSDP wraps."""
 
-    def __init__(self, model: Any):
+    def __init__(self, model: Any, shares_prefixes: bool):
         super().__init__()
         self.model = model
+        self.shares_prefixes = shares_prefixes
 
     def forward(self, pack: Pack, temperature: float) -> torch.Tensor:
         """[T], at `temperature`; only completion positions go through the output head, a chunk at a time."""
         decoder, head = self.model.get_decoder(), self.model.get_output_embeddings()
+        layout = {"tree_layout": pack.layout} if self.shares_prefixes else {}
         hidden = decoder(
-            input_ids=pack.token_ids[None],
-            position_ids=pack.position_ids[None],
-            use_cache=False,
-            tree_layout=pack.layout,
+            input_ids=pack.token_ids[None], position_ids=pack.position_ids[None], use_cache=False, **layout
         ).last_hidden_state[0]
         hidden_T = hidden.index_select(0, pack.predictors)
 
@@ -62,7 +62,10 @@ class CompletionLogprobs(torch.nn.Module):
 
 
 class TextPolicy:
-    """A language model, its optimizer, and (where KL is wanted) a frozen reference."""
+    """A language model, its optimizer, and (where KL is wanted) a frozen reference.
+
+    `notices` are sentences for the user about how this model is trained.
+    """
 
     def __init__(
         self,
@@ -88,8 +91,14 @@ class TextPolicy:
         self.lora_scale = lora_alpha / lora_rank if lora_rank else None
         self.version = 0
         network = base_models.load_model(model).to(self.device)
-        network.set_attn_implementation(ATTENTION_NAME)
         _check_output_head(network)
+        obstacle = adopt_tree_attention(network)
+        self.attention = network.config._attn_implementation
+        self.shares_prefixes = obstacle is None
+        self.notices = [] if obstacle is None else [
+            f"Model type '{network.config.model_type}' cannot be trained as prefix trees ({obstacle}): every sample is "
+            "computed with its whole prompt, with the same result but more work."
+        ]  # fmt: skip
         if lora_rank:
             from peft import LoraConfig, get_peft_model
 
@@ -101,7 +110,7 @@ class TextPolicy:
             for layer in _decoder_layers(_inner(network)):
                 layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
         self.network: Any = network
-        self.forward: Any = self._distribute(CompletionLogprobs(_inner(network)), strategy)
+        self.forward: Any = self._distribute(CompletionLogprobs(_inner(network), self.shares_prefixes), strategy)
         self.reference: dict[str, torch.Tensor] | None = None
         self.optimizer = self._new_optimizer()
 
@@ -191,7 +200,7 @@ class TextPolicy:
         try:
             network.save_pretrained(folder, state_dict={name: t.cpu().contiguous() for name, t in named.items()})
         finally:
-            network.set_attn_implementation(ATTENTION_NAME)
+            network.set_attn_implementation(self.attention)
         (folder / "model_card.json").write_text(json.dumps(card, indent=2) + "\n")
 
     def _step(
@@ -263,17 +272,20 @@ class TextPolicy:
         A worker repeats a pack with weight 0 where it would otherwise miss a collective: DDP's average of the
         gradients needs one backward pass of everyone, FSDP gathers weights at each pass.
         """
-        of_worker = [list(pack_trees(trees[rank :: self.world], self.token_budget)) for rank in range(self.world)]
+        of_worker = [list(self._pack(trees[rank :: self.world])) for rank in range(self.world)]
         mine = of_worker[self.rank]
         wanted = max(map(len, of_worker)) if _is_sharded(self.network) else 1
         filler = mine[0] if mine else next(pack for packs in of_worker for pack in packs)
         return mine + [filler] * (wanted - len(mine)), len(mine)
 
+    def _pack(self, trees: Sequence[Tree]) -> Iterator[list[Tree]]:
+        return pack_trees(trees if self.shares_prefixes else one_by_one(trees), self.token_budget)
+
     @torch.no_grad()
     def _logprobs(self, trees: Sequence[Tree], samples: pa.Table, temperature: float) -> list[np.ndarray]:
         lengths = [len(ids) for ids in samples["completion_ids"].to_pylist()]
         found = [np.zeros(length, dtype=np.float32) for length in lengths]
-        for trees_in_pack in pack_trees(trees, self.token_budget):
+        for trees_in_pack in self._pack(trees):
             pack = lay_out(trees_in_pack, self.device)
             values = self.forward(pack, temperature).float().cpu().numpy()
             for row, index, value in zip(pack.token_rows.tolist(), pack.token_indices.tolist(), values, strict=True):

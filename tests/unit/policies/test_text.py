@@ -15,7 +15,7 @@ import pytest
 import reference
 import torch
 
-from srl_rlvr.policies import prefix_tree, text, weights
+from srl_rlvr.policies import attention, prefix_tree, text, weights
 from srl_rlvr.policies.losses import UpdateSpec
 from srl_rlvr.policies.text import TextPolicy
 
@@ -350,7 +350,7 @@ def test_a_saved_model_is_read_by_transformers_with_the_same_logits(
         assert type(reloaded).__name__ == "LlamaForCausalLM" and reloaded.config._attn_implementation == "sdpa"
         torch.testing.assert_close(reloaded(ids).logits, policy.network(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
     assert '"name": "saved"' in (tmp_path / "model_card.json").read_text()
-    assert prefix_tree.ATTENTION_NAME not in (tmp_path / "config.json").read_text()
+    assert attention.ATTENTION_NAME not in (tmp_path / "config.json").read_text()
 
 
 def test_training_goes_on_after_the_model_was_saved(tiny_model: Path, tmp_path: Path) -> None:
