@@ -73,7 +73,9 @@ def assert_update_of_the_samples_alone(policy: TextPolicy, folder: Path) -> None
     assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-5)
     found = dict(policy.network.named_parameters())
     for name, parameter in oracle.named_parameters():
-        off = float((found[name].grad.double() - parameter.grad).norm() / parameter.grad.norm())
+        gradient = found[name].grad
+        assert gradient is not None and parameter.grad is not None, name
+        off = float((gradient.double() - parameter.grad).norm() / parameter.grad.norm())
         assert off <= 1e-5, f"{name}: relative difference {off:.2e}"
 
 
@@ -148,11 +150,10 @@ def test_tree_attention_has_the_gradients_of_softmax_over_what_each_token_may_se
     layout = prefix_tree.lay_out(prefix_tree.build_trees(cases.table(cases.BATCHES[batch]))).layout
     torch.manual_seed(0)
     inputs = [torch.randn(1, heads, layout.tokens, 8, dtype=torch.float64, requires_grad=True) for heads in (4, 2, 2)]
-    module = torch.nn.Identity()
-    upstream = torch.randn(1, layout.tokens, 4, 8, dtype=torch.float64)
-    output, _ = attention.tree_attention(module, *inputs, None, scaling=0.3, tree_layout=layout)
-    found = torch.autograd.grad(output, inputs, upstream)
     query, key, value = inputs
+    upstream = torch.randn(1, layout.tokens, 4, 8, dtype=torch.float64)
+    output, _ = attention.tree_attention(torch.nn.Identity(), query, key, value, None, scaling=0.3, tree_layout=layout)
+    found = torch.autograd.grad(output, inputs, upstream)
     scores = 0.3 * query @ key.repeat_interleave(2, dim=1).transpose(2, 3)
     sees = torch.zeros(layout.tokens, layout.tokens, dtype=torch.bool)
     for span in attention._spans(layout):
