@@ -195,23 +195,23 @@ class Scheduler:
         return generator, task
 
 
-def plan(config: RunConfig, cores: int) -> tuple[RunConfig, str]:
+def plan(config: RunConfig, cores: int | None) -> tuple[RunConfig, str]:
     """The run as this machine should run it, and in one line what was changed and why ("" where nothing was).
 
-    Engines and learner that compute on the same cores at the same time only take them from each other, and OpenMP's
-    threads spin while they wait: without cores of its own for either, a run takes turns. On a cluster Ray keeps them
-    apart, and on GPUs they do not meet.
+    Engines and learner that compute on the same `cores` at the same time only take them from each other: a run without
+    cores of its own for either side takes turns. On GPUs the two do not meet, and on a cluster (`cores` is None)
+    each has what Ray reserves for it.
     """
     cluster, engine, learner = config.cluster, config.engine, config.learner
-    if not config.max_staleness or cluster.address or cluster.gpus_per_generator or cluster.gpus_per_learner:
+    if not config.max_staleness or cores is None or cluster.gpus_per_generator or cluster.gpus_per_learner:
         return config, ""
     threads = engine.threads * engine.generators + learner.threads * learner.workers
     if engine.threads and learner.threads and threads <= cores:
         return config, ""
-    asked = f"engine.threads and learner.threads ask for {threads}" if threads else "each side would take all of them"
+    asked = f"they ask for {threads}" if engine.threads and learner.threads else "either side would take all of them"
     remark = (
-        f"max_staleness = {config.max_staleness} does not pay on {cores} shared cores ({asked}): sampling and learning "
-        "take turns; to overlap them, set engine.threads × engine.generators + learner.threads × learner.workers "
-        f"to at most {cores}"
+        f"max_staleness = {config.max_staleness} does not pay where sampling and learning share {cores} cores "
+        f"({asked}): they take turns; to overlap them, set engine.threads and learner.threads so that all generators and "
+        f"workers together have at most {cores}"
     )
     return config.model_copy(update={"max_staleness": 0}), remark

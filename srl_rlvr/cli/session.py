@@ -42,7 +42,8 @@ def model_cache() -> Path:
 def train(config: RunConfig, out: Path, resume: bool, command: str) -> int:
     """Run `config` in the folder `out`; returns the exit code 0 or raises InputError, RunError."""
     began = time.monotonic()
-    config, remark = plan(config, os.cpu_count() or 1)
+    on_cluster = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    config, remark = plan(config, None if on_cluster else os.cpu_count() or 1)
     state, history, folder = _starting_point(config, out, resume)
     train_examples, held_out = sources.load_all(config.data, config.seed)
     model = base_models.resolve(config.model.base, model_cache())

@@ -8,7 +8,7 @@ from typing import Any
 
 import psutil
 import pytest
-from cli_runs import Command, same_results, wait_for
+from cli_runs import Command, metrics, rollouts, same_results, wait_for
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 # Long enough for a call to be under way on a stopped process, or for one to be missed.
@@ -39,6 +39,24 @@ def test_a_generator_killed_in_flight_and_one_that_restarts_unnoticed(undisturbe
     assert finished.survivors() == []
 
 
+def test_a_generator_killed_while_the_learner_updates(undisturbed: Any, tmp_path: Path) -> None:
+    settings = ("max_staleness=1", "engine.threads=1", "learner.threads=1")
+    overrides = [argument for setting in settings for argument in ("--set", setting)]
+    run = Command(["train", undisturbed.run_file, "--out", "out", *overrides], tmp_path)
+    run.until("^srl +1/4")
+    generator = run.actor("Generator")
+    generator.suspend()
+    time.sleep(BUSY_S)
+    generator.kill()
+    finished = run.finish()
+    assert finished.code == 0, finished.err
+    rows = metrics(tmp_path / "out")
+    assert [(row["stage"], row["step"]) for row in rows if row["stage"] == "srl"] == [("srl", k) for k in range(4)]
+    assert all(0 <= row["staleness"] <= 1 for row in rows if row["stage"] != "sft")
+    assert _srl_prompts(tmp_path / "out") == _srl_prompts(undisturbed.out)
+    assert finished.survivors() == []
+
+
 def test_a_learner_worker_starts_anew_from_the_checkpoint_and_replays(undisturbed: Any, tmp_path: Path) -> None:
     run = Command(["train", undisturbed.run_file, "--out", "out"], tmp_path)
     run.until("^srl +3/4")  # one update after the last checkpoint
@@ -62,6 +80,10 @@ def test_a_verifier_killed_in_flight(undisturbed: Any, tmp_path: Path) -> None:
     same_results(tmp_path / "out", undisturbed.out)
     assert len(pool) == 2
     assert finished.survivors() == []
+
+
+def _srl_prompts(out: Path) -> list[tuple[Any, ...]]:
+    return [(row["step"], row["prompt_id"], row["sample_index"]) for row in rollouts(out) if row["stage"] == "srl"]
 
 
 def _successor(run: Command, name: str, dead: psutil.Process) -> psutil.Process:

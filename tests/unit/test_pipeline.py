@@ -44,6 +44,8 @@ class ScriptedCrew:
     def __init__(self, script: Script):
         self.script = script
         self.log: list[Any] = []
+        self.received: list[list[str]] = []
+        self.first: list[bool] = []
         self.learned = self.served = 0
 
     def sample(self, prompts: pa.Table, spec: SamplingSpec) -> tuple[pa.Table, pa.Table, dict[str, float]]:
@@ -51,6 +53,7 @@ class ScriptedCrew:
 
     def send(self, prompts: pa.Table, spec: SamplingSpec, first: bool = False) -> Any:
         """Sampled at once, by the weights that are served when it is sent: no real rollout is older."""
+        self.first.append(first)
         self.log.append(("sample", prompts["stage"][0].as_py(), prompts["id"].to_pylist(), spec))
         rollouts, verdicts = [], []
         for prompt_id in prompts["id"].to_pylist():
@@ -69,10 +72,13 @@ class ScriptedCrew:
                     }
                 )  # fmt: skip
         seconds = {"sample_s": 1.0, "verify_s": 0.5}
-        return records.build("Rollout", rollouts), records.build("Verdict", verdicts), seconds
+        return prompts, (records.build("Rollout", rollouts), records.build("Verdict", verdicts), seconds)
 
     def receive(self, ticket: Any) -> tuple[pa.Table, pa.Table, dict[str, float]]:
-        return ticket
+        prompts, answers = ticket
+        if prompts["stage"][0].as_py() != "evaluation":
+            self.received.append(prompts["id"].to_pylist())
+        return answers
 
     def update(self, samples: pa.Table, spec: UpdateSpec) -> dict[str, float]:
         records.check("Sample", samples)
@@ -246,14 +252,26 @@ def test_samples_of_a_group_in_another_order_are_refused(
         add(batch, prompts, rollouts, verdicts.take(pa.array([1, 0, 2, 3])))
 
 
-@pytest.mark.parametrize("version", [1, -1], ids=["older", "newer"])
-def test_a_rollout_of_another_policy_version_is_refused(
-    answered: tuple[Batch, pa.Table, pa.Table, pa.Table], version: int
+@pytest.mark.parametrize(("learner", "max_staleness"), [(1, 0), (-1, 0), (3, 2), (-1, 2)])
+def test_a_rollout_that_is_too_old_or_of_a_later_policy_is_refused(
+    answered: tuple[Batch, pa.Table, pa.Table, pa.Table], learner: int, max_staleness: int
 ) -> None:
     batch, prompts, rollouts, verdicts = answered
-    batch.version = version
-    with pytest.raises(RunError, match="is of policy version 0, .* max_staleness is 0"):
+    batch.version, batch.max_staleness = learner, max_staleness
+    with pytest.raises(
+        RunError,
+        match=f"is of policy version 0, the learner's is {learner}, and max_staleness is {max_staleness}$",
+    ):
         add(batch, prompts, rollouts, verdicts)
+
+
+def test_staleness_is_the_mean_age_of_the_rollouts(answered: tuple[Batch, pa.Table, pa.Table, pa.Table]) -> None:
+    batch, prompts, rollouts, verdicts = answered
+    batch.version = batch.max_staleness = 2
+    versions = pa.array([0, 1, 2, 2])
+    add(batch, prompts, rollouts.set_column(2, rollouts.schema.field(2), versions), verdicts)
+    assert batch.metrics["staleness"] == 0.75
+    assert batch.samples["policy_version"].to_pylist() == versions.to_pylist()
 
 
 # Order
@@ -473,6 +491,83 @@ def test_a_run_that_died_between_checkpoints_repeats_only_what_was_not_saved(tok
     resumed.execute()
     remaining = comparable(resumed)
     assert remaining == comparable(whole)[-len(remaining) :]
+
+
+# Overlap: batches are sent ahead
+
+
+@pytest.mark.parametrize("max_staleness", [1, 3])
+def test_batches_are_sent_ahead_and_no_rollout_is_older_than_allowed(
+    tokenizer: Any, tmp_path: Path, max_staleness: int
+) -> None:
+    run = make_run(tokenizer, tmp_path, varied, RLVR | {"steps": 7}, max_staleness=max_staleness)
+    run.execute()
+    sent = updates = 0
+    for entry in run.crew.log:  # type: ignore[attr-defined]
+        updates += entry[0] == "update"
+        if entry[0] == "sample" and entry[1] == "rlvr":
+            sent += 1
+            assert sent == min(7, updates + max_staleness + 1) or updates == 0
+    assert sent == updates == 7
+    assert [row["staleness"] for row in run.history.metrics] == [min(step, max_staleness) for step in range(7)]
+
+
+@pytest.mark.parametrize("script", [varied, mixed], ids=["without refills", "with refills"])
+def test_every_prompt_that_is_drawn_ahead_is_learned_from_once(tokenizer: Any, tmp_path: Path, script: Script) -> None:
+    run = make_run(tokenizer, tmp_path, script, RLVR | {"steps": 7}, max_staleness=2)
+    run.execute()
+    assert drawn(run) == stream(run, len(drawn(run)))
+    assert sorted(i for ids in run.crew.received for i in ids) == sorted(drawn(run))  # type: ignore[attr-defined]
+    assert run.state.pending == []
+
+
+def stream(run: Run, count: int) -> list[str]:
+    """The first prompts of the RLVR stage, in the order in which they have to be drawn."""
+    ids = run.train["id"].to_pylist()
+    order = Order(ids, 0, "rlvr")
+    return [ids[row] for cursor in range(count) for row in order.take(cursor, 1)]
+
+
+def test_refills_go_before_what_was_sent_ahead(tokenizer: Any, tmp_path: Path) -> None:
+    run = make_run(tokenizer, tmp_path, lambda *_: ("scored", 0.0), RLVR | {"steps": 2}, max_staleness=1)
+    run.state.held_out["base"] = [0.0, 0.0, 1.0]
+    run.execute()
+    assert run.crew.first == [False, False, True, True, True, True, False]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("script", [varied, mixed], ids=["without refills", "with refills"])
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("later", [0, 1, 3])
+def test_what_was_sent_ahead_of_a_stop_is_sent_again_before_new_prompts(
+    tokenizer: Any, tmp_path: Path, script: Script, every: int, later: int
+) -> None:
+    """Stopped again and again: every batch of the stream is learned from once, in order, whatever `later` allows."""
+    received: list[list[str]] = []
+    for round in range(100):
+        max_staleness = 2 if round == 0 else later
+        run = make_run(tokenizer, tmp_path, script, RLVR | {"steps": 7}, max_staleness=max_staleness)
+        folder = checkpoints.latest(tmp_path)
+        if folder is not None:
+            run.state, run.history = checkpoints.read(folder)
+            run.crew.load(folder)
+            run.crew.hand_over()
+        run.should_stop = stopping_after(every)
+        before = run.state.step, len(run.state.pending)
+        try:
+            run.execute()
+            break
+        except Stopped:
+            ahead = min(max(max_staleness, before[1] - every), 7 - run.state.step)
+            assert run.state.step == before[0] + every and len(run.state.pending) == ahead
+        finally:
+            received += run.crew.received  # type: ignore[attr-defined]
+    assert (run.state.step, run.state.pending, run.state.stage) == (0, [], 1)
+    assert len(run.history.metrics) == 7
+    count = sum(map(len, received))
+    assert sorted(i for ids in received for i in ids) == sorted(stream(run, count))
+    if script is varied:
+        assert [i for ids in received for i in ids] == stream(run, 14)
+        assert all(row["staleness"] <= 2 for row in run.history.metrics)
 
 
 # Evaluation

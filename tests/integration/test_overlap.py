@@ -1,0 +1,60 @@
+"""max_staleness = 1: two generators sample the next batch while the learner updates; stopped and resumed."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from cli_runs import ROOT, TESTS, UPDATES, rollouts
+
+from srl_rlvr import config as configs
+from srl_rlvr import pipeline
+from srl_rlvr.cli import session
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+
+
+@pytest.fixture
+def train(trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int, bool], int]:
+    """`srl-rlvr train` in this process, stopped after some updates: a machine with few cores would take turns."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(TESTS)]))
+    monkeypatch.syspath_prepend(TESTS)
+    monkeypatch.setattr(session, "plan", lambda config, cores: (config, ""))
+    settings = ["max_staleness=1", "engine.generators=2", "engine.threads=1", "learner.threads=1", "verifier.actors=2"]
+    config = configs.load(trained.run_file, settings)
+
+    def run(updates: int, resume: bool) -> int:
+        @contextlib.contextmanager
+        def stop(progress: Any) -> Iterator[Callable[[], bool]]:
+            asked = itertools.count(1)
+            yield lambda: next(asked) >= updates
+
+        monkeypatch.setattr(session, "_finish_on_signal", stop)
+        return session.train(config, tmp_path / "out", resume, "srl-rlvr train run.toml")
+
+    return run
+
+
+def test_overlapped_stopped_and_resumed_every_prompt_is_learned_from_once(
+    train: Callable[[int, bool], int], trained: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(pipeline.Stopped, match="stopped after step 2 of srl"):
+        train(5, False)  # it is asked after each update and between two stages
+    assert train(10**6, True) == 0
+    rows = pq.read_table(tmp_path / "out" / "metrics.parquet").to_pylist()
+    assert [(row["stage"], row["step"]) for row in rows] == [(s, k) for s, n in UPDATES.items() for k in range(n)]
+    staleness = {label: [row["staleness"] for row in rows if row["stage"] == label] for label in ("srl", "rlvr")}
+    assert all(0 <= age <= 1 for ages in staleness.values() for age in ages)
+    assert staleness["srl"][1] == staleness["rlvr"][3] == 1.0  # sampled during the update before
+    assert staleness["srl"][2] == 0.0  # the first after the resume
+    assert _asked(tmp_path / "out") == _asked(trained.out)
+
+
+def _asked(out: Path) -> list[tuple[Any, ...]]:
+    return [(row["stage"], row["step"], row["prompt_id"], row["sample_index"]) for row in rollouts(out)]
