@@ -24,8 +24,7 @@ from srl_rlvr.policies.weights import Manifest
 class Generator:
     """A restart runs `__init__` only and serves the base weights: the supervisor then hands over the newest ones."""
 
-    def __init__(self, kind: str, model: str, engine: dict[str, Any], threads: int):
-        os.environ["OMP_NUM_THREADS"] = str(threads)
+    def __init__(self, kind: str, model: str, engine: dict[str, Any]):
         self.tokenizer = base_models.load_tokenizer(Path(model))
         self.engine = engines.create(kind, Path(model), engine)
 

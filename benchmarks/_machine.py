@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,3 +26,15 @@ def machine() -> dict[str, Any]:
 def commit() -> str:
     found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return found.stdout.strip() or "unknown"
+
+
+def in_the_actors_environment() -> None:
+    """Start this command anew as our actors run: on all cores, with the allocator that Ray
+    brings, at the niceness of its workers."""
+    from actors.supervisor import worker_environment
+
+    environment = worker_environment(0, os.cpu_count() or 1)["env_vars"]
+    if any(os.environ.get(name) != value for name, value in environment.items()):
+        os.environ.update(environment)
+        os.nice(15)
+        os.execv(sys.executable, [sys.executable, *sys.argv])

@@ -75,6 +75,16 @@ def rollout_table(prompts: pa.Table, groups: list[list[Completion]], version: in
     return records.build("Rollout", rows)
 
 
+def check_room(prompts: list[list[int]], max_context: int) -> None:
+    """Raises InputError where a prompt fills the context alone."""
+    longest = max(map(len, prompts), default=0)
+    if longest >= max_context:
+        raise InputError(
+            f"a prompt of {longest} tokens leaves no room to answer in a context of {max_context}: raise "
+            "model.max_context, or leave its problem out"
+        )
+
+
 def in_segments(
     one_segment: Any, prompts: list[list[int]], spec: SamplingSpec, max_context: int
 ) -> list[list[Completion]]:
@@ -83,12 +93,7 @@ def in_segments(
     A completion that ends by a stop that is not the last goes on from where it is; the tokens stand as they were
     sampled. Prompt and completion keep within `max_context`. Raises InputError where a prompt fills it alone.
     """
-    longest = max(map(len, prompts), default=0)
-    if longest >= max_context:
-        raise InputError(
-            f"a prompt of {longest} tokens leaves no room to answer in a context of {max_context}: raise "
-            "model.max_context, or leave its problem out"
-        )
+    check_room(prompts, max_context)
     stops = spec.stops or ("",)
     limits = [min(spec.max_tokens, max_context - len(prompt)) for prompt in prompts]
     groups = one_segment(prompts, [spec.samples] * len(prompts), limits, stops[0])

@@ -1,139 +1,269 @@
-"""The fallback engine: transformers and a plain sampling loop. Slower than vLLM, lighter, and nothing to install.
+"""Our own engine over transformers' models: continuous batching on a static cache of trunks and branches.
 
-Each prompt is computed once and its cache repeated for the group; sequences that have ended leave the batch.
+On CPUs it is the fastest that we measured (benchmarks/rollout.py); on GPUs it is the fallback where vLLM is not
+installed. Prompts that are prefixes of one another (the steps of one problem) and all samples of a group share one
+trunk, computed once. Weights are views into the buffer that the learner hands over: nothing is copied.
 """
 
 from __future__ import annotations
 
+from collections import deque
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from srl_rlvr.engines import Completion, SamplingSpec, in_segments
+from srl_rlvr.engines import Completion, SamplingSpec, check_room
+from srl_rlvr.engines.branch_cache import ATTENTION_NAME, BranchCache, Decode, Prefill
 from srl_rlvr.policies import base_models
-from srl_rlvr.policies.weights import Manifest, checksum, merge_lora, unflatten
+from srl_rlvr.policies.weights import Manifest, merge_lora, unflatten
+
+
+@dataclass
+class _Trunk:
+    """Prompts that are prefixes of the longest of them."""
+
+    token_ids: list[int]
+    offsets: set[int] = field(default_factory=set)  # lengths of its prompts
+    slot: int = -1
+    open: int = 0  # samples that wait or run
+    logits: dict[int, torch.Tensor] = field(default_factory=dict)  # by offset, after each of its prompts
+
+
+@dataclass
+class _Row:
+    """One sample on its way."""
+
+    trunk: _Trunk
+    offset: int
+    limit: int
+    uniforms: np.ndarray  # [limit]: what each of its draws will be, whatever runs beside it
+    completion: Completion = field(default_factory=lambda: Completion([], [], "length"))
+    stop: int = 0  # which of the spec's stops it reads up to,
+    begin: int = 0  # from this token of the completion on
+    ended: bool = False
+
+
+@dataclass
+class _Group:
+    """Samples of one prompt that still wait."""
+
+    trunk: _Trunk
+    rows: deque[_Row]
 
 
 class TransformersEngine:
-    def __init__(self, model: Path, *, max_running: int, max_context: int, **_vllm_only: Any):
+    def __init__(self, model: Path, *, max_running: int, max_context: int, kv_cache_gib: float, **_vllm_only: Any):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.network = base_models.load_model(model).to(self.device)
+        self.network.set_attn_implementation(ATTENTION_NAME)
         self.tokenizer = base_models.load_tokenizer(model)
         self.max_running = max_running
         self.max_context = max_context
+        self.cache_bytes = kv_cache_gib * 2**30
         self.version = 0
         self._base: dict[str, torch.Tensor] | None = None
+        self._cache: BranchCache | None = None
 
     @torch.inference_mode()
     def sample(self, prompts: list[list[int]], spec: SamplingSpec) -> list[list[Completion]]:
-        generator = torch.Generator(self.device).manual_seed(spec.seed)
-
-        def one_segment(prompts: list[list[int]], samples: list[int], max_tokens: list[int], stop: str) -> Any:
-            groups = []
-            at = 0
-            while at < len(prompts):
-                end, rows = at, 0
-                while end < len(prompts) and (end == at or rows + samples[end] <= self.max_running):
-                    rows += samples[end]
-                    end += 1
-                groups += self._batch(
-                    prompts[at:end], samples[at:end], max_tokens[at:end], stop, spec.temperature, generator
-                )
-                at = end
-            return groups
-
-        return in_segments(one_segment, prompts, spec, self.max_context)
+        """See `Engine`. The draws of a sample depend on the seed and its place alone, not on what runs beside it."""
+        check_room(prompts, self.max_context)
+        groups = self._groups(prompts, spec)
+        result = [[row.completion for row in group.rows] for group in groups]
+        waiting, rows = deque(groups), []
+        cache = self._room_for(groups, spec)
+        slots: list[_Trunk] = []
+        while waiting or rows:
+            fresh = self._admit(waiting, cache, rows, slots)
+            if fresh:
+                logits = torch.stack([row.trunk.logits[row.offset] for row in fresh])
+                self._extend(fresh, logits, spec)
+            rows = self._retire(rows + fresh, cache, slots)
+            if rows:
+                self._extend(rows, self._decode(rows, cache), spec)
+                rows = self._retire(rows, cache, slots)
+        return result
 
     def load(self, buffer: np.ndarray, manifest: Manifest) -> str:
+        """See `Engine`. Full weights are read where they lie, and `buffer` is kept until the next ones come."""
         tensors = dict(unflatten(buffer, manifest))
+        parameters = dict(self.network.named_parameters())
         if manifest.lora_scale is not None:
-            if self._base is None:
-                self._base = {name: p.detach().clone() for name, p in self.network.named_parameters()}
-            tensors = dict(merge_lora(self._base.items(), tensors, manifest.lora_scale))
-        with torch.no_grad():
-            for name, parameter in self.network.named_parameters():
-                parameter.copy_(tensors[name])
+            self._merge(tensors, manifest.lora_scale, parameters)
+        elif self.device.type == "cpu":
+            for name, parameter in parameters.items():
+                parameter.data = tensors[name]
+        else:
+            for name, parameter in parameters.items():
+                parameter.data.copy_(tensors[name])
         self.version = manifest.version
-        return checksum(buffer)
+        return manifest.checksum
 
-    def _batch(
-        self,
-        prompts: list[list[int]],
-        samples: list[int],
-        max_tokens: list[int],
-        stop: str,
-        temperature: float,
-        generator: torch.Generator,
-    ) -> list[tuple[list[Completion], list[bool]]]:
-        """Sample one batch to its end. Rows are samples in order; `alive` holds those still running."""
-        logits, cache, attention = self._prefill(prompts, samples)
-        owner = [p for p, n in enumerate(samples) for _ in range(n)]
-        completions = [Completion([], [], "length") for _ in owner]
-        by_stop = [False] * len(owner)
-        alive = torch.arange(len(owner), device=self.device)
-        positions = torch.tensor([len(prompts[p]) for p in owner], device=self.device)
-        while True:
-            tokens, logprobs = _draw(logits, temperature, generator)
-            keep = []
-            for i, (row, token, logprob) in enumerate(
-                zip(alive.tolist(), tokens.tolist(), logprobs.tolist(), strict=True)
-            ):
-                completion = completions[row]
-                completion.token_ids.append(token)
-                completion.logprobs.append(logprob)
-                ended = token == self.tokenizer.eos_token_id
-                by_stop[row] = bool(stop) and not ended and stop in self._tail(completion, stop)
-                if ended or by_stop[row]:
-                    completion.finish_reason = "stop"
-                elif len(completion.token_ids) < max_tokens[owner[row]]:
-                    keep.append(i)
-            if not keep:
-                break
-            kept = torch.tensor(keep, device=self.device)
-            if len(keep) < len(alive):
-                cache.batch_select_indices(kept)
-                alive, attention, tokens, positions = alive[kept], attention[kept], tokens[kept], positions[kept]
-            attention = torch.cat([attention, attention.new_ones(len(keep), 1)], dim=1)
-            output = self.network(
-                input_ids=tokens[:, None],
-                attention_mask=attention,
-                position_ids=positions[:, None],
-                past_key_values=cache,
-                use_cache=True,
+    @torch.no_grad()
+    def _merge(self, adapters: dict[str, torch.Tensor], scale: float, parameters: dict[str, Any]) -> None:
+        """Base weights plus adapters, into tensors of the engine's own."""
+        if self._base is None:
+            adapted = {name.rpartition(".lora_")[0] for name in adapters}
+            self._base = {name: parameters[name].detach() for name in adapted}
+            for name in adapted:
+                parameters[name].data = torch.empty_like(self._base[name])
+        for name, tensor in merge_lora(self._base.items(), adapters, scale):
+            parameters[name].data.copy_(tensor)
+
+    def _groups(self, prompts: list[list[int]], spec: SamplingSpec) -> list[_Group]:
+        """A group for each prompt, each with the trunk it shares with its neighbours."""
+        trunks: list[_Trunk] = []
+        groups: list[_Group] = []
+        draws = np.random.default_rng(spec.seed)
+        for prompt in prompts:
+            trunk = trunks[-1] if trunks else None
+            shared = min(len(prompt), len(trunk.token_ids)) if trunk else 0
+            if trunk is None or prompt[:shared] != trunk.token_ids[:shared]:
+                trunks.append(trunk := _Trunk(prompt))
+            elif len(prompt) > shared:
+                trunk.token_ids = prompt
+            trunk.offsets.add(len(prompt))
+            trunk.open += spec.samples
+            limit = min(spec.max_tokens, self.max_context - len(prompt))
+            uniforms = draws.random((spec.samples, spec.max_tokens))
+            rows = deque(_Row(trunk, len(prompt), limit, of_row) for of_row in uniforms)
+            groups.append(_Group(trunk, rows))
+        return groups
+
+    def _room_for(self, groups: list[_Group], spec: SamplingSpec) -> BranchCache:
+        """The cache for as many running rows as `max_running` and the memory for keys and values allow."""
+        config = self.network.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        token_bytes = 2 * config.num_hidden_layers * heads * head_dim * 4
+        trunk_length = max(len(group.trunk.token_ids) for group in groups)
+        trunk_rows = min(len(group.trunk.offsets) for group in groups) * spec.samples
+        row_bytes = token_bytes * (spec.max_tokens + trunk_length / trunk_rows)
+        rows = max(1, min(self.max_running, len(groups) * spec.samples, int(self.cache_bytes / row_bytes)))
+        trunks = min(rows, len({id(group.trunk) for group in groups}))
+        if self._cache is None or not self._cache.holds(rows, spec.max_tokens, trunks, trunk_length):
+            self._cache = None
+            like = next(self.network.parameters()).detach()
+            self._cache = BranchCache(
+                config.num_hidden_layers, heads, head_dim, rows, spec.max_tokens, trunks, trunk_length, like
             )
-            positions = positions + 1
-            logits, cache = output.logits[:, -1], output.past_key_values
-        ends = np.cumsum(samples)
-        return [(completions[end - n : end], by_stop[end - n : end]) for end, n in zip(ends, samples, strict=True)]
+        return self._cache
 
-    def _prefill(self, prompts: list[list[int]], samples: list[int]) -> tuple[torch.Tensor, Any, torch.Tensor]:
-        """Logits [rows, V] after each prompt, its cache and mask, repeated for its samples. Prompts pad on the left."""
-        longest = max(len(prompt) for prompt in prompts)
-        ids = torch.zeros(len(prompts), longest, dtype=torch.long, device=self.device)
-        mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(prompts):
-            ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-            mask[row, longest - len(prompt) :] = 1
-        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    def _admit(self, waiting: deque[_Group], cache: BranchCache, rows: list[_Row], slots: list[_Trunk]) -> list[_Row]:
+        """Rows that start now: groups in order, whole where they fit at all; their trunks are computed together."""
+        fresh: list[_Row] = []
+        new_trunks: list[_Trunk] = []
+        while waiting:
+            group = waiting[0]
+            free = cache.rows - len(rows) - len(fresh)
+            unplaced = group.trunk.slot < 0
+            if free < min(len(group.rows), cache.rows) or (unplaced and len(slots) == cache.trunks):
+                break
+            if unplaced:
+                group.trunk.slot = len(slots)
+                slots.append(group.trunk)
+                new_trunks.append(group.trunk)
+            fresh += [group.rows.popleft() for _ in range(min(free, len(group.rows)))]
+            if not group.rows:
+                waiting.popleft()
+        if new_trunks:
+            self._prefill(new_trunks, cache)
+        return fresh
+
+    def _prefill(self, trunks: list[_Trunk], cache: BranchCache) -> None:
+        """Keys and values of `trunks`, and the logits after each of their prompts."""
+        spans, ids, positions, wanted = [], [], [], []
+        for trunk in trunks:
+            spans.append((trunk.slot, len(ids), len(trunk.token_ids)))
+            wanted += [(trunk, offset, len(ids) + offset - 1) for offset in sorted(trunk.offsets)]
+            ids += trunk.token_ids
+            positions += range(len(trunk.token_ids))
+        keep = torch.tensor([position for _, _, position in wanted], device=self.device)
+        logits = self._forward(ids, positions, Prefill(cache, spans), keep)
+        for (trunk, offset, _), row in zip(wanted, logits, strict=True):
+            trunk.logits[offset] = row
+
+    def _decode(self, rows: list[_Row], cache: BranchCache) -> torch.Tensor:
+        """Logits [rows, V] after the last token of each row."""
+        lengths = [len(row.completion.token_ids) - 1 for row in rows]  # the last token is fed in now
+        step = Decode(cache, lengths, [row.trunk.slot for row in rows], [row.offset for row in rows])
+        ids = [row.completion.token_ids[-1] for row in rows]
+        return self._forward(ids, [row.offset + n for row, n in zip(rows, lengths, strict=True)], step, 0)
+
+    def _forward(self, ids: list[int], positions: list[int], sampling: Any, keep: Any) -> torch.Tensor:
         output = self.network(
-            input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1
+            input_ids=torch.tensor([ids], device=self.device),
+            position_ids=torch.tensor([positions], device=self.device),
+            use_cache=False,
+            sampling=sampling,
+            logits_to_keep=keep,
         )
-        rows = torch.repeat_interleave(torch.arange(len(prompts)), torch.tensor(samples)).to(self.device)
-        output.past_key_values.batch_select_indices(rows)
-        return output.logits[:, -1][rows], output.past_key_values, mask[rows]
+        return output.logits[0].float()
 
-    def _tail(self, completion: Completion, stop: str) -> str:
-        """The decoded end of a completion, long enough to hold `stop`: a token is at least one byte."""
-        return self.tokenizer.decode(completion.token_ids[-len(stop) - 1 :])
+    def _extend(self, rows: list[_Row], logits: torch.Tensor, spec: SamplingSpec) -> None:
+        """One more token for each row, and whether it ends with it."""
+        uniforms = [row.uniforms[len(row.completion.token_ids)] for row in rows]
+        tokens, logprobs = _draw(logits, spec.temperature, torch.tensor(uniforms, device=self.device))
+        for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
+            completion = row.completion
+            completion.token_ids.append(token)
+            completion.logprobs.append(logprob)
+            if token == self.tokenizer.eos_token_id or self._stops(row, spec.stops):
+                completion.finish_reason, row.ended = "stop", True
+            elif len(completion.token_ids) == row.limit:
+                row.ended = True
+
+    def _stops(self, row: _Row, stops: tuple[str, ...]) -> bool:
+        """Whether the row has come to the end of the last of `stops`; one that is not the last is passed."""
+        if not stops:
+            return False
+        stop = stops[row.stop]
+        # A token is at least one byte, so the decoded end is long enough to hold the stop.
+        if stop not in self.tokenizer.decode(row.completion.token_ids[row.begin :][-len(stop) - 1 :]):
+            return False
+        row.stop, row.begin = row.stop + 1, len(row.completion.token_ids)
+        return row.stop == len(stops)
+
+    @staticmethod
+    def _retire(rows: list[_Row], cache: BranchCache, slots: list[_Trunk]) -> list[_Row]:
+        """The rows that go on, and their trunks, packed at the front of the cache."""
+        for row in rows:
+            row.trunk.open -= row.ended
+        alive, sources, targets = _packed([not row.ended for row in rows])
+        length = max((len(rows[i].completion.token_ids) for i in sources), default=0)
+        cache.move_rows(sources, targets, length)
+        kept, sources, targets = _packed([trunk.open > 0 for trunk in slots])
+        length = max((len(slots[i].token_ids) for i in sources), default=0)
+        cache.move_trunks(sources, targets, length)
+        slots[:] = [slots[i] for i in kept]
+        for slot, trunk in enumerate(slots):
+            trunk.slot = slot
+        return [rows[i] for i in alive]
 
 
-def _draw(logits: torch.Tensor, temperature: float, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids [rows] and their log-probabilities at `temperature` (at 1 where it is 0, greedy)."""
-    logprobs = torch.log_softmax(logits.float() / (temperature or 1.0), dim=-1)
+def _packed(keep: list[bool]) -> tuple[list[int], list[int], list[int]]:
+    """The new order of what is kept, the last ones moved into the gaps; and which place moves (source) to which."""
+    count = sum(keep)
+    targets = [i for i in range(count) if not keep[i]]
+    sources = [i for i in range(count, len(keep)) if keep[i]]
+    order = list(range(count))
+    for source, target in zip(sources, targets, strict=True):
+        order[target] = source
+    return order, sources, targets
+
+
+def _draw(logits: torch.Tensor, temperature: float, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids [rows] and their log-probabilities at `temperature` (at 1 where it is 0, greedy): inverse transform."""
+    if temperature not in (0, 1):
+        logits = logits / temperature
+    normalizer = logits.logsumexp(dim=-1, keepdim=True)
     if temperature == 0:
-        tokens = logits.argmax(dim=-1)
+        tokens = logits.argmax(dim=-1, keepdim=True)
     else:
-        tokens = torch.multinomial(logprobs.exp(), 1, generator=generator)[:, 0]
-    return tokens, logprobs.gather(1, tokens[:, None])[:, 0]
+        cumulated = torch.exp(logits - normalizer).cumsum(dim=-1)
+        point = uniforms[:, None].to(cumulated.dtype) * cumulated[:, -1:]
+        tokens = torch.searchsorted(cumulated, point, right=True).clamp_(max=logits.shape[-1] - 1)
+    return tokens[:, 0], (logits.gather(1, tokens) - normalizer)[:, 0]

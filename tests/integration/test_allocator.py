@@ -1,4 +1,4 @@
-"""Processes that compute on CPUs run on jemalloc."""
+"""Processes that compute run on the threads they are given, on CPUs with jemalloc."""
 
 from __future__ import annotations
 
@@ -13,22 +13,26 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
 
 @ray.remote(num_cpus=0)
-def mapped_libraries() -> str:
-    return Path("/proc/self/maps").read_text()
+def seen_by_a_worker() -> tuple[str, int]:
+    import torch
+
+    return Path("/proc/self/maps").read_text(), torch.get_num_threads()
 
 
-def test_a_worker_without_a_gpu_runs_on_jemalloc(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_without_a_gpu_runs_on_jemalloc_and_on_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LD_PRELOAD", raising=False)
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
-        mapped = ray.get(mapped_libraries.options(runtime_env=supervisor.cpu_allocator(gpus=0)).remote(), timeout=120)
+        environment = supervisor.worker_environment(gpus=0, threads=3)
+        mapped, threads = ray.get(seen_by_a_worker.options(runtime_env=environment).remote(), timeout=120)
     finally:
         ray.shutdown()
     assert "libjemalloc.so" in mapped
+    assert threads == 3
 
 
 def test_gpus_and_an_allocator_of_ones_own_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LD_PRELOAD", raising=False)
-    assert supervisor.cpu_allocator(gpus=1) == {}
+    assert "LD_PRELOAD" not in supervisor.worker_environment(gpus=1, threads=1)["env_vars"]
     monkeypatch.setenv("LD_PRELOAD", "libtcmalloc.so")
-    assert supervisor.cpu_allocator(gpus=0) == {}
+    assert "LD_PRELOAD" not in supervisor.worker_environment(gpus=0, threads=1)["env_vars"]

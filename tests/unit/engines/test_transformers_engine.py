@@ -9,16 +9,22 @@ import torch
 
 from srl_rlvr import records
 from srl_rlvr.engines import Completion, SamplingSpec, create, in_segments, rollout_table
-from srl_rlvr.engines.transformers_engine import TransformersEngine
+from srl_rlvr.engines.branch_cache import Prefill
+from srl_rlvr.engines.transformers_engine import TransformersEngine, _draw
 from srl_rlvr.errors import InputError
+from srl_rlvr.policies import base_models
 from srl_rlvr.policies.text import TextPolicy
 
 # Of uneven lengths, so that padding is at work; character tokens of the tiny model are 5 and up.
 PROMPTS = [[10, 11, 12, 13, 14, 15, 16], [20, 21], [30, 31, 32, 33], [40]]
 
 
-def make(model: Path, max_running: int = 64, max_context: int = 512) -> TransformersEngine:
-    return TransformersEngine(model, max_running=max_running, max_context=max_context)
+# The steps of two problems: each step prompt is a prefix of the next one's.
+STEP_PROMPTS = [[10, 11, 12], [10, 11, 12, 13, 14, 15], [10, 11, 12, 13, 14, 15, 16], [20, 21], [20, 21, 30, 31, 32]]
+
+
+def make(model: Path, max_running: int = 64, max_context: int = 512, kv_cache_gib: float = 1.0) -> TransformersEngine:
+    return TransformersEngine(model, max_running=max_running, max_context=max_context, kv_cache_gib=kv_cache_gib)
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +65,57 @@ def test_the_logprobs_it_reports_are_those_of_the_learner(
         np.testing.assert_allclose(sampler, learner, atol=1e-4)
 
 
-def test_greedy_is_what_transformers_generates(engine: TransformersEngine) -> None:
-    groups = engine.sample(PROMPTS, SamplingSpec(1, 0.0, 16))
-    for prompt, (completion,) in zip(PROMPTS, groups, strict=True):
+@pytest.mark.parametrize("max_running", [64, 3, 1])
+@pytest.mark.parametrize("prompts", [PROMPTS, STEP_PROMPTS, [*STEP_PROMPTS, *PROMPTS[1:], PROMPTS[2]]])
+def test_greedy_is_what_transformers_generates(tiny_model: Path, prompts: list[list[int]], max_running: int) -> None:
+    engine, network = make(tiny_model, max_running), base_models.load_model(tiny_model)
+    groups = engine.sample(prompts, SamplingSpec(1, 0.0, 16))
+    for prompt, (completion,) in zip(prompts, groups, strict=True):
         ids = torch.tensor([prompt])
-        whole = engine.network.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=16)
+        whole = network.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=16)
         assert completion.token_ids == whole[0, len(prompt) :].tolist()
+
+
+def test_prompts_that_are_prefixes_of_one_another_are_computed_once(
+    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[int] = []
+    forward = engine._forward
+
+    def count(ids: list[int], positions: list[int], sampling: Any, keep: Any) -> torch.Tensor:
+        if isinstance(sampling, Prefill):
+            computed.append(len(ids))
+        return forward(ids, positions, sampling, keep)
+
+    monkeypatch.setattr(engine, "_forward", count)
+    engine.sample(STEP_PROMPTS, SamplingSpec(3, 1.0, 4))
+    assert computed == [7 + 5]
+
+
+@pytest.mark.parametrize(("max_running", "kv_cache_gib"), [(64, 1.0), (7, 1.0), (2, 1.0), (64, 1e-4)])
+def test_a_sample_does_not_depend_on_what_runs_beside_it(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, max_running: int, kv_cache_gib: float
+) -> None:
+    prompts = [*STEP_PROMPTS, *PROMPTS]
+    spec = SamplingSpec(5, 1.0, 24, seed=3)
+    whole = make(tiny_model)
+    biased(whole, monkeypatch, {"<|end|>": 2.0})  # rows end at different times, and others take their places
+    expected = whole.sample(prompts, spec)
+    engine = make(tiny_model, max_running, kv_cache_gib=kv_cache_gib)
+    biased(engine, monkeypatch, {"<|end|>": 2.0})
+    found = engine.sample(prompts, spec)
+    assert len({len(c.token_ids) for group in expected for c in group}) > 5
+    assert [[c.token_ids for c in group] for group in found] == [[c.token_ids for c in group] for group in expected]
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
+    logits = torch.randn(1, 6).expand(200_000, 6) * 2
+    for temperature in (1.0, 0.5):
+        tokens, logprobs = _draw(logits, temperature, torch.rand(len(logits), dtype=torch.float64))
+        expected = torch.softmax(logits[0] / temperature, dim=-1)
+        found = torch.bincount(tokens, minlength=6) / len(tokens)
+        torch.testing.assert_close(found, expected, atol=0.005, rtol=0.0)
+        torch.testing.assert_close(logprobs, torch.log(expected)[tokens])
 
 
 def test_the_same_seed_gives_the_same_tokens_and_another_seed_others(engine: TransformersEngine) -> None:
@@ -112,23 +163,14 @@ def scripted(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch, text: 
     script = engine.tokenizer.encode(text, add_special_tokens=False)
     prompt_length = len(PROMPTS[0])
 
-    def forward(*_: Any, position_ids: torch.Tensor, past_key_values: Any = None, **__: Any) -> Any:
-        at = int(position_ids[0, -1]) + 1 - prompt_length
-        logits = torch.full((len(position_ids), 1, engine.network.config.vocab_size), -50.0)
-        logits[:, 0, script[at % len(script)]] = 50.0
+    def forward(ids: list[int], positions: list[int], sampling: Any, keep: Any) -> torch.Tensor:
+        rows = keep.tolist() if isinstance(sampling, Prefill) else range(len(ids))
+        logits = torch.full((len(rows), engine.network.config.vocab_size), -50.0)
+        for i, row in enumerate(rows):
+            logits[i, script[(positions[row] + 1 - prompt_length) % len(script)]] = 50.0
+        return logits
 
-        class Output:
-            pass
-
-        output: Any = Output()
-        output.logits, output.past_key_values = logits, past_key_values or Cache()
-        return output
-
-    class Cache:
-        def batch_select_indices(self, indices: torch.Tensor) -> None: ...
-
-    monkeypatch.setattr(engine, "network", type("Scripted", (), {"config": engine.network.config, "__call__": None})())
-    monkeypatch.setattr(type(engine.network), "__call__", staticmethod(forward))
+    monkeypatch.setattr(engine, "_forward", forward)
     return SamplingSpec(2, 1.0, 40, stops=("</think>", "\n"))
 
 
