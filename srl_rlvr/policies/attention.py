@@ -1,6 +1,6 @@
-"""Attention over a pack of prefix trees, and which models can take it.
+"""Attention over a forest of prefix trees, and which models can take it.
 
-`tree_attention` is registered with transformers as an attention implementation and reads the layout that travels
+`tree_attention` is registered with transformers as an attention implementation and reads the `TreePass` that travels
 with the forward call, so any decoder that takes a registered attention function works unchanged. Below it there are
 two ways to the same values: flash kernels on a CPU, FlexAttention on a GPU.
 """
@@ -8,8 +8,7 @@ two ways to the same values: flash kernels on a CPU, FlexAttention on a GPU.
 from __future__ import annotations
 
 import functools
-import itertools
-from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from transformers import AttentionInterface
 
 from srl_rlvr.errors import InputError
-from srl_rlvr.policies.prefix_tree import Branch, Layout, Span, Tree, lay_out, one_by_one
+from srl_rlvr.policies.prefix_tree import Branch, Forest, Layout, Span, Tree, plant, plant_one_by_one
 
 ATTENTION_NAME = "srl_rlvr_prefix_tree"
 # Relative difference of hidden states that rounding explains; a token that sees too much or too little makes more.
@@ -30,27 +29,222 @@ class UnsupportedAttention(Exception):
     """The model asks for something that `tree_attention` does not compute."""
 
 
+class TrunkMemory:
+    """Keys and values of a forest's trunks: the trunks' pass writes them, the passes of the branches read them.
+
+    What is read are copies that collect gradients, so that a pass can be run backward and forgotten before the next.
+    After `join` the written tensors themselves are read: one backward from there, started with what was `collected`,
+    goes through the last pass and the trunks.
+    """
+
+    def __init__(self) -> None:
+        self._written: dict[torch.nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._copies: dict[torch.nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._joined = False
+
+    def write(self, layer: torch.nn.Module, key: torch.Tensor, value: torch.Tensor) -> None:
+        if layer in self._written:  # activation checkpointing computes the layer again
+            return
+        self._written[layer] = (key, value)
+        self._copies[layer] = (_leaf(key), _leaf(value))
+
+    def read(self, layer: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+        return (self._written if self._joined else self._copies)[layer]
+
+    def join(self) -> None:
+        self._joined = True
+
+    def collected(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Written tensors, and their gradients from the passes before `join`."""
+        tensors, gradients = [], []
+        for layer, copies in self._copies.items():
+            for written, copy in zip(self._written[layer], copies, strict=True):
+                if copy.grad is not None:
+                    tensors.append(written)
+                    gradients.append(copy.grad)
+        return tensors, gradients
+
+
+@dataclass(frozen=True)
+class TreePass:
+    """What travels with the forward call of one pack; the pack of trunks `writes` the memory."""
+
+    layout: Layout
+    memory: TrunkMemory
+    writes: bool
+
+
+def tree_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,  # [1, H, N, D]
+    key: torch.Tensor,  # [1, Hkv, N, D]
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    tree_pass: TreePass | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of one pack; without a `tree_pass`, plain causal attention. Returns [1, N, H, D].
+
+    Raises UnsupportedAttention where an option would change the values.
+    """
+    for option in ("sliding_window", "softcap", "s_aux", "position_bias"):
+        if options.get(option) is not None:
+            raise UnsupportedAttention(f"its attention has a '{option}'")
+    if query.shape[-1] != value.shape[-1]:
+        raise UnsupportedAttention("its keys and values differ in size")
+    if tree_pass is None:
+        output = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
+        return output.transpose(1, 2), None
+    if tree_pass.writes:
+        tree_pass.memory.write(module, key, value)
+        trunk_key, trunk_value = key[:, :, :0], value[:, :, :0]
+    else:
+        trunk_key, trunk_value = tree_pass.memory.read(module)
+    attend = _flex_tree if query.is_cuda else _FlashTree.apply
+    return attend(query, key, value, trunk_key, trunk_value, tree_pass.layout, scaling).transpose(1, 2), None
+
+
+AttentionInterface.register(ATTENTION_NAME, tree_attention)
+
+
+def _flex_tree(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    trunk_key: torch.Tensor,
+    trunk_value: torch.Tensor,
+    layout: Layout,
+    scale: float | None,
+) -> torch.Tensor:
+    attend = _compiled_flex() if query.is_cuda else flex_attention
+    keys, values = torch.cat([trunk_key, key], dim=2), torch.cat([trunk_value, value], dim=2)
+    mask = _block_mask(layout, trunk_key.shape[2], query.device)
+    return attend(query, keys, values, block_mask=mask, scale=scale, enable_gqa=True)  # type: ignore[return-value]
+
+
+@functools.cache
+def _compiled_flex() -> Any:
+    return torch.compile(flex_attention)
+
+
+@functools.lru_cache(maxsize=1)  # the same for every layer of a pass
+def _block_mask(layout: Layout, trunk_tokens: int, device: torch.device) -> BlockMask:
+    """Keys are the trunks' tokens and then the pack's own."""
+    own, first, last = (np.zeros(layout.tokens, dtype=np.int64) for _ in range(3))
+    for number, span in enumerate(layout.spans):
+        own[span.start : span.stop] = number
+    for queries, shared in layout.looks:
+        first[queries.start : queries.stop] = shared.start
+        last[queries.start : queries.stop] = shared.stop
+    own_N, first_N, last_N = (torch.from_numpy(x).to(device) for x in (own, first, last))
+
+    def sees(batch: Any, head: Any, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
+        in_trunk = (first_N[q] <= kv) & (kv < last_N[q])
+        here = (kv - trunk_tokens).clamp(min=0)
+        return in_trunk | ((kv >= trunk_tokens) & (own_N[q] == own_N[here]) & (here <= q))
+
+    return create_block_mask(sees, None, None, layout.tokens, trunk_tokens + layout.tokens, device=device)
+
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+
+
+class _FlashTree(torch.autograd.Function):
+    """Tree attention from torch's flash kernels for CPUs, on views: no keys copied, no masks.
+
+    A branch's output is that over itself and that over its trunk, weighted by their log-sum-exps. Backward, a part's
+    kernel that is given the *merged* output and log-sum-exp gives that part's share of the gradient, exactly
+    (Liu et al. 2023, *Ring Attention*, 2310.01889).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        trunk_key: torch.Tensor,
+        trunk_value: torch.Tensor,
+        layout: Layout,
+        scale: float | None,
+    ) -> torch.Tensor:
+        output = _like_rows(query)
+        logsumexp = query.new_empty(query.shape[:3])  # [1, H, N]
+        for span in layout.spans:
+            q, k, v, out = (_rows(x, span) for x in (query, key, value, output))
+            part, logsumexp[:, :, span.start : span.stop] = _flash(q, k, v, is_causal=True, scale=scale)
+            out.copy_(part)
+        for queries, shared in layout.looks:
+            k, v = _rows(trunk_key, shared), _rows(trunk_value, shared)
+            part, part_logsumexp = _flash(_rows(query, queries), k, v, scale=scale)
+            merged = logsumexp[:, :, queries.start : queries.stop]
+            _rows(output, queries).lerp_(part, torch.sigmoid(part_logsumexp - merged)[..., None])
+            torch.logaddexp(merged, part_logsumexp, out=merged)
+        ctx.save_for_backward(query, key, value, trunk_key, trunk_value, output, logsumexp)
+        ctx.layout, ctx.scale = layout, scale
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        query, key, value, trunk_key, trunk_value, output, logsumexp = ctx.saved_tensors
+        d_query, d_key, d_value = (_like_rows(x) for x in (query, key, value))
+        d_trunk_key, d_trunk_value = torch.zeros_like(trunk_key), torch.zeros_like(trunk_value)
+
+        def part(queries: Span, k: torch.Tensor, v: torch.Tensor, causal: bool) -> tuple[torch.Tensor, ...]:
+            upstream, q, out = (_rows(x, queries) for x in (grads[0], query, output))
+            merged = logsumexp[:, :, queries.start : queries.stop]
+            return _flash_backward(upstream, q, k, v, out, merged, 0.0, causal, scale=ctx.scale)
+
+        for span in ctx.layout.spans:
+            found = part(span, _rows(key, span), _rows(value, span), True)
+            for whole, share in zip((d_query, d_key, d_value), found, strict=True):
+                _rows(whole, span).copy_(share)
+        for queries, shared in ctx.layout.looks:
+            found = part(queries, _rows(trunk_key, shared), _rows(trunk_value, shared), False)
+            _rows(d_query, queries).add_(found[0])
+            _rows(d_trunk_key, shared).add_(found[1])
+            _rows(d_trunk_value, shared).add_(found[2])
+        return d_query, d_key, d_value, d_trunk_key, d_trunk_value, None, None
+
+
+def _rows(x: torch.Tensor, span: Span) -> torch.Tensor:
+    return x[:, :, span.start : span.stop]
+
+
+def _like_rows(x: torch.Tensor) -> torch.Tensor:
+    """Empty, [1, H, N, D] as `x`, but token by token in memory, as the layers around attention have it."""
+    return x.new_empty(x.shape[0], x.shape[2], x.shape[1], x.shape[3]).transpose(1, 2)
+
+
+def _leaf(x: torch.Tensor) -> torch.Tensor:
+    return x.detach().requires_grad_(x.requires_grad)
+
+
 def adopt_tree_attention(network: Any) -> str | None:
     """Switches `network` (a causal language model of transformers) to tree attention, and returns None.
 
     Where that would change what it computes, it keeps its own attention, and the reason is returned: it is then to be
-    given packed sequences. Decided by its config and by its hidden states on a tiny tree.
-    Raises InputError where not even packed sequences are kept apart (recurrent layers).
+    given whole sequences. Decided by its config and by its hidden states on a tiny tree.
+    Raises InputError where not even sequences packed into one row are kept apart (recurrent layers).
     """
     trees = _tiny_trees(network.config.vocab_size)
-    alone = torch.cat([_sequence_states(network, tree.trunk, tree.branches[0]) for tree in one_by_one(trees)])
+    alone = {branch.row: _states_alone(network, tree, branch) for tree in trees for branch in tree.branches}
     own = network.config._attn_implementation
     obstacle = _obstacle(network)
     if obstacle is None:
         network.set_attn_implementation(ATTENTION_NAME)
         try:
-            agrees = _agree(_pack_states(network, trees, shared=True), alone)
-            obstacle = None if agrees else "its hidden states on a tree are not those of the samples alone"
+            (forest,) = plant(trees, token_budget=1000, device=network.device)
+            if not _agrees(network, forest, alone, as_tree=True):
+                obstacle = "its hidden states on a tree are not those of the samples alone"
         except UnsupportedAttention as unsupported:
             obstacle = str(unsupported)
     if obstacle is not None:
         network.set_attn_implementation(own)
-        if not _agree(_pack_states(network, one_by_one(trees), shared=False), alone):
+        (forest,) = plant_one_by_one(trees, token_budget=1000, device=network.device)
+        if not _agrees(network, forest, alone, as_tree=False):
             model_type = network.config.model_type
             raise InputError(f"model type '{model_type}' mixes up sequences in one row; it cannot be trained here yet")
     return obstacle
@@ -61,10 +255,11 @@ def _obstacle(network: Any) -> str | None:
     config = network.config.get_text_config()
     if not network.get_decoder()._supports_attention_backend:
         return "it takes no registered attention function"
-    kinds = set(getattr(config, "layer_types", None) or []) - {"full_attention"}
-    if kinds:
-        return f"it has layers of {', '.join(sorted(kinds))}"
-    if getattr(config, "layer_types", None) is None and getattr(config, "sliding_window", None) is not None:
+    kinds = getattr(config, "layer_types", None)
+    unusual = sorted(set(kinds or []) - {"full_attention"})
+    if unusual:
+        return f"it has layers of {', '.join(unusual)}"
+    if kinds is None and getattr(config, "sliding_window", None) is not None:
         return "it has sliding-window attention"
     return None
 
@@ -78,149 +273,22 @@ def _tiny_trees(vocabulary: int) -> list[Tree]:
 
 
 @torch.no_grad()
-def _sequence_states(network: Any, prompt: np.ndarray, branch: Branch) -> torch.Tensor:
-    ids = torch.from_numpy(np.concatenate([prompt, branch.completion[:-1]])).to(network.device)
+def _states_alone(network: Any, tree: Tree, branch: Branch) -> torch.Tensor:
+    """Hidden states [completion, hidden] that predict the completion, from a plain forward pass of the sample."""
+    ids = torch.from_numpy(np.concatenate([tree.trunk[: branch.offset], branch.completion[:-1]])).to(network.device)
     return network.get_decoder()(input_ids=ids[None], use_cache=False).last_hidden_state[0, branch.offset - 1 :]
 
 
 @torch.no_grad()
-def _pack_states(network: Any, trees: list[Tree], shared: bool) -> torch.Tensor:
-    pack = lay_out(trees, network.device)
-    layout = {"tree_layout": pack.layout} if shared else {}
-    states = network.get_decoder()(
-        input_ids=pack.token_ids[None], position_ids=pack.position_ids[None], use_cache=False, **layout
-    )
-    return states.last_hidden_state[0].index_select(0, pack.predictors)
-
-
-def _agree(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    return bool((found - expected).float().norm() <= _ROUNDING * expected.float().norm())
-
-
-def tree_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,  # [1, H, N, D]
-    key: torch.Tensor,  # [1, Hkv, N, D]
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    tree_layout: Layout | None = None,
-    **options: Any,
-) -> tuple[torch.Tensor, None]:
-    """Attention over a pack; without a layout, plain causal attention. Returns [1, N, H, D].
-
-    Raises UnsupportedAttention where an option would change the values.
-    """
-    for option in ("sliding_window", "softcap", "s_aux", "position_bias"):
-        if options.get(option) is not None:
-            raise UnsupportedAttention(f"its attention has a '{option}'")
-    if query.shape[-1] != value.shape[-1]:
-        raise UnsupportedAttention("its keys and values differ in size")
-    if tree_layout is None:
-        output = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
-    elif query.is_cuda:
-        mask = _block_mask(tree_layout, query.device)
-        output = _compiled_flex()(query, key, value, block_mask=mask, scale=scaling, enable_gqa=True)
-    else:
-        output = _FlashTree.apply(query, key, value, tree_layout, scaling)
-    return output.transpose(1, 2), None
-
-
-AttentionInterface.register(ATTENTION_NAME, tree_attention)
-
-
-@functools.cache
-def _compiled_flex() -> Any:
-    return torch.compile(flex_attention)
-
-
-@functools.lru_cache(maxsize=1)  # the same for every layer of a pass
-def _block_mask(layout: Layout, device: torch.device) -> BlockMask:
-    """A token sees the tokens of its own span up to itself, and the part of the trunk that its span shares."""
-    own, first, last = (np.zeros(layout.tokens, dtype=np.int64) for _ in range(3))
-    for number, span in enumerate(_spans(layout)):
-        own[span.start : span.stop] = number
-    for group in layout.groups:
-        first[group.span.start : group.span.stop] = group.shared.start
-        last[group.span.start : group.span.stop] = group.shared.stop
-    own_N, first_N, last_N = (torch.from_numpy(x).to(device) for x in (own, first, last))
-
-    def sees(batch: Any, head: Any, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
-        return ((own_N[q] == own_N[kv]) & (kv <= q)) | ((first_N[q] <= kv) & (kv < last_N[q]))
-
-    return create_block_mask(sees, None, None, layout.tokens, layout.tokens, device=device)
-
-
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
-_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
-
-
-class _FlashTree(torch.autograd.Function):
-    """Tree attention from torch's flash kernels for CPUs, on views of the pack: no keys copied, no masks.
-
-    A branch's output is that over its trunk and that over itself, weighted by their log-sum-exps. Backward, a part's
-    kernel that is given the *merged* output and log-sum-exp gives that part's share of the gradient, exactly
-    (Liu et al. 2023, *Ring Attention*, 2310.01889).
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, scale: float | None
-    ) -> torch.Tensor:
-        output = _like_rows(query)
-        logsumexp = query.new_empty(query.shape[:3])  # [1, H, N]
-        for queries, keys, causal in _parts(layout):
-            part, part_logsumexp = _flash(_rows(query, queries), _rows(key, keys), _rows(value, keys),
-                                          is_causal=causal, scale=scale)  # fmt: skip
-            here, here_logsumexp = _rows(output, queries), logsumexp[:, :, queries.start : queries.stop]
-            if causal:
-                here.copy_(part)
-                here_logsumexp.copy_(part_logsumexp)
-            else:
-                here.lerp_(part, torch.sigmoid(part_logsumexp - here_logsumexp)[..., None])
-                torch.logaddexp(here_logsumexp, part_logsumexp, out=here_logsumexp)
-        ctx.save_for_backward(query, key, value, output, logsumexp)
-        ctx.layout, ctx.scale = layout, scale
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        query, key, value, output, logsumexp = ctx.saved_tensors
-        found = [_like_rows(x).zero_() for x in (query, key, value)]
-        for queries, keys, causal in _parts(ctx.layout):
-            parts = _flash_backward(
-                _rows(grads[0], queries),
-                _rows(query, queries),
-                _rows(key, keys),
-                _rows(value, keys),
-                _rows(output, queries),
-                logsumexp[:, :, queries.start : queries.stop],
-                0.0,
-                causal,
-                scale=ctx.scale,
-            )
-            for whole, rows, part in zip(found, (queries, keys, keys), parts, strict=True):
-                _rows(whole, rows).add_(part)
-        return (*found, None, None)
-
-
-def _parts(layout: Layout) -> Iterator[tuple[Span, Span, bool]]:
-    """(queries, keys, causal): each span of tokens on itself, then each group of branches on what it shares."""
-    for span in _spans(layout):
-        yield span, span, True
-    for group in layout.groups:
-        yield group.span, group.shared, False
-
-
-def _spans(layout: Layout) -> Iterator[Span]:
-    """Trunks and branches."""
-    return itertools.chain(layout.trunks, *(group.branches for group in layout.groups))
-
-
-def _rows(x: torch.Tensor, span: Span) -> torch.Tensor:
-    return x[:, :, span.start : span.stop]
-
-
-def _like_rows(x: torch.Tensor) -> torch.Tensor:
-    """Empty, [1, H, N, D] as `x`, but token by token in memory, as the layers around attention have it."""
-    return x.new_empty(x.shape[0], x.shape[2], x.shape[1], x.shape[3]).transpose(1, 2)
+def _agrees(network: Any, forest: Forest, alone: dict[int, torch.Tensor], as_tree: bool) -> bool:
+    memory = TrunkMemory()
+    for pack in forest.packs:
+        options = {"tree_pass": TreePass(pack.layout, memory, pack is forest.trunks)} if as_tree else {}
+        states = network.get_decoder()(
+            input_ids=pack.token_ids[None], position_ids=pack.position_ids[None], use_cache=False, **options
+        ).last_hidden_state[0, pack.predictors]
+        where = zip(pack.token_rows.tolist(), pack.token_indices.tolist(), strict=True)
+        expected = torch.stack([alone[row][index] for row, index in where])
+        if float((states - expected).norm()) > _ROUNDING * float(expected.norm()):
+            return False
+    return True

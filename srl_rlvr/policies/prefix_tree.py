@@ -8,19 +8,23 @@ that continue from there, so its log-probabilities and gradients are those of th
     branch 1           └ a a a                   offset 5
     branch 2                   └ a a a a         offset 9
 
-A `Pack` is several trees laid one after the other in one row of tokens. How the model attends to it is the matter
-of `attention.py`.
+A `Pack` is the tokens of one pass through the model, in one row. A `Forest` is several trees: a pack of their trunks,
+then packs of their branches, each as large as the token budget allows. How tokens see one another across these packs
+is the matter of `attention.py`.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 import torch
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -42,43 +46,33 @@ class Tree:
     trunk: np.ndarray
     branches: tuple[Branch, ...]
 
-    @property
-    def tokens(self) -> int:
-        return len(self.trunk) + sum(branch.input_length for branch in self.branches)
-
 
 @dataclass(frozen=True)
 class Span:
-    """Pack positions `start` to `stop` (exclusive)."""
+    """Tokens `start` to `stop` (exclusive) of a pack."""
 
     start: int
     stop: int
 
 
 @dataclass(frozen=True)
-class BranchGroup:
-    """Branches that leave one trunk at one place: `shared` is the trunk up to there, the branches lie side by side."""
+class Layout:
+    """What attention needs to know of a pack. Each span sees itself, causally; together they cover the pack.
 
-    shared: Span
-    branches: tuple[Span, ...]
+    In packs of branches, `looks` are (tokens of this pack, tokens of the trunks' pack that each of them sees).
+    """
+
+    spans: tuple[Span, ...]
+    looks: tuple[tuple[Span, Span], ...]
 
     @property
-    def span(self) -> Span:
-        return Span(self.branches[0].start, self.branches[-1].stop)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What attention needs to know: the trunks and the groups of branches, which together cover the pack."""
-
-    tokens: int
-    trunks: tuple[Span, ...]
-    groups: tuple[BranchGroup, ...]
+    def tokens(self) -> int:
+        return self.spans[-1].stop
 
 
 @dataclass(frozen=True)
 class Pack:
-    """One forward pass. `predictors[c]` is the pack position whose hidden state predicts completion token c."""
+    """One forward pass. `predictors[c]` is the token of the pack whose hidden state predicts completion token c."""
 
     token_ids: torch.Tensor  # [N]
     position_ids: torch.Tensor  # [N]
@@ -87,6 +81,18 @@ class Pack:
     targets: torch.Tensor  # [T]
     token_rows: torch.Tensor  # [T] row of the sample table that each completion token belongs to
     token_indices: torch.Tensor  # [T] its index within that sample's completion
+
+
+@dataclass(frozen=True)
+class Forest:
+    """Trees that are computed together. The trunks' own pack predicts the first token of every completion."""
+
+    trunks: Pack
+    branches: tuple[Pack, ...]
+
+    @property
+    def packs(self) -> tuple[Pack, ...]:
+        return (self.trunks, *self.branches)
 
 
 def build_trees(samples: pa.Table) -> list[Tree]:
@@ -113,90 +119,101 @@ def build_trees(samples: pa.Table) -> list[Tree]:
     return trees
 
 
-def one_by_one(trees: Sequence[Tree]) -> list[Tree]:
-    """Every sample as a tree of its own: a plain sequence, whose positions a pack counts from 0."""
-    return [Tree(tree.trunk[: branch.offset], (branch,)) for tree in trees for branch in tree.branches]
+def plant(trees: Sequence[Tree], token_budget: int, device: torch.device | str = "cpu") -> Iterator[Forest]:
+    """Trees in order, as many at once as their trunks fit the budget; a pack is larger only for one longer sequence."""
+    for group in _within_budget(trees, lambda tree: len(tree.trunk), token_budget):
+        row, starts = _Row(), []
+        for tree in group:
+            span = row.add(tree.trunk, 0)
+            starts.append(span.start)
+            for branch in tree.branches:
+                row.predict(branch, slice(0, 1), span.start + branch.offset - 1)
+        branches = [
+            (start, branch)
+            for start, tree in zip(starts, group, strict=True)
+            for branch in sorted(tree.branches, key=lambda branch: branch.offset)
+            if branch.input_length
+        ]
+        packs = _within_budget(branches, lambda placed: placed[1].input_length, token_budget)
+        yield Forest(row.pack(device), tuple(_branch_pack(pack, device) for pack in packs))
 
 
-def pack_trees(trees: Sequence[Tree], token_budget: int) -> Iterator[list[Tree]]:
-    """Trees in order, grouped so that a pack holds at most `token_budget` tokens.
+def plant_one_by_one(trees: Sequence[Tree], token_budget: int, device: torch.device | str = "cpu") -> Iterator[Forest]:
+    """Every sample a whole sequence that shares nothing: packs for models that cannot attend to trees."""
+    samples = [(tree.trunk[: branch.offset], branch) for tree in trees for branch in tree.branches]
+    for group in _within_budget(samples, lambda sample: len(sample[0]) + sample[1].input_length, token_budget):
+        row = _Row()
+        for prompt, branch in group:
+            span = row.add(np.concatenate([prompt, branch.completion[:-1]]), 0)
+            row.predict(branch, slice(0, len(branch.completion)), span.start + branch.offset - 1)
+        yield Forest(row.pack(device), ())
 
-    A tree that is larger than the budget is split by branches, each part with its own copy of the trunk.
-    """
-    pack: list[Tree] = []
+
+def _branch_pack(placed: Sequence[tuple[int, Branch]], device: torch.device | str) -> Pack:
+    """The pack of branches, each with the start of its trunk in the trunks' pack."""
+    row = _Row()
+    for (start, offset), side_by_side in itertools.groupby(placed, lambda each: (each[0], each[1].offset)):
+        spans = []
+        for _, branch in side_by_side:
+            span = row.add(branch.completion[:-1], offset)
+            row.predict(branch, slice(1, len(branch.completion)), span.start)
+            spans.append(span)
+        row.looks.append((Span(spans[0].start, spans[-1].stop), Span(start, start + offset)))
+    return row.pack(device)
+
+
+def _within_budget(items: Iterable[T], size: Callable[[T], int], budget: int) -> Iterator[list[T]]:
+    """Items in order, in lists whose sizes sum up to at most `budget`; a larger item is alone."""
+    part: list[T] = []
     used = 0
-    for tree in itertools.chain.from_iterable(_split(tree, token_budget) for tree in trees):
-        if pack and used + tree.tokens > token_budget:
-            yield pack
-            pack, used = [], 0
-        pack.append(tree)
-        used += tree.tokens
-    if pack:
-        yield pack
+    for item in items:
+        if part and used + size(item) > budget:
+            yield part
+            part, used = [], 0
+        part.append(item)
+        used += size(item)
+    if part:
+        yield part
 
 
-def _split(tree: Tree, token_budget: int) -> Iterator[Tree]:
-    branches: list[Branch] = []
-    used = len(tree.trunk)
-    for branch in tree.branches:
-        if branches and used + branch.input_length > token_budget:
-            yield _part(tree, branches)
-            branches, used = [], len(tree.trunk)
-        branches.append(branch)
-        used += branch.input_length
-    yield _part(tree, branches)
+@dataclass
+class _Row:
+    """A pack in the making."""
 
+    spans: list[Span] = field(default_factory=list)
+    looks: list[tuple[Span, Span]] = field(default_factory=list)
+    token_ids: list[np.ndarray] = field(default_factory=list)
+    position_ids: list[np.ndarray] = field(default_factory=list)
+    predictors: list[np.ndarray] = field(default_factory=list)
+    targets: list[np.ndarray] = field(default_factory=list)
+    rows: list[np.ndarray] = field(default_factory=list)
+    indices: list[np.ndarray] = field(default_factory=list)
 
-def _part(tree: Tree, branches: list[Branch]) -> Tree:
-    return Tree(tree.trunk[: max(branch.offset for branch in branches)], tuple(branches))
+    def add(self, token_ids: np.ndarray, position: int) -> Span:
+        start = self.spans[-1].stop if self.spans else 0
+        self.spans.append(Span(start, start + len(token_ids)))
+        self.token_ids.append(token_ids)
+        self.position_ids.append(np.arange(position, position + len(token_ids)))
+        return self.spans[-1]
 
+    def predict(self, branch: Branch, which: slice, first: int) -> None:
+        """Completion tokens `which` of `branch` are predicted by the tokens of this row from `first` on."""
+        targets = branch.completion[which]
+        self.targets.append(targets)
+        self.predictors.append(np.arange(first, first + len(targets)))
+        self.rows.append(np.full(len(targets), branch.row))
+        self.indices.append(np.arange(which.start, which.stop))
 
-def lay_out(trees: Sequence[Tree], device: torch.device | str = "cpu") -> Pack:
-    """The pack of `trees`: every trunk, then its branches by offset."""
-    token_ids: list[np.ndarray] = []
-    position_ids: list[np.ndarray] = []
-    predictors: list[np.ndarray] = []
-    targets: list[np.ndarray] = []
-    rows: list[np.ndarray] = []
-    indices: list[np.ndarray] = []
-    trunks: list[Span] = []
-    groups: list[BranchGroup] = []
-    cursor = 0
-    for tree in trees:
-        trunk = Span(cursor, cursor + len(tree.trunk))
-        trunks.append(trunk)
-        token_ids.append(tree.trunk)
-        position_ids.append(np.arange(len(tree.trunk)))
-        cursor = trunk.stop
-        for offset, branches in itertools.groupby(sorted(tree.branches, key=_offset), key=_offset):
-            spans = []
-            for branch in branches:
-                length = branch.input_length
-                token_ids.append(branch.completion[:-1])
-                position_ids.append(np.arange(offset, offset + length))
-                predictors.append(np.concatenate([[trunk.start + offset - 1], np.arange(cursor, cursor + length)]))
-                targets.append(branch.completion)
-                rows.append(np.full(length + 1, branch.row))
-                indices.append(np.arange(length + 1))
-                if length:
-                    spans.append(Span(cursor, cursor + length))
-                cursor += length
-            if spans:
-                groups.append(BranchGroup(Span(trunk.start, trunk.start + offset), tuple(spans)))
+    def pack(self, device: torch.device | str) -> Pack:
+        def tensor(parts: list[np.ndarray]) -> torch.Tensor:
+            return torch.from_numpy(np.concatenate(parts).astype(np.int64)).to(device)
 
-    def tensor(parts: list[np.ndarray]) -> torch.Tensor:
-        return torch.from_numpy(np.concatenate(parts).astype(np.int64)).to(device)
-
-    return Pack(
-        tensor(token_ids),
-        tensor(position_ids),
-        Layout(cursor, tuple(trunks), tuple(groups)),
-        tensor(predictors),
-        tensor(targets),
-        tensor(rows),
-        tensor(indices),
-    )
-
-
-def _offset(branch: Branch) -> int:
-    return branch.offset
+        return Pack(
+            tensor(self.token_ids),
+            tensor(self.position_ids),
+            Layout(tuple(self.spans), tuple(self.looks)),
+            tensor(self.predictors),
+            tensor(self.targets),
+            tensor(self.rows),
+            tensor(self.indices),
+        )

@@ -109,6 +109,9 @@ class TextPolicy:
         if activation_checkpointing:
             for layer in _decoder_layers(_inner(network)):
                 layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
+        trained = (parameter for parameter in network.parameters() if parameter.requires_grad)
+        is_whole = self.world == 1 or strategy == "ddp"
+        self.flat = weights.share_storage(trained) if is_whole else None
         self.network: Any = network
         self.forward: Any = self._distribute(CompletionLogprobs(_inner(network), self.shares_prefixes), strategy)
         self.reference: dict[str, torch.Tensor] | None = None
@@ -146,13 +149,14 @@ class TextPolicy:
         """log π of each sample's completion tokens, in the order of the table."""
         return self._logprobs(build_trees(samples), samples, temperature)
 
-    def export(self) -> tuple[np.ndarray, weights.Manifest]:
-        """What a generator needs to serve this version: all weights, or only the adapters under LoRA."""
-        self.optimizer.zero_grad(set_to_none=True)  # the buffer takes the room of the gradients
-        named = list(_full_tensors(self.network))
-        if self.lora_scale is not None:
-            named = [(name, tensor) for name, tensor in named if ".lora_" in name]
-        return weights.flatten(((_plain_name(name), tensor) for name, tensor in named), self.version, self.lora_scale)
+    def export(self) -> tuple[torch.Tensor, weights.Manifest]:
+        """What a generator needs to serve this version, as one flat float32 tensor: all weights, or only the adapters
+        under LoRA. It is the storage that the policy learns in (a copy only where weights are sharded): put it
+        somewhere before the next update."""
+        self.optimizer.zero_grad(set_to_none=True)  # what takes the weights in may need the room
+        named = [(_plain_name(name), t) for name, t in _full_tensors(self.network) if self._is_trained(name)]
+        flat = self.flat if self.flat is not None else weights.flatten(named)
+        return flat, weights.describe(named, flat, self.version, self.lora_scale)
 
     def save(self, folder: Path) -> None:
         """Everything a resumed run needs, bit for bit: trained weights, optimizer state, reference, version.

@@ -130,38 +130,47 @@ def test_a_recurrent_model_is_refused(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+def forest(batch: str) -> prefix_tree.Forest:
+    """The batch with its branches in one pack, or none where no completion is fed in."""
+    return next(prefix_tree.plant(prefix_tree.build_trees(cases.table(cases.BATCHES[batch])), 1000))
+
+
 @pytest.mark.parametrize("key_heads", [1, 2, 6])
 @pytest.mark.parametrize("batch", cases.BATCHES)
 def test_flex_attention_has_the_values_of_the_flash_kernels(batch: str, key_heads: int) -> None:
-    layout = prefix_tree.lay_out(prefix_tree.build_trees(cases.table(cases.BATCHES[batch]))).layout
+    trunk_tokens = forest(batch).trunks.layout.tokens
     torch.manual_seed(0)
-    query = torch.randn(1, 6, layout.tokens, 16)
-    key, value = torch.randn(2, 1, key_heads, layout.tokens, 16)
-    mask = attention._block_mask(layout, query.device)
-    with warnings.catch_warnings():  # uncompiled, it says that it is slow
-        warnings.simplefilter("ignore")
-        found = attention.flex_attention(query, key, value, block_mask=mask, scale=0.3, enable_gqa=True)
-    expected = attention._FlashTree.apply(query, key, value, layout, 0.3)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    for pack, trunk in zip(forest(batch).packs, (0, trunk_tokens), strict=True):
+        query = torch.randn(1, 6, pack.layout.tokens, 16)
+        key, value = torch.randn(2, 1, key_heads, pack.layout.tokens, 16)
+        trunk_key, trunk_value = torch.randn(2, 1, key_heads, trunk, 16)
+        inputs = query, key, value, trunk_key, trunk_value, pack.layout, 0.3
+        with warnings.catch_warnings():  # uncompiled, it says that it is slow
+            warnings.simplefilter("ignore")
+            found = attention._flex_tree(*inputs)
+        torch.testing.assert_close(found, attention._FlashTree.apply(*inputs), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("batch", cases.BATCHES)
-def test_tree_attention_has_the_gradients_of_softmax_over_what_each_token_may_see(batch: str) -> None:
-    layout = prefix_tree.lay_out(prefix_tree.build_trees(cases.table(cases.BATCHES[batch]))).layout
+def test_branches_have_the_gradients_of_softmax_over_what_each_token_may_see(batch: str) -> None:
+    trunks, branches = (pack.layout for pack in forest(batch).packs)
     torch.manual_seed(0)
-    inputs = [torch.randn(1, heads, layout.tokens, 8, dtype=torch.float64, requires_grad=True) for heads in (4, 2, 2)]
-    query, key, value = inputs
-    upstream = torch.randn(1, layout.tokens, 4, 8, dtype=torch.float64)
-    output, _ = attention.tree_attention(torch.nn.Identity(), query, key, value, None, scaling=0.3, tree_layout=layout)
+    sizes = ((4, branches.tokens), (2, branches.tokens), (2, branches.tokens), (2, trunks.tokens), (2, trunks.tokens))
+    inputs = [torch.randn(1, heads, n, 8, dtype=torch.float64, requires_grad=True) for heads, n in sizes]
+    query, key, value, trunk_key, trunk_value = inputs
+    upstream = torch.randn_like(query)
+    output = attention._FlashTree.apply(*inputs, branches, 0.3)
     found = torch.autograd.grad(output, inputs, upstream)
-    scores = 0.3 * query @ key.repeat_interleave(2, dim=1).transpose(2, 3)
-    sees = torch.zeros(layout.tokens, layout.tokens, dtype=torch.bool)
-    for span in attention._spans(layout):
-        sees[span.start : span.stop, span.start : span.stop] = True
-    sees = sees.tril()
-    for group in layout.groups:
-        sees[group.span.start : group.span.stop, group.shared.start : group.shared.stop] = True
-    plain = scores.masked_fill(~sees, float("-inf")).softmax(dim=3) @ value.repeat_interleave(2, dim=1)
-    torch.testing.assert_close(output, plain.transpose(1, 2))
-    for one, two in zip(found, torch.autograd.grad(plain.transpose(1, 2), inputs, upstream), strict=True):
+    sees = torch.zeros(branches.tokens, trunks.tokens + branches.tokens, dtype=torch.bool)
+    for span in branches.spans:
+        own = slice(trunks.tokens + span.start, trunks.tokens + span.stop)
+        sees[span.start : span.stop, own] = torch.ones(span.stop - span.start, span.stop - span.start).tril().bool()
+    for queries, shared in branches.looks:
+        sees[queries.start : queries.stop, shared.start : shared.stop] = True
+    keys = torch.cat([trunk_key, key], dim=2).repeat_interleave(2, dim=1)
+    values = torch.cat([trunk_value, value], dim=2).repeat_interleave(2, dim=1)
+    scores = (0.3 * query @ keys.transpose(2, 3)).masked_fill(~sees, float("-inf"))
+    plain = scores.softmax(dim=3) @ values
+    torch.testing.assert_close(output, plain)
+    for one, two in zip(found, torch.autograd.grad(plain, inputs, upstream), strict=True):
         torch.testing.assert_close(one, two)

@@ -208,12 +208,23 @@ def test_a_sample_without_prompt_or_completion_is_refused(tiny_model: Path, side
 
 def test_packs_keep_to_the_budget_and_hold_every_branch_once(tiny_model: Path) -> None:
     samples = cases.table(TREE)
-    trees = prefix_tree.build_trees(samples)
-    packs = list(prefix_tree.pack_trees(trees, 45))
-    assert len(packs) > 2
-    assert all(sum(tree.tokens for tree in pack) <= 45 or len(pack) == 1 for pack in packs)
-    rows = [branch.row for pack in packs for tree in pack for branch in tree.branches]
-    assert sorted(rows) == list(range(len(TREE)))
+    forests = list(prefix_tree.plant(prefix_tree.build_trees(samples), 25))
+    packs = [pack for forest in forests for pack in forest.packs]
+    assert len(forests) == 2 and len(packs) > 4
+    assert all(len(pack.token_ids) <= 25 or len(pack.layout.spans) == 1 for pack in packs)
+    rows, indices = (torch.cat([getattr(pack, name) for pack in packs]) for name in ("token_rows", "token_indices"))
+    places = sorted(zip(rows.tolist(), indices.tolist(), strict=True))
+    assert places == [(row, i) for row, sample in enumerate(TREE) for i in range(len(sample["completion"]))]
+
+
+@pytest.mark.parametrize("budget", [16, 1024])
+def test_a_trunk_is_computed_once_however_many_packs_its_branches_take(budget: int) -> None:
+    forests = prefix_tree.plant(prefix_tree.build_trees(cases.table(TREE)), budget)
+    trunks = {sample["name"]: 0 for sample in TREE}
+    for sample in TREE:
+        trunks[sample["name"]] = max(trunks[sample["name"]], len(sample["prompt"]))
+    fed_in = sum(trunks.values()) + sum(len(sample["completion"]) - 1 for sample in TREE)
+    assert sum(len(pack.token_ids) for forest in forests for pack in forest.packs) == fed_in
 
 
 def test_a_slice_of_a_table_is_read_from_its_own_rows(tiny_model: Path) -> None:
