@@ -17,6 +17,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from _machine import commit, machine
 MODEL = "smollm2-135m-instruct"
 PROMPT, STEP, COMPLETION = 200, 50, 60
 # Tokens of one forward and backward pass. One by one, more than a few rows at once gain nothing on a CPU.
-BUDGET = {"tree": 4096, "one_by_one": 2048}
+BUDGET = {"tree": 4096, "one_by_one": 2048, "trl": 0}
 
 
 def main() -> None:
@@ -68,7 +69,7 @@ def measure(side: str, steps: int, group: int) -> dict[str, float]:
 
     folder = base_models.resolve(MODEL, model_cache())
     torch.manual_seed(0)
-    update = (_tree if side == "tree" else _one_by_one)(folder)
+    update = {"tree": _tree, "one_by_one": _one_by_one, "trl": _trl}[side](folder)
     update(_samples(1, 2))
     samples = _samples(steps, group)
     began = time.perf_counter()
@@ -103,14 +104,15 @@ def _samples(steps: int, group: int) -> list[dict[str, Any]]:
 def _tree(folder: Path) -> Any:
     from srl_rlvr import records
     from srl_rlvr.policies.losses import UpdateSpec
-    from srl_rlvr.policies.prefix_tree import build_trees, pack_trees
+    from srl_rlvr.policies.prefix_tree import build_trees, plant
     from srl_rlvr.policies.text import TextPolicy
 
     policy = TextPolicy(folder, tokens_per_microbatch=BUDGET["tree"], activation_checkpointing=True)
 
     def update(samples: list[dict[str, Any]]) -> tuple[float, int]:
         table = records.build("Sample", samples)
-        tokens = sum(tree.tokens for pack in pack_trees(build_trees(table), BUDGET["tree"]) for tree in pack)
+        forests = plant(build_trees(table), BUDGET["tree"])
+        tokens = sum(len(pack.token_ids) for forest in forests for pack in forest.packs)
         return policy.update(table, UpdateSpec("policy_gradient", learning_rate=1e-9))["loss"], tokens
 
     return update
@@ -160,6 +162,77 @@ def _one_by_one(folder: Path) -> Any:
         return total / completion_tokens, tokens
 
     return update
+
+
+def _trl(folder: Path) -> Any:
+    """TRL's trainer with its own loss, its own microbatches of eight rows and activation checkpointing, its defaults.
+
+    A microbatch is one group, padded to its own length only (a whole batch padded at once would be 24,480 tokens).
+    """
+    import torch
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+
+    from srl_rlvr.policies import base_models
+
+    trl = _import_trl()
+    network = base_models.load_model(folder)
+    network.config._name_or_path = str(folder)
+    arguments = trl.GRPOConfig(
+        output_dir=tempfile.mkdtemp(),
+        use_cpu=True,
+        bf16=False,
+        report_to=[],
+        learning_rate=1e-9,
+        max_completion_length=COMPLETION,
+    )
+    trainer = trl.GRPOTrainer(
+        network,
+        reward_funcs=lambda completions, **_: [0.0] * len(completions),
+        args=arguments,
+        train_dataset=Dataset.from_list([{"prompt": "-"}]),
+        processing_class=AutoTokenizer.from_pretrained(folder),
+    )
+    model = trainer.model.train()
+    model.gradient_checkpointing_enable(arguments.gradient_checkpointing_kwargs)  # as its train() does
+    optimizer = trainer.create_optimizer()
+    rows = arguments.per_device_train_batch_size
+
+    def update(samples: list[dict[str, Any]]) -> tuple[float, int]:
+        batches = [samples[i : i + rows] for i in range(0, len(samples), rows)]
+        trainer.current_gradient_accumulation_steps = arguments.steps_per_generation = len(batches)
+        optimizer.zero_grad()
+        total, tokens = 0.0, 0
+        for batch in batches:
+            longest = max(len(sample["prompt_ids"]) for sample in batch)
+            padding = [longest - len(sample["prompt_ids"]) for sample in batch]
+            prompts = torch.tensor([[0] * p + sample["prompt_ids"] for p, sample in zip(padding, batch, strict=True)])
+            completions = torch.tensor([sample["completion_ids"] for sample in batch])
+            inputs = {
+                "prompt_ids": prompts,
+                "prompt_mask": (torch.arange(longest) >= torch.tensor(padding)[:, None]).long(),
+                "completion_ids": completions,
+                "completion_mask": torch.ones_like(completions),
+                "advantages": torch.tensor([sample["advantage"] for sample in batch]),
+                "num_items_in_batch": torch.tensor(len(samples) * COMPLETION),
+            }
+            loss = trainer.compute_loss(model, inputs)
+            trainer.accelerator.backward(loss)
+            total += float(loss.detach())
+            tokens += prompts.numel() + completions.numel()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), arguments.max_grad_norm)
+        optimizer.step()
+        return total, tokens
+
+    return update
+
+
+def _import_trl() -> Any:
+    try:
+        import trl
+    except ImportError:
+        raise SystemExit("benchmarks/update.py compares with TRL: pip install 'srl-rlvr[bench]'") from None
+    return trl
 
 
 def _in_a_process_of_its_own(side: str, quick: bool) -> dict[str, float]:
