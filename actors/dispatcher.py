@@ -76,9 +76,9 @@ class Dispatcher:
         """Of the weights that the generators should serve; 0 are the base weights that they start with."""
         return self.weights[1].version if self.weights is not None else 0
 
-    def send(self, ticket: Ticket, first: bool = False) -> None:
-        """Queue the ticket's tasks, `first` before all that wait."""
-        self._call(self._send(ticket, first))
+    def send(self, ticket: Ticket) -> None:
+        """Queue the ticket's tasks behind all that wait."""
+        self._call(self._send(ticket))
 
     def receive(self, ticket: Ticket) -> dict[str, float]:
         """Block until every task of the ticket is sampled and verified; returns the seconds that each took.
@@ -105,10 +105,10 @@ class Dispatcher:
     def _call(self, coroutine: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
-    async def _send(self, ticket: Ticket, first: bool) -> None:
+    async def _send(self, ticket: Ticket) -> None:
         self._raise_failure()
         self._open[ticket] = _Watch(time.monotonic())
-        self._scheduler.send(ticket.tasks, first)
+        self._scheduler.send(ticket.tasks)
         self._assign()
 
     def _assign(self) -> None:

@@ -130,8 +130,8 @@ class Crew:
         """Rollouts and verdicts of `prompts`, in their order, and the seconds that each took."""
         return self.receive(self.send(prompts, spec))
 
-    def send(self, prompts: pa.Table, spec: SamplingSpec, first: bool = False) -> Ticket:
-        """Have `prompts` sampled and verified, `first` before all that wait; `receive` has the answers.
+    def send(self, prompts: pa.Table, spec: SamplingSpec) -> Ticket:
+        """Have `prompts` sampled and verified; `receive` has the answers.
 
         Prompts of one trunk go to one generator, whose cache then holds their prefix; each task is verified while
         others are still sampled.
@@ -140,7 +140,7 @@ class Crew:
             ticket = exact_ticket(prompts, spec, len(self.generators))
         else:
             ticket = free_ticket(prompts, spec, len(self.generators), self.config.engine.max_running)
-        self.dispatcher.send(ticket, first)
+        self.dispatcher.send(ticket)
         return ticket
 
     def receive(self, ticket: Ticket) -> tuple[pa.Table, pa.Table, dict[str, float]]:

@@ -112,7 +112,8 @@ class PolicyGradientStage(StageConfig):
     min_reward_std: float = Field(default=1e-3, ge=0)
     """Dynamic sampling: a group whose rewards deviate by no more than this is left out and refilled."""
     max_refills: int = Field(default=2, ge=0)
-    """How often a batch is refilled before it is used as it is."""
+    """How often a batch is refilled before it is used as it is. Under max_staleness, where a refill would be late, how
+    many batches' prompts are drawn in addition at most, as the share of groups without signal asks for."""
 
 
 class SrlStage(PolicyGradientStage):

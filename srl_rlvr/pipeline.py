@@ -6,6 +6,7 @@ It reads as the algorithm. The actors come in as one object, the Crew; this file
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -31,11 +32,12 @@ from srl_rlvr.scheduling import admits
 from srl_rlvr.stages import policy_gradient_spec, rlvr, sft, srl
 
 PASSED = 1.0 - 1e-6
+_RECENT_STEPS = 8  # that say how many groups carry signal
 
 
 class Crew(Protocol):
     def sample(self, prompts: pa.Table, spec: SamplingSpec) -> tuple[pa.Table, pa.Table, dict[str, float]]: ...
-    def send(self, prompts: pa.Table, spec: SamplingSpec, first: bool = False) -> Any: ...
+    def send(self, prompts: pa.Table, spec: SamplingSpec) -> Any: ...
     def receive(self, ticket: Any) -> tuple[pa.Table, pa.Table, dict[str, float]]: ...
     def update(self, samples: pa.Table, spec: UpdateSpec) -> dict[str, float]: ...
     def begin_stage(self, keep_reference: bool) -> None: ...
@@ -147,15 +149,29 @@ class Run:
         stage, pending = stream.stage, self.state.pending
         while (batch := step + len(stream.sent)) < stage.steps and admits(batch, step, self.config.max_staleness):
             if len(stream.sent) == len(pending):
-                pending.append(self._draw(stream, stage.prompts_per_step))
+                pending.append(self._draw(stream, self._prompts_ahead(stage)))
             stream.sent.append(self._send(stream, batch, 0, pending[len(stream.sent)]))
+
+    def _prompts_ahead(self, stage: PolicyGradientStage) -> int:
+        """How many prompts are drawn for one batch, so that `prompts_per_step` groups of it should carry signal.
+
+        In turn it can be refilled. While the next batch is on its way a refill would have the learner wait behind it,
+        so what lately carried no signal is drawn in addition at once.
+        """
+        if self.config.max_staleness == 0:
+            return stage.prompts_per_step
+        recent = [row for row in self.history.metrics if row["stage"] == stage.label][-_RECENT_STEPS:]
+        drawn, with_signal = (sum(row[name] for row in recent) for name in ("groups_drawn", "groups_with_signal"))
+        wanted = math.ceil(stage.prompts_per_step * max(drawn, 1) / max(with_signal, 1))
+        return min(wanted, stage.prompts_per_step * (1 + stage.max_refills))
 
     def _collect(self, stream: Stream, step: int) -> Batch:
         """Draw prompts until `prompts_per_step` groups carry signal, or the refills are used up (DAPO, section 3.2)."""
         stage = stream.stage
         batch = Batch(stage, self.state.version, self.config.max_staleness)
         prompts, ticket = stream.sent.popleft()
-        for attempt in range(1 + stage.max_refills):
+        refills = 0 if self.config.max_staleness else stage.max_refills
+        for attempt in range(1 + refills):
             if attempt:
                 rows = self._draw(stream, stage.prompts_per_step - batch.with_signal)
                 prompts, ticket = self._send(stream, step, attempt, rows)
@@ -172,14 +188,14 @@ class Run:
         return rows
 
     def _send(self, stream: Stream, step: int, attempt: int, rows: list[int]) -> tuple[pa.Table, Any]:
-        """The prompts and their ticket. A refill goes before what was sent ahead: the learner waits for it."""
+        """The prompts and their ticket."""
         prompts = stream.prompts.take(pa.array(rows))
         seed = derived_seed(self.config.seed, stream.stage.label, step, attempt)
         if isinstance(stream.stage, SrlStage):
             spec = srl.sampling(stream.stage, self.config.think, seed)
         else:
             spec = rlvr.sampling(stream.stage, seed)
-        return prompts, self.crew.send(prompts, spec, first=attempt > 0)
+        return prompts, self.crew.send(prompts, spec)
 
     def _evaluate(self, label: str) -> None:
         """Greedy pass rate on the held-out problems. A verification that failed is left out, and said."""

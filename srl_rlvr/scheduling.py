@@ -129,15 +129,12 @@ class Scheduler:
         """The tasks in flight there, in the order in which they were sent."""
         return list(self._held[generator])
 
-    def send(self, tasks: Sequence[Task], first: bool = False) -> None:
-        """Queue tasks behind all others; a batch that is being collected goes `first`, since the learner waits."""
-        free = [task for task in tasks if task.pinned is None]
-        if first:
-            self._queue.extendleft(reversed(free))
-        else:
-            self._queue.extend(free)
+    def send(self, tasks: Sequence[Task]) -> None:
+        """Queue tasks behind all others."""
         for task in tasks:
-            if task.pinned is not None:
+            if task.pinned is None:
+                self._queue.append(task)
+            else:
                 self._pinned[task.pinned].append(task)
                 self._touched[task.pinned] = None
 
@@ -211,7 +208,7 @@ def plan(config: RunConfig, cores: int | None) -> tuple[RunConfig, str]:
     asked = f"they ask for {threads}" if engine.threads and learner.threads else "either side would take all of them"
     remark = (
         f"max_staleness = {config.max_staleness} does not pay where sampling and learning share {cores} cores "
-        f"({asked}): they take turns; to overlap them, set engine.threads and learner.threads so that all generators and "
-        f"workers together have at most {cores}"
+        f"({asked}): they take turns; to overlap them, set engine.threads and learner.threads so that all generators "
+        f"and workers together have at most {cores}"
     )
     return config.model_copy(update={"max_staleness": 0}), remark

@@ -45,15 +45,13 @@ class ScriptedCrew:
         self.script = script
         self.log: list[Any] = []
         self.received: list[list[str]] = []
-        self.first: list[bool] = []
         self.learned = self.served = 0
 
     def sample(self, prompts: pa.Table, spec: SamplingSpec) -> tuple[pa.Table, pa.Table, dict[str, float]]:
         return self.receive(self.send(prompts, spec))
 
-    def send(self, prompts: pa.Table, spec: SamplingSpec, first: bool = False) -> Any:
+    def send(self, prompts: pa.Table, spec: SamplingSpec) -> Any:
         """Sampled at once, by the weights that are served when it is sent: no real rollout is older."""
-        self.first.append(first)
         self.log.append(("sample", prompts["stage"][0].as_py(), prompts["id"].to_pylist(), spec))
         rollouts, verdicts = [], []
         for prompt_id in prompts["id"].to_pylist():
@@ -517,7 +515,7 @@ def test_every_prompt_that_is_drawn_ahead_is_learned_from_once(tokenizer: Any, t
     run = make_run(tokenizer, tmp_path, script, RLVR | {"steps": 7}, max_staleness=2)
     run.execute()
     assert drawn(run) == stream(run, len(drawn(run)))
-    assert sorted(i for ids in run.crew.received for i in ids) == sorted(drawn(run))  # type: ignore[attr-defined]
+    assert [i for ids in run.crew.received for i in ids] == drawn(run)  # type: ignore[attr-defined]
     assert run.state.pending == []
 
 
@@ -528,11 +526,27 @@ def stream(run: Run, count: int) -> list[str]:
     return [ids[row] for cursor in range(count) for row in order.take(cursor, 1)]
 
 
-def test_refills_go_before_what_was_sent_ahead(tokenizer: Any, tmp_path: Path) -> None:
-    run = make_run(tokenizer, tmp_path, lambda *_: ("scored", 0.0), RLVR | {"steps": 2}, max_staleness=1)
-    run.state.held_out["base"] = [0.0, 0.0, 1.0]
+def half(prompt_id: str, index: int, seed: int) -> tuple[str, float]:
+    """Half of the problems carry no signal."""
+    return records.SCORED, float(index % 2 and int(prompt_id, 16) % 2)
+
+
+def test_batches_sent_ahead_are_drawn_larger_instead_of_being_refilled(tokenizer: Any, tmp_path: Path) -> None:
+    run = make_run(tokenizer, tmp_path, half, RLVR | {"steps": 30}, max_staleness=1)
     run.execute()
-    assert run.crew.first == [False, False, True, True, True, True, False]  # type: ignore[attr-defined]
+    assert run.crew.received == [ids for _, stage, ids, _ in asked(run, "sample") if stage == "rlvr"]  # type: ignore[attr-defined]
+    assert len(run.crew.received) == 30  # type: ignore[attr-defined]
+    drawn_of = [row["groups_drawn"] for row in run.history.metrics]
+    assert drawn_of[:2] == [2.0, 2.0]  # nothing is known yet
+    share = sum(int(i, 16) % 2 for i in run.train["id"].to_pylist()) / run.train.num_rows
+    assert abs(sum(drawn_of[10:]) / 20 - 2 / share) <= 1
+
+
+def test_no_more_is_drawn_ahead_than_the_refills_would(tokenizer: Any, tmp_path: Path) -> None:
+    stage = RLVR | {"steps": 8, "max_refills": 1}
+    run = make_run(tokenizer, tmp_path, lambda *_: ("scored", 0.0), stage, max_staleness=1)
+    run.execute()
+    assert max(row["groups_drawn"] for row in run.history.metrics) == 4.0
 
 
 @pytest.mark.parametrize("script", [varied, mixed], ids=["without refills", "with refills"])
@@ -565,9 +579,9 @@ def test_what_was_sent_ahead_of_a_stop_is_sent_again_before_new_prompts(
     assert len(run.history.metrics) == 7
     count = sum(map(len, received))
     assert sorted(i for ids in received for i in ids) == sorted(stream(run, count))
-    if script is varied:
-        assert [i for ids in received for i in ids] == stream(run, 14)
-        assert all(row["staleness"] <= 2 for row in run.history.metrics)
+    if script is varied or later:  # in turn, refills are drawn after what was drawn before
+        assert [i for ids in received for i in ids] == stream(run, count)
+    assert all(row["staleness"] <= 2 for row in run.history.metrics)
 
 
 # Evaluation

@@ -98,17 +98,16 @@ def test_a_ticket_gives_its_answers_in_the_order_of_its_prompts() -> None:
         assert table["prompt_id"].to_pylist() == prompts(TRUNKS)["id"].to_pylist()
 
 
-def test_tasks_go_out_in_order_and_refills_before_all_that_wait() -> None:
+def test_tasks_go_out_in_the_order_in_which_they_were_sent() -> None:
     scheduler = Scheduler(1, window=1)
-    ahead, refill = tasks(3), tasks(2)
-    scheduler.send(ahead)
-    scheduler.assign()
-    scheduler.send(refill, first=True)
-    order = [ahead[0]]
+    sent = [*tasks(3), *tasks(2)]
+    scheduler.send(sent[:3])
+    order = [task for _, task in scheduler.assign()]
+    scheduler.send(sent[3:])
     while scheduler.held(0):
         scheduler.finished(0, order[-1])
         order += [task for _, task in scheduler.assign()]
-    assert order == [ahead[0], *refill, *ahead[1:]]
+    assert order == sent
 
 
 def test_the_least_loaded_generator_comes_first() -> None:
@@ -168,11 +167,11 @@ def test_under_random_events_every_task_is_done_once_and_none_waits_beside_an_id
     n = rng.choice([1, 2, 5, 40])
     scheduler, dead, done, sent = Scheduler(n), set[int](), list[Task](), list[Task]()
     for _ in range(400):
-        event = rng.choice(["send", "send", "pinned", "first", "finish", "finish", "finish", "finish", "die", "revive"])
+        event = rng.choice(["send", "send", "send", "pinned", "finish", "finish", "finish", "finish", "die", "revive"])
         busy = [i for i in range(n) if scheduler.held(i)]
-        if event in ("send", "first", "pinned") and len(sent) < 300:
+        if event in ("send", "pinned") and len(sent) < 300:
             new = tasks(rng.randint(1, 2 * n), pinned=rng.randrange(n) if event == "pinned" else None)
-            scheduler.send(new, first=event == "first")
+            scheduler.send(new)
             sent += new
         elif event == "finish" and busy:
             generator = rng.choice(busy)
