@@ -1,6 +1,6 @@
 """The text policy: a causal language model that learns from samples of tokens.
 
-One update: samples → trees → packs → log-probabilities of completion tokens → loss → one optimizer step.
+One update: samples → trees → forests of packs → log-probabilities of completion tokens → loss → one optimizer step.
 It takes tokens and gives metrics; it never sees text, rewards or Ray. With several workers each takes its share
 of the trees and gradients are averaged by DDP (or sharded by FSDP2), with the same result.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,9 +25,9 @@ from torch.utils.checkpoint import checkpoint
 
 from srl_rlvr.errors import InputError
 from srl_rlvr.policies import base_models, weights
-from srl_rlvr.policies.attention import adopt_tree_attention
+from srl_rlvr.policies.attention import TreePass, TrunkMemory, adopt_tree_attention
 from srl_rlvr.policies.losses import UpdateSpec, cross_entropy_loss, policy_gradient_loss
-from srl_rlvr.policies.prefix_tree import Pack, Tree, build_trees, lay_out, one_by_one, pack_trees
+from srl_rlvr.policies.prefix_tree import Forest, Pack, Tree, build_trees, plant, plant_one_by_one
 
 # Rows of the output head computed at once: 128 × 49,152 logits in fp32 are 25 MB.
 _HEAD_CHUNK = 128
@@ -41,12 +42,12 @@ class CompletionLogprobs(torch.nn.Module):
         self.model = model
         self.shares_prefixes = shares_prefixes
 
-    def forward(self, pack: Pack, temperature: float) -> torch.Tensor:
+    def forward(self, pack: Pack, temperature: float, memory: TrunkMemory, writes: bool) -> torch.Tensor:
         """[T], at `temperature`; only completion positions go through the output head, a chunk at a time."""
         decoder, head = self.model.get_decoder(), self.model.get_output_embeddings()
-        layout = {"tree_layout": pack.layout} if self.shares_prefixes else {}
+        options = {"tree_pass": TreePass(pack.layout, memory, writes)} if self.shares_prefixes else {}
         hidden = decoder(
-            input_ids=pack.token_ids[None], position_ids=pack.position_ids[None], use_cache=False, **layout
+            input_ids=pack.token_ids[None], position_ids=pack.position_ids[None], use_cache=False, **options
         ).last_hidden_state[0]
         hidden_T = hidden.index_select(0, pack.predictors)
 
@@ -211,22 +212,17 @@ class TextPolicy:
         self, trees: Sequence[Tree], columns: dict[str, Any], old: list[np.ndarray] | None, spec: UpdateSpec
     ) -> dict[str, float]:
         """One optimizer step on `trees`."""
-        packs, real = self._packs(trees)
         samples_seen = sum(len(tree.branches) for tree in trees)
         tokens_seen = sum(len(branch.completion) for tree in trees for branch in tree.branches)
         denominator = samples_seen * spec.constant_length if spec.constant_length else tokens_seen
         sums: dict[str, float] = dict.fromkeys(("loss", "kl", "clip_fraction", "entropy", "divergence"), 0.0)
         self.optimizer.zero_grad(set_to_none=True)
-        for index, trees_in_pack in enumerate(packs):
-            pack = lay_out(trees_in_pack, self.device)
-            weight = 1.0 if index < real else 0.0
-            last = index == len(packs) - 1
-            with contextlib.nullcontext() if last else self._no_sync():
-                token_sums, loss = self._pack_loss(pack, columns, old, spec)
-                # Workers' gradients are averaged, so each worker's sum is scaled up by their number.
-                (loss * (weight * self.world / denominator)).backward()
-            for name, value in token_sums.items():
-                sums[name] += weight * value
+        forests = self._share(trees)
+        for index, passes in enumerate(forests):
+            # Workers' gradients are averaged, so each worker's sum is scaled up by their number.
+            scale = self.world / denominator
+            found = self._backward(passes, columns, old, spec, scale, synchronize=index == len(forests) - 1)
+            sums = {name: value + found[name] for name, value in sums.items()}
         if self.world > 1:
             total = torch.tensor(list(sums.values()), dtype=torch.float64, device=self.device)
             dist.all_reduce(total)
@@ -241,12 +237,50 @@ class TextPolicy:
         self.optimizer.step()
         return metrics
 
-    def _pack_loss(
-        self, pack: Pack, columns: dict[str, Any], old: list[np.ndarray] | None, spec: UpdateSpec
-    ) -> tuple[dict[str, float], torch.Tensor]:
+    def _backward(
+        self,
+        passes: list[tuple[Pack, float]],
+        columns: dict[str, Any],
+        old: list[np.ndarray] | None,
+        spec: UpdateSpec,
+        scale: float,
+        synchronize: bool,
+    ) -> dict[str, float]:
+        """Adds the gradient of one forest; returns its sums of metrics.
+
+        The trunks' graph is kept while packs of branches come and go, and goes backward with the last of them.
+        """
         # The reference comes first: swapping weights between a forward pass and its backward would spoil the gradient.
-        reference_T = self._reference_logprobs(pack, spec.temperature) if spec.kl else None
-        logprobs_T = self.forward(pack, spec.temperature)
+        packs = [pack for pack, _ in passes]
+        references = self._reference_logprobs(packs, spec.temperature) if spec.kl else [None] * len(packs)
+        memory = TrunkMemory()
+        sums: dict[str, float] = dict.fromkeys(("loss", "kl", "clip_fraction", "entropy", "divergence"), 0.0)
+        losses: list[torch.Tensor] = []
+        for number, ((pack, weight), reference_T) in enumerate(zip(passes, references, strict=True)):
+            last = number == len(passes) - 1
+            if last:
+                memory.join()
+            with contextlib.nullcontext() if last and synchronize else self._no_sync():
+                logprobs_T = self.forward(pack, spec.temperature, memory, number == 0)
+                found, loss = self._loss(logprobs_T, pack, reference_T, columns, old, spec)
+                losses.append(loss * (weight * scale))
+                if last:
+                    tensors, gradients = memory.collected()
+                    torch.autograd.backward([*losses, *tensors], [*map(torch.ones_like, losses), *gradients])
+                elif number:
+                    losses.pop().backward()
+            sums = {name: value + weight * found[name] for name, value in sums.items()}
+        return sums
+
+    def _loss(
+        self,
+        logprobs_T: torch.Tensor,
+        pack: Pack,
+        reference_T: torch.Tensor | None,
+        columns: dict[str, Any],
+        old: list[np.ndarray] | None,
+        spec: UpdateSpec,
+    ) -> tuple[dict[str, float], torch.Tensor]:
         now_T = logprobs_T.detach()
         flat_T = columns["starts"][pack.token_rows.cpu().numpy()] + pack.token_indices.cpu().numpy()
         behavior_T = torch.from_numpy(columns["behavior"][flat_T]).to(self.device)
@@ -270,39 +304,52 @@ class TextPolicy:
         }
         return sums, result.loss
 
-    def _packs(self, trees: Sequence[Tree]) -> tuple[list[list[Tree]], int]:
-        """This worker's packs, and how many of them count.
+    def _share(self, trees: Sequence[Tree]) -> list[list[tuple[Pack, float]]]:
+        """This worker's forests, as passes and what they weigh.
 
-        A worker repeats a pack with weight 0 where it would otherwise miss a collective: DDP's average of the
-        gradients needs one backward pass of everyone, FSDP gathers weights at each pass.
+        A worker makes passes of weight 0 where it would otherwise miss a collective: DDP's average of the gradients
+        needs one of everyone, FSDP gathers weights at each.
         """
-        of_worker = [list(self._pack(trees[rank :: self.world])) for rank in range(self.world)]
-        mine = of_worker[self.rank]
-        wanted = max(map(len, of_worker)) if _is_sharded(self.network) else 1
-        filler = mine[0] if mine else next(pack for packs in of_worker for pack in packs)
-        return mine + [filler] * (wanted - len(mine)), len(mine)
+        of_worker = [list(self._plant(trees[rank :: self.world])) for rank in range(self.world)]
+        mine = [[(pack, 1.0) for pack in forest.packs] for forest in of_worker[self.rank]]
+        any_trunks = next(forest.trunks for forests in of_worker for forest in forests)
+        if not mine:
+            mine = [[(any_trunks, 0.0)]]
+        if _is_sharded(self.network):
+            for index, forests in enumerate(itertools.zip_longest(*of_worker)):
+                if index == len(mine):
+                    mine.append([])
+                missing = max(len(forest.packs) for forest in forests if forest) - len(mine[index])
+                mine[index] += [(any_trunks, 0.0)] * missing
+        return mine
 
-    def _pack(self, trees: Sequence[Tree]) -> Iterator[list[Tree]]:
-        return pack_trees(trees if self.shares_prefixes else one_by_one(trees), self.token_budget)
+    def _plant(self, trees: Sequence[Tree]) -> Iterator[Forest]:
+        grow = plant if self.shares_prefixes else plant_one_by_one
+        return grow(trees, self.token_budget, self.device)
 
     @torch.no_grad()
     def _logprobs(self, trees: Sequence[Tree], samples: pa.Table, temperature: float) -> list[np.ndarray]:
         lengths = [len(ids) for ids in samples["completion_ids"].to_pylist()]
         found = [np.zeros(length, dtype=np.float32) for length in lengths]
-        for trees_in_pack in self._pack(trees):
-            pack = lay_out(trees_in_pack, self.device)
-            values = self.forward(pack, temperature).float().cpu().numpy()
-            for row, index, value in zip(pack.token_rows.tolist(), pack.token_indices.tolist(), values, strict=True):
-                found[row][index] = value
+        for forest in self._plant(trees):
+            for pack, values in zip(forest.packs, self._passes(forest.packs, temperature), strict=True):
+                places = zip(pack.token_rows.tolist(), pack.token_indices.tolist(), strict=True)
+                for (row, index), value in zip(places, values.float().cpu().numpy(), strict=True):
+                    found[row][index] = value
         return found
 
     @torch.no_grad()
-    def _reference_logprobs(self, pack: Pack, temperature: float) -> torch.Tensor:
-        """log π_ref [T]: the trained tensors are swapped for the reference's and back."""
+    def _reference_logprobs(self, packs: Sequence[Pack], temperature: float) -> list[torch.Tensor]:
+        """log π_ref [T] of each pack of a forest: the trained tensors are swapped for the reference's and back."""
         if self.reference is None:
             raise ValueError("KL asked for, but begin_stage kept no reference")
         with self._swapped(self.reference):
-            return self.forward(pack, temperature)
+            return self._passes(packs, temperature)
+
+    def _passes(self, packs: Sequence[Pack], temperature: float) -> list[torch.Tensor]:
+        """log π [T] of each pack of a forest."""
+        memory = TrunkMemory()
+        return [self.forward(pack, temperature, memory, number == 0) for number, pack in enumerate(packs)]
 
     @contextlib.contextmanager
     def _swapped(self, tensors: dict[str, torch.Tensor]) -> Iterator[None]:
