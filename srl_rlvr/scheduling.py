@@ -55,8 +55,9 @@ class Ticket:
         return len(self.answers) == len(self.tasks)
 
     def tables(self) -> tuple[pa.Table, pa.Table]:
-        """All rollouts and verdicts, in the order of the prompts."""
-        answers = [self.answers[task.index] for task in self.tasks]
+        """All rollouts and verdicts, in the order of the prompts. Once: the ticket lets go of its parts."""
+        answers = [self.answers.pop(task.index) for task in self.tasks]
+        self.tasks.clear()
         rollouts = records.concat("Rollout", [rollouts for rollouts, _ in answers])
         return rollouts, records.concat("Verdict", [verdicts for _, verdicts in answers])
 
