@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import ray
+import ray.exceptions
 from cli_runs import ROOT, TESTS
 
 from actors.dispatcher import Dispatcher
