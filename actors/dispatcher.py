@@ -92,9 +92,9 @@ class Dispatcher:
         self._received = max(self._received, watch.sampled)
         return {"sample_s": watch.sampled - began, "verify_s": watch.verified - watch.sampled}
 
-    def hand_over(self, weights: Weights, wait: bool) -> None:
-        """Serve these weights from the next task on. `wait` for every generator's echo, or check it when it comes."""
-        self._call(self._hand_over(weights, wait))
+    def hand_over(self, weights: Weights, until_served: bool) -> None:
+        """Serve these weights from the next task on; each echo is checked, now (`until_served`) or when it comes."""
+        self._call(self._hand_over(weights, until_served))
 
     def close(self) -> None:
         with contextlib.suppress(TimeoutError):
@@ -121,7 +121,7 @@ class Dispatcher:
         what = f"rollouts of {task.prompts.num_rows} prompts from generator-{i}"
         ahead = len(self._scheduler.held(i))  # it waits for those before it, too
         rollouts = None
-        with contextlib.suppress(ray.exceptions.ActorUnavailableError):
+        with contextlib.suppress(ray.exceptions.ActorUnavailableError, ray.exceptions.ObjectLostError):
             rollouts = await wait(ref, ahead * self._engine.call_deadline_s, what)
         if life != self._lives[i]:
             return  # the generator died, and the task went back to the queue
@@ -138,11 +138,11 @@ class Dispatcher:
             watch.verified = time.monotonic()
             watch.done.set_result(None)
 
-    async def _hand_over(self, weights: Weights, wait: bool) -> None:
+    async def _hand_over(self, weights: Weights, until_served: bool) -> None:
         self._raise_failure()
         self.weights = weights
         loads = [self._load(i) for i in range(len(self._generators))]
-        if wait:
+        if until_served:
             await asyncio.gather(*loads)
         else:
             for load in loads:

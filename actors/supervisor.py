@@ -163,7 +163,7 @@ class Crew:
         """
         if self._in_turn:
             self.dispatcher.weights = None  # the old buffer leaves the object store before the new one comes
-        self.dispatcher.hand_over(self._learner("export", {}), wait=self._in_turn)
+        self.dispatcher.hand_over(self._learner("export", {}), until_served=self._in_turn)
 
     def save(self, folder: Path) -> None:
         self._learner("save", {"folder": str(folder.resolve())})

@@ -377,10 +377,10 @@ def _ray_costs(tasks: int) -> tuple[float, float]:
         run(20)
         task_s = run(tasks)
         weights = [ray.put(np.zeros(1))], Manifest(0, (), "checksum")
-        dispatcher.hand_over(weights, wait=True)
+        dispatcher.hand_over(weights, until_served=True)
         began = time.process_time()
         for _ in range(tasks // 10):
-            dispatcher.hand_over(weights, wait=True)
+            dispatcher.hand_over(weights, until_served=True)
         hand_over_s = (time.process_time() - began) / (tasks // 10) / 4
         dispatcher.close()
     finally:

@@ -158,7 +158,7 @@ def test_weights_are_loaded_behind_the_running_task_and_nobody_waits_for_that(
     before = exact_ticket(prompts(2), SPEC, generators=2)
     dispatcher.send(before)
     until(lambda: all((folder / "sampling").exists() for folder in folders[:2]))
-    dispatcher.hand_over(weights(7), wait=False)
+    dispatcher.hand_over(weights(7), until_served=False)
     after = exact_ticket(prompts(2), SPEC, generators=2)
     dispatcher.send(after)
     for folder in folders[:2]:
@@ -169,21 +169,21 @@ def test_weights_are_loaded_behind_the_running_task_and_nobody_waits_for_that(
 def test_what_a_dead_generator_held_is_sampled_by_the_other_and_the_dead_one_comes_back_with_the_weights(
     dispatcher: Dispatcher, folders: Sequence[Path]
 ) -> None:
-    dispatcher.hand_over(weights(3), wait=True)
+    dispatcher.hand_over(weights(3), until_served=True)
     (folders[0] / "die").touch()
     ticket = free(8)
     dispatcher.send(ticket)
     assert versions(dispatcher, ticket, 8) == [3] * 8
     assert not (folders[0] / "die").exists()
     for version in (4, 5):
-        dispatcher.hand_over(weights(version), wait=True)
+        dispatcher.hand_over(weights(version), until_served=True)
         ticket = exact_ticket(prompts(2), SPEC, generators=2)
         dispatcher.send(ticket)
         assert versions(dispatcher, ticket, 2) == [version] * 2
 
 
 def test_a_generator_that_restarted_unnoticed_samples_anew(dispatcher: Dispatcher, folders: Sequence[Path]) -> None:
-    dispatcher.hand_over(weights(3), wait=True)
+    dispatcher.hand_over(weights(3), until_served=True)
     (folders[0] / "die").touch()
     actor = dispatcher._generators[0]
     with pytest.raises(ray.exceptions.RayActorError):
@@ -219,7 +219,7 @@ def test_a_wrong_echo_ends_the_run(dispatcher: Dispatcher, folders: Sequence[Pat
     dispatcher.send(ticket)
     what = r"^generator-1 serves version and checksum \(2, 'damaged'\), not 2, checksum: the hand-over .* went wrong$"
     with pytest.raises(RunError, match=what):
-        dispatcher.hand_over(weights(2), wait=waits)
+        dispatcher.hand_over(weights(2), until_served=waits)
         dispatcher.receive(ticket)
     (folders[0] / "wait").unlink()
 
