@@ -10,6 +10,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import ray
+import torch
 
 from srl_rlvr import engines, records
 from srl_rlvr.engines import SamplingSpec
@@ -34,7 +35,7 @@ class Generator:
         groups = self.engine.sample(prompts["token_ids"].to_pylist(), spec)
         return engines.rollout_table(prompts, groups, self.engine.version, self.tokenizer)
 
-    def load(self, buffer: np.ndarray, manifest: Manifest) -> tuple[int, str]:
+    def load(self, buffer: np.ndarray | torch.Tensor, manifest: Manifest) -> tuple[int, str]:
         """Serve these weights; returns the version and checksum that are now served."""
         return manifest.version, self.engine.load(buffer, manifest)
 

@@ -8,6 +8,7 @@ batches, same order, same weights, nothing lost.
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
 import threading
 from collections.abc import Callable
@@ -191,9 +192,14 @@ def _update(policy: Any, learner: Any, samples: list[Any], spec: Any) -> dict[st
 
 
 def _export(policy: Any, learner: Any) -> tuple[list[Any], Any]:
-    """The weights, put into the object store once: generators read that very buffer."""
-    buffer, manifest = policy.export()
-    return ([ray.put(buffer)] if policy.rank == 0 else []), manifest
+    """The weights, put into the object store once, from where they lie: generators read that very buffer. On a GPU
+    they stay there where NIXL is installed, and generators fetch them by Ray Direct Transport (never run here)."""
+    flat, manifest = policy.export()
+    if policy.rank:
+        return [], manifest
+    if flat.is_cuda and importlib.util.find_spec("nixl") is not None:
+        return [ray.put(flat, _tensor_transport="nixl")], manifest
+    return [ray.put(flat.cpu().numpy())], manifest
 
 
 def _save(policy: Any, learner: Any, folder: str) -> None:

@@ -38,3 +38,19 @@ def in_the_actors_environment() -> None:
         os.environ.update(environment)
         os.nice(15)
         os.execv(sys.executable, [sys.executable, *sys.argv])
+
+
+def prompt_row(index: int, token_ids: list[int]) -> dict[str, Any]:
+    """A row of a Prompt table, each a trunk of its own."""
+    return {
+        "id": f"p{index}",
+        "example_id": f"p{index}",
+        "stage": "rlvr",
+        "step_index": -1,
+        "token_ids": token_ids,
+        "trunk_id": f"p{index}",
+        "offset": len(token_ids),
+        "verifier": "exact",
+        "reference": "",
+        "metadata": "{}",
+    }

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from _machine import commit, in_the_actors_environment, machine
+from _machine import commit, in_the_actors_environment, machine, prompt_row
 
 MODEL = "smollm2-135m-instruct"
 PROMPTS, GROUP, PROMPT, COMPLETION = 8, 8, 100, 64
@@ -154,7 +154,7 @@ def _actor(kind: str, folder: Path, prompts: list[list[int]]) -> Callable[[int],
     environment = worker_environment(0, os.cpu_count() or 1)
     actor: Any = Generator.options(num_cpus=0, runtime_env=environment).remote(kind, str(folder), ENGINE)  # type: ignore[attr-defined]
     ray.get(actor.health.remote())
-    table = records.build("Prompt", [_prompt(i, ids) for i, ids in enumerate(prompts)])
+    table = records.build("Prompt", [prompt_row(i, ids) for i, ids in enumerate(prompts)])
 
     def sample(length: int) -> tuple[int, float]:
         def rollouts() -> int:
@@ -164,21 +164,6 @@ def _actor(kind: str, folder: Path, prompts: list[list[int]]) -> Callable[[int],
         return _timed(rollouts)
 
     return sample
-
-
-def _prompt(index: int, token_ids: list[int]) -> dict[str, Any]:
-    return {
-        "id": f"p{index}",
-        "example_id": f"p{index}",
-        "stage": "rlvr",
-        "step_index": -1,
-        "token_ids": token_ids,
-        "trunk_id": f"p{index}",
-        "offset": len(token_ids),
-        "verifier": "exact",
-        "reference": "",
-        "metadata": "{}",
-    }
 
 
 if __name__ == "__main__":

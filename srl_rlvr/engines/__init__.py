@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from srl_rlvr import records
 from srl_rlvr.errors import InputError
@@ -41,8 +42,8 @@ class Engine(Protocol):
         """`spec.samples` completions of each prompt, in order. The same weights, prompts and spec give the same."""
         ...
 
-    def load(self, buffer: np.ndarray, manifest: Manifest) -> str:
-        """Serve these weights from now on; returns the checksum of what arrived."""
+    def load(self, buffer: np.ndarray | torch.Tensor, manifest: Manifest) -> str:
+        """Serve the weights in `buffer` (flat, float32) from now on; returns the checksum of what arrived."""
         ...
 
 

@@ -73,9 +73,7 @@ class Prefill:
     cache: BranchCache
     spans: list[tuple[int, int, int]]
 
-    def attend(
-        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
-    ) -> torch.Tensor:
+    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
         """q [N, Hkv, G, D], k and v [N, Hkv, D] → [N, Hkv, G, D]."""
         keys, values = self.cache.trunk[layer]
         parts = []
@@ -130,9 +128,7 @@ class Decode:
             ends = torch.tensor(offsets, device=device)[self.gather].view(self.trunks, widest)
             self.trunk_mask = _beyond(ends, self.trunk_longest, self.cache)[:, None]  # [trunks, 1, widest, keys]
 
-    def attend(
-        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
-    ) -> torch.Tensor:
+    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
         """q [R, Hkv, G, D], k and v [R, Hkv, D] → [R, Hkv, G, D]."""
         own_k, own_v = (tensor[: self.rows, :, : self.longest] for tensor in self.cache.own[layer])
         own_k[self.row_ids, :, self.positions] = k

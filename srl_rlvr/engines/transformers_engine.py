@@ -87,7 +87,7 @@ class TransformersEngine:
                 rows = self._retire(rows, cache, slots)
         return result
 
-    def load(self, buffer: np.ndarray, manifest: Manifest) -> str:
+    def load(self, buffer: np.ndarray | torch.Tensor, manifest: Manifest) -> str:
         """See `Engine`. Full weights are read where they lie, and `buffer` is kept until the next ones come."""
         tensors = dict(unflatten(buffer, manifest))
         parameters = dict(self.network.named_parameters())

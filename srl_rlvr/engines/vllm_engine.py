@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import torch
 from srl_rlvr.engines import Completion, SamplingSpec, in_segments
 from srl_rlvr.errors import MissingExtraError
 from srl_rlvr.policies import base_models
-from srl_rlvr.policies.weights import Manifest, checksum, merge_lora, unflatten
+from srl_rlvr.policies.weights import Manifest, merge_lora, unflatten
 
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -38,6 +37,24 @@ class WeightReceiver:
         self.model_runner.reload_weights(weights_iterator=iter(tensors))
         if not torch.cuda.is_available():
             self._repack_tied_head()
+
+    def receive_adapters(self, base: dict[str, torch.Tensor], adapters: dict[str, torch.Tensor], scale: float) -> None:
+        """Layer by layer, without vLLM's reloading of the whole model: a third of the time."""
+        from vllm.model_executor.layers.linear import LinearBase
+
+        model = self.model_runner.get_model()
+        fused = getattr(model, "packed_modules_mapping", {})
+        for name, layer in model.named_modules():
+            parent, _, last = name.rpartition(".")
+            parts = [f"{parent}.{part}.weight" for part in fused.get(last, [last])]
+            if not isinstance(layer, LinearBase) or not any(f"{part}.lora_A" in adapters for part in parts):
+                continue
+            merged = torch.cat([tensor for _, tensor in merge_lora(((p, base[p]) for p in parts), adapters, scale)])
+            if torch.cuda.is_available():
+                layer.weight.data.copy_(merged)
+            else:
+                layer.weight = torch.nn.Parameter(merged, requires_grad=False)
+                layer.quant_method.process_weights_after_loading(layer)
 
     def _repack_tied_head(self) -> None:
         """Reloading leaves an output head that is tied to the embeddings with its old prepacked copy (vLLM 0.32)."""
@@ -69,6 +86,7 @@ class VllmEngine:
         self.model = model
         self.max_context = max_context
         self.version = 0
+        self._base: dict[str, torch.Tensor] | None = None  # of the layers that have adapters
         self.engine = LLM(
             str(model),
             dtype="float32" if on_cpu else "bfloat16",
@@ -112,18 +130,20 @@ class VllmEngine:
 
         return in_segments(one_segment, prompts, spec, self.max_context)
 
-    def load(self, buffer: np.ndarray, manifest: Manifest) -> str:
-        tensors = list(unflatten(buffer, manifest))
-        if manifest.lora_scale is not None:
-            tensors = list(merge_lora(_base_tensors(self.model), dict(tensors), manifest.lora_scale))
-        self.engine.collective_rpc("receive_weights", args=(tensors,))
+    def load(self, buffer: np.ndarray | torch.Tensor, manifest: Manifest) -> str:
+        """See `Engine`. Adapters are merged into the layers that they belong to; the others stay as they are."""
+        tensors = dict(unflatten(buffer, manifest))
+        if manifest.lora_scale is None:
+            self.engine.collective_rpc("receive_weights", args=(list(tensors.items()),))
+        else:
+            if self._base is None:
+                adapted = {name.rpartition(".lora_")[0] for name in tensors}
+                parameters = base_models.load_model(self.model).named_parameters()
+                self._base = {name: parameter.detach() for name, parameter in parameters if name in adapted}
+            self.engine.collective_rpc("receive_adapters", args=(self._base, tensors, manifest.lora_scale))
         self.engine.reset_prefix_cache()
         self.version = manifest.version
-        return checksum(buffer)
-
-
-def _base_tensors(model: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from base_models.load_model(model).named_parameters()
+        return manifest.checksum
 
 
 def _group(output: Any) -> tuple[list[Completion], list[bool]]:

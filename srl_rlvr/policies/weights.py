@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -21,38 +22,60 @@ class Manifest:
     lora_scale: float | None = None
 
 
-def flatten(
-    tensors: Iterable[tuple[str, torch.Tensor]], version: int, lora_scale: float | None = None
-) -> tuple[np.ndarray, Manifest]:
-    """All tensors as one float32 buffer [sum of sizes], and its manifest."""
-    named = [(name, tensor.detach()) for name, tensor in tensors]
-    buffer = np.empty(sum(tensor.numel() for _, tensor in named), dtype=np.float32)
+def share_storage(parameters: Iterable[torch.nn.Parameter]) -> torch.Tensor:
+    """Lay `parameters` into one flat float32 tensor, in order: they become views of it, and learn there."""
+    kept = list(parameters)
+    flat = torch.cat([parameter.detach().reshape(-1) for parameter in kept])
     at = 0
-    for _, tensor in named:
-        end = at + tensor.numel()
-        torch.from_numpy(buffer[at:end]).copy_(tensor.reshape(-1))
-        at = end
-    entries = tuple((name, tuple(tensor.shape)) for name, tensor in named)
-    return buffer, Manifest(version, entries, checksum(buffer), lora_scale)
+    for parameter in kept:
+        parameter.data = flat[at : at + parameter.numel()].view_as(parameter)
+        at += parameter.numel()
+    return flat
 
 
-def unflatten(buffer: np.ndarray, manifest: Manifest) -> Iterator[tuple[str, torch.Tensor]]:
+def flatten(tensors: Iterable[tuple[str, torch.Tensor]]) -> torch.Tensor:
+    """All tensors as one float32 tensor [sum of sizes]: a copy."""
+    return torch.cat([tensor.detach().float().reshape(-1) for _, tensor in tensors])
+
+
+def describe(
+    tensors: Iterable[tuple[str, torch.Tensor]], flat: torch.Tensor, version: int, lora_scale: float | None = None
+) -> Manifest:
+    """The manifest of `tensors`, which lie in `flat` one after the other."""
+    entries = tuple((name, tuple(tensor.shape)) for name, tensor in tensors)
+    return Manifest(version, entries, checksum(flat), lora_scale)
+
+
+def unflatten(buffer: np.ndarray | torch.Tensor, manifest: Manifest) -> Iterator[tuple[str, torch.Tensor]]:
     """(name, tensor) views into `buffer`. Raises ValueError where the checksum does not match the manifest's."""
-    found = checksum(buffer)
-    if found != manifest.checksum:
-        raise ValueError(f"weights of version {manifest.version} arrived damaged: {found} is not {manifest.checksum}")
     with warnings.catch_warnings():  # Ray's buffers are read-only, and the views are only read
         warnings.filterwarnings("ignore", message=".* is not writable")
-        flat = torch.from_numpy(buffer)
+        flat = torch.as_tensor(buffer)
+    found = checksum(flat)
+    if found != manifest.checksum:
+        raise ValueError(f"weights of version {manifest.version} arrived damaged: {found} is not {manifest.checksum}")
     at = 0
     for name, shape in manifest.tensors:
-        size = int(np.prod(shape))
+        size = math.prod(shape)
         yield name, flat[at : at + size].view(shape)
         at += size
 
 
-def checksum(buffer: np.ndarray) -> str:
-    return xxhash.xxh3_128_hexdigest(buffer.view(np.uint8).data)
+def checksum(flat: torch.Tensor) -> str:
+    """Of every bit of a float32 tensor, where it lies: xxh3 in memory, a position-weighted sum of words on a GPU."""
+    if flat.device.type == "cpu":
+        return xxhash.xxh3_128_hexdigest(flat.numpy().view(np.uint8).data)
+    return f"{weighted_sum(flat):016x}"
+
+
+def weighted_sum(flat: torch.Tensor, chunk: int = 1 << 24) -> int:
+    """Σ word_i · (2i + 1) modulo 2^63 over the 32-bit words of `flat`: a word changed or moved changes it."""
+    total = 0
+    for start in range(0, len(flat), chunk):
+        words = flat[start : start + chunk].view(torch.int32).long()
+        odd = 2 * torch.arange(start, start + len(words), device=flat.device) + 1
+        total += int((words * odd).sum())
+    return total % (1 << 63)
 
 
 def merge_lora(
@@ -62,5 +85,5 @@ def merge_lora(
     for name, tensor in base:
         down, up = adapters.get(f"{name}.lora_A"), adapters.get(f"{name}.lora_B")
         if down is not None and up is not None:
-            tensor = tensor.float() + scale * (up @ down)
+            tensor = torch.addmm(tensor.float(), up, down, alpha=scale)
         yield name, tensor

@@ -322,10 +322,30 @@ def test_an_export_arrives_as_it_left(tiny_model: Path, rank: int) -> None:
 
 
 def test_a_read_only_buffer_is_read_without_a_warning(tiny_model: Path, recwarn: pytest.WarningsRecorder) -> None:
-    buffer, manifest = make_policy(tiny_model).export()
+    flat, manifest = make_policy(tiny_model).export()
+    buffer = flat.numpy()
     buffer.flags.writeable = False  # as Ray's object store hands it out
     assert len(dict(weights.unflatten(buffer, manifest))) == len(manifest.tensors)
     assert not [warning for warning in recwarn if "writable" in str(warning.message)]
+
+
+@pytest.mark.parametrize("rank", [0, RANK], ids=["full", "lora"])
+def test_an_export_is_no_copy_and_follows_the_policy(tiny_model: Path, rank: int) -> None:
+    policy = make_policy(tiny_model, rank)
+    first, _ = policy.export()
+    before = first.clone()
+    policy.update(cases.table(TREE), spec(learning_rate=0.01))
+    second, _ = policy.export()
+    assert second.data_ptr() == first.data_ptr() and not torch.equal(second, before)
+
+
+def test_the_checksum_on_a_gpu_sees_words_that_change_or_move() -> None:
+    flat = torch.randn(1000)
+    changed, moved = flat.clone(), flat.clone()
+    changed[17] = torch.nextafter(changed[17], torch.tensor(9.0))
+    moved[[3, 4]] = moved[[4, 3]]
+    sums = [weights.weighted_sum(each, chunk) for each in (flat, changed, moved) for chunk in (64, 4096)]
+    assert sums[0] == sums[1] and len(set(sums)) == 3
 
 
 def test_a_damaged_export_is_refused(tiny_model: Path) -> None:

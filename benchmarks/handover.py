@@ -1,0 +1,103 @@
+"""New weights on their way: from the end of an optimizer step to the first token sampled with them.
+
+    python benchmarks/handover.py            ten hand-overs of either kind in turn
+    python benchmarks/handover.py --quick    two of each
+    python benchmarks/handover.py --engine transformers
+
+SmolLM2-135M-Instruct in fp32: all weights (513 MiB), and adapters of rank 16 (19 MiB). The real actors: a Ray Train
+learner, a Generator with the engine, the object store between them. Each hand-over follows a real update, and ends when
+a prompt of 8 tokens has been answered with one token by the new version. Prints a table and one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from _machine import commit, machine, prompt_row
+
+MODEL = "smollm2-135m-instruct"
+RANK = {"full": 0, "adapter": 16}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--engine", choices=("vllm", "transformers"), default="vllm")
+    options = parser.parse_args()
+    import ray
+
+    with tempfile.TemporaryDirectory() as folder:
+        crews = {kind: _crew(options.engine, rank, Path(folder)) for kind, rank in RANK.items()}
+        try:
+            found: dict[str, list[dict[str, float]]] = {kind: [] for kind in crews}
+            for turn in range((2 if options.quick else 10) + 1):
+                for kind, crew in crews.items():
+                    measured = _hand_over(crew)
+                    if turn:  # the first one makes room that the others find
+                        found[kind].append(measured)
+        finally:
+            for crew in crews.values():
+                crew.close()
+            ray.shutdown()
+    print(f"{'weights':<8} {'seconds':>8} {'hand-over':>10} {'first token':>12}   all")
+    for kind, runs in found.items():
+        columns = [statistics.median(run[key] for run in runs) for key in ("seconds", "handover", "token")]
+        print("{:<8} {:>8.3f} {:>10.3f} {:>12.3f}   ".format(kind, *columns)
+              + " ".join(f"{run['seconds']:.2f}" for run in runs))  # fmt: skip
+    figures = {f"{kind}_s": round(statistics.median(run["seconds"] for run in runs), 3) for kind, runs in found.items()}
+    print(json.dumps({"benchmark": "handover", "figures": figures, "engine": options.engine, "machine": machine(),
+                      "commit": commit()}))  # fmt: skip
+
+
+def _crew(engine: str, rank: int, folder: Path) -> Any:
+    import ray
+
+    from actors import supervisor
+    from srl_rlvr import config as configs
+    from srl_rlvr.cli.session import model_cache
+    from srl_rlvr.policies import base_models
+
+    tree = {
+        "name": f"handover-{rank}",
+        "model": {"base": MODEL, "lora_rank": rank},
+        "data": [{"family": "chain_sum"}],
+        "stages": [{"kind": "rlvr"}],
+        "engine": {"kind": engine},
+        "cluster": {"cpus_per_generator": 0.5, "cpus_per_learner": 0.5},
+    }
+    config = configs.parse(tree, "benchmark")
+    if not ray.is_initialized():
+        supervisor.start_ray(config, print)
+    crew = supervisor.Crew(config, base_models.resolve(MODEL, model_cache()), f"handover-{rank}", folder / str(rank))
+    crew.wait_until_ready()
+    return crew
+
+
+def _hand_over(crew: Any) -> dict[str, float]:
+    from srl_rlvr import records
+    from srl_rlvr.engines import SamplingSpec
+    from srl_rlvr.policies.losses import UpdateSpec
+
+    prompt = records.build("Prompt", [prompt_row(0, list(range(100, 108)))])
+    sample = {
+        "prompt_id": "p", "sample_index": 0, "trunk_id": "p", "policy_version": 0, "prompt_ids": [5, 6, 7],
+        "completion_ids": [8, 9, 10], "behavior_logprobs": [-5.0, -5.0, -5.0], "advantage": 1.0,
+    }  # fmt: skip
+    crew.update(records.build("Sample", [sample]), UpdateSpec("policy_gradient", learning_rate=1e-6))
+    began = time.perf_counter()
+    crew.hand_over()
+    handed_over = time.perf_counter()
+    rollouts, _, _ = crew.sample(prompt, SamplingSpec(1, 1.0, 1))
+    ended = time.perf_counter()
+    assert rollouts["policy_version"].to_pylist() == [crew.dispatcher.weights[1].version]
+    return {"seconds": ended - began, "handover": handed_over - began, "token": ended - handed_over}
+
+
+if __name__ == "__main__":
+    main()
