@@ -40,6 +40,32 @@ def in_the_actors_environment() -> None:
         os.execv(sys.executable, [sys.executable, *sys.argv])
 
 
+def crew(name: str, engine: str, lora_rank: int, folder: Path) -> Any:
+    """The real actors of a run with SmolLM2-135M-Instruct, ready: a learner, a generator, a verifier."""
+    import ray
+
+    from actors import supervisor
+    from srl_rlvr import config as configs
+    from srl_rlvr.cli.session import model_cache
+    from srl_rlvr.policies import base_models
+
+    base = "smollm2-135m-instruct"
+    tree = {
+        "name": name,
+        "model": {"base": base, "lora_rank": lora_rank},
+        "data": [{"family": "chain_sum"}],
+        "stages": [{"kind": "rlvr"}],
+        "engine": {"kind": engine},
+        "cluster": {"cpus_per_generator": 0.5, "cpus_per_learner": 0.5},
+    }
+    config = configs.parse(tree, "benchmark")
+    if not ray.is_initialized():
+        supervisor.start_ray(config, print)
+    crew = supervisor.Crew(config, base_models.resolve(base, model_cache()), name, folder / name)
+    crew.wait_until_ready()
+    return crew
+
+
 def prompt_row(index: int, token_ids: list[int]) -> dict[str, Any]:
     """A row of a Prompt table, each a trunk of its own."""
     return {
@@ -54,3 +80,12 @@ def prompt_row(index: int, token_ids: list[int]) -> dict[str, Any]:
         "reference": "",
         "metadata": "{}",
     }
+
+
+def import_trl() -> Any:
+    """TRL, which the benchmarks compare with."""
+    try:
+        import trl
+    except ImportError:
+        raise SystemExit("this benchmark compares with TRL: pip install 'srl-rlvr[bench]'") from None
+    return trl

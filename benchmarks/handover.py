@@ -19,9 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from _machine import commit, machine, prompt_row
+from _machine import commit, crew, machine, prompt_row
 
-MODEL = "smollm2-135m-instruct"
 RANK = {"full": 0, "adapter": 16}
 
 
@@ -33,17 +32,17 @@ def main() -> None:
     import ray
 
     with tempfile.TemporaryDirectory() as folder:
-        crews = {kind: _crew(options.engine, rank, Path(folder)) for kind, rank in RANK.items()}
+        crews = {kind: crew(f"handover-{kind}", options.engine, rank, Path(folder)) for kind, rank in RANK.items()}
         try:
             found: dict[str, list[dict[str, float]]] = {kind: [] for kind in crews}
             for turn in range((2 if options.quick else 10) + 1):
-                for kind, crew in crews.items():
-                    measured = _hand_over(crew)
+                for kind, actors in crews.items():
+                    measured = _hand_over(actors)
                     if turn:  # the first one makes room that the others find
                         found[kind].append(measured)
         finally:
-            for crew in crews.values():
-                crew.close()
+            for actors in crews.values():
+                actors.close()
             ray.shutdown()
     print(f"{'weights':<8} {'seconds':>8} {'hand-over':>10} {'first token':>12}   all")
     for kind, runs in found.items():
@@ -55,31 +54,7 @@ def main() -> None:
                       "commit": commit()}))  # fmt: skip
 
 
-def _crew(engine: str, rank: int, folder: Path) -> Any:
-    import ray
-
-    from actors import supervisor
-    from srl_rlvr import config as configs
-    from srl_rlvr.cli.session import model_cache
-    from srl_rlvr.policies import base_models
-
-    tree = {
-        "name": f"handover-{rank}",
-        "model": {"base": MODEL, "lora_rank": rank},
-        "data": [{"family": "chain_sum"}],
-        "stages": [{"kind": "rlvr"}],
-        "engine": {"kind": engine},
-        "cluster": {"cpus_per_generator": 0.5, "cpus_per_learner": 0.5},
-    }
-    config = configs.parse(tree, "benchmark")
-    if not ray.is_initialized():
-        supervisor.start_ray(config, print)
-    crew = supervisor.Crew(config, base_models.resolve(MODEL, model_cache()), f"handover-{rank}", folder / str(rank))
-    crew.wait_until_ready()
-    return crew
-
-
-def _hand_over(crew: Any) -> dict[str, float]:
+def _hand_over(actors: Any) -> dict[str, float]:
     from srl_rlvr import records
     from srl_rlvr.engines import SamplingSpec
     from srl_rlvr.policies.losses import UpdateSpec
@@ -89,13 +64,13 @@ def _hand_over(crew: Any) -> dict[str, float]:
         "prompt_id": "p", "sample_index": 0, "trunk_id": "p", "policy_version": 0, "prompt_ids": [5, 6, 7],
         "completion_ids": [8, 9, 10], "behavior_logprobs": [-5.0, -5.0, -5.0], "advantage": 1.0,
     }  # fmt: skip
-    crew.update(records.build("Sample", [sample]), UpdateSpec("policy_gradient", learning_rate=1e-6))
+    actors.update(records.build("Sample", [sample]), UpdateSpec("policy_gradient", learning_rate=1e-6))
     began = time.perf_counter()
-    crew.hand_over()
+    actors.hand_over()
     handed_over = time.perf_counter()
-    rollouts, _, _ = crew.sample(prompt, SamplingSpec(1, 1.0, 1))
+    rollouts, _, _ = actors.sample(prompt, SamplingSpec(1, 1.0, 1))
     ended = time.perf_counter()
-    assert rollouts["policy_version"].to_pylist() == [crew.dispatcher.weights[1].version]
+    assert rollouts["policy_version"].to_pylist() == [actors.dispatcher.weights[1].version]
     return {"seconds": ended - began, "handover": handed_over - began, "token": ended - handed_over}
 
 
