@@ -30,39 +30,34 @@ class UnsupportedAttention(Exception):
 
 
 class TrunkMemory:
-    """Keys and values of a forest's trunks: the trunks' pass writes them, the passes of the branches read them.
+    """Keys and values of a forest's trunks, layer by layer.
 
-    What is read are copies that collect gradients, so that a pass can be run backward and forgotten before the next.
-    After `join` the written tensors themselves are read: one backward from there, started with what was `collected`,
-    goes through the last pass and the trunks.
+    The trunks' pass without gradient writes them; the passes of the branches read them and leave their gradients.
+    The trunks' pass with gradient writes them anew: backward through the trunks starts from `written`.
     """
 
     def __init__(self) -> None:
+        self._leaves: dict[torch.nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
         self._written: dict[torch.nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._copies: dict[torch.nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._joined = False
 
     def write(self, layer: torch.nn.Module, key: torch.Tensor, value: torch.Tensor) -> None:
-        if layer in self._written:  # activation checkpointing computes the layer again
-            return
-        self._written[layer] = (key, value)
-        self._copies[layer] = (_leaf(key), _leaf(value))
+        if torch.is_grad_enabled():
+            self._written.setdefault(layer, (key, value))  # activation checkpointing comes by twice
+        else:
+            self._leaves[layer] = (key.detach().requires_grad_(), value.detach().requires_grad_())
 
     def read(self, layer: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-        return (self._written if self._joined else self._copies)[layer]
+        return self._leaves[layer]
 
-    def join(self) -> None:
-        self._joined = True
-
-    def collected(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Written tensors, and their gradients from the passes before `join`."""
-        tensors, gradients = [], []
-        for layer, copies in self._copies.items():
-            for written, copy in zip(self._written[layer], copies, strict=True):
-                if copy.grad is not None:
-                    tensors.append(written)
-                    gradients.append(copy.grad)
-        return tensors, gradients
+    def written(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Keys and values of the pass with gradient, and the gradients that the branches left for them."""
+        pairs = [
+            (written, leaf.grad)
+            for layer, both in self._written.items()
+            for written, leaf in zip(both, self._leaves.get(layer, ()), strict=False)
+            if leaf.grad is not None and written.requires_grad
+        ]
+        return [written for written, _ in pairs], [gradient for _, gradient in pairs]
 
 
 @dataclass(frozen=True)
@@ -216,10 +211,6 @@ def _rows(x: torch.Tensor, span: Span) -> torch.Tensor:
 def _like_rows(x: torch.Tensor) -> torch.Tensor:
     """Empty, [1, H, N, D] as `x`, but token by token in memory, as the layers around attention have it."""
     return x.new_empty(x.shape[0], x.shape[2], x.shape[1], x.shape[3]).transpose(1, 2)
-
-
-def _leaf(x: torch.Tensor) -> torch.Tensor:
-    return x.detach().requires_grad_(x.requires_grad)
 
 
 def adopt_tree_attention(network: Any) -> str | None:

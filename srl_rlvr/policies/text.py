@@ -42,13 +42,18 @@ class CompletionLogprobs(torch.nn.Module):
         self.model = model
         self.shares_prefixes = shares_prefixes
 
-    def forward(self, pack: Pack, temperature: float, memory: TrunkMemory, writes: bool) -> torch.Tensor:
-        """[T], at `temperature`; only completion positions go through the output head, a chunk at a time."""
+    def forward(self, pack: Pack, temperature: float | None, memory: TrunkMemory, writes: bool) -> torch.Tensor:
+        """[T], at `temperature`; only completion positions go through the output head, a chunk at a time.
+
+        Without a temperature nothing does: the pass is for what it writes into the memory, and returns nothing [0].
+        """
         decoder, head = self.model.get_decoder(), self.model.get_output_embeddings()
         options = {"tree_pass": TreePass(pack.layout, memory, writes)} if self.shares_prefixes else {}
         hidden = decoder(
             input_ids=pack.token_ids[None], position_ids=pack.position_ids[None], use_cache=False, **options
         ).last_hidden_state[0]
+        if temperature is None:
+            return hidden[:0, 0]
         hidden_T = hidden.index_select(0, pack.predictors)
 
         def chunk(hidden_C: torch.Tensor, targets_C: torch.Tensor) -> torch.Tensor:
@@ -248,27 +253,24 @@ class TextPolicy:
     ) -> dict[str, float]:
         """Adds the gradient of one forest; returns its sums of metrics.
 
-        The trunks' graph is kept while packs of branches come and go, and goes backward with the last of them.
+        The trunks go forward twice: first only for the keys and values that branches read, and last with the gradients
+        that the branches left there. So one pack's activations are held at a time, however large a tree is.
         """
         # The reference comes first: swapping weights between a forward pass and its backward would spoil the gradient.
         packs = [pack for pack, _ in passes]
         references = self._reference_logprobs(packs, spec.temperature) if spec.kl else [None] * len(packs)
         memory = TrunkMemory()
+        if len(packs) > 1:
+            with torch.no_grad():
+                self.forward(packs[0], None, memory, writes=True)
         sums: dict[str, float] = dict.fromkeys(("loss", "kl", "clip_fraction", "entropy", "divergence"), 0.0)
-        losses: list[torch.Tensor] = []
-        for number, ((pack, weight), reference_T) in enumerate(zip(passes, references, strict=True)):
-            last = number == len(passes) - 1
-            if last:
-                memory.join()
-            with contextlib.nullcontext() if last and synchronize else self._no_sync():
-                logprobs_T = self.forward(pack, spec.temperature, memory, number == 0)
-                found, loss = self._loss(logprobs_T, pack, reference_T, columns, old, spec)
-                losses.append(loss * (weight * scale))
-                if last:
-                    tensors, gradients = memory.collected()
-                    torch.autograd.backward([*losses, *tensors], [*map(torch.ones_like, losses), *gradients])
-                elif number:
-                    losses.pop().backward()
+        for number in (*range(1, len(packs)), 0):
+            pack, weight = passes[number]
+            with contextlib.nullcontext() if synchronize and number == 0 else self._no_sync():
+                logprobs_T = self.forward(pack, spec.temperature, memory, writes=number == 0)
+                found, loss = self._loss(logprobs_T, pack, references[number], columns, old, spec)
+                tensors, gradients = memory.written()
+                torch.autograd.backward([loss * (weight * scale), *tensors], [torch.ones_like(loss), *gradients])
             sums = {name: value + weight * found[name] for name, value in sums.items()}
         return sums
 
