@@ -1,18 +1,25 @@
-"""One SRL update: as prefix trees, and the same samples one by one in padded batches.
+"""One SRL update: as prefix trees, the same samples one by one, and by TRL's GRPOTrainer.
 
-    python benchmarks/update.py            five updates of either side in turn, 6 steps × 8 samples each
+    python benchmarks/update.py            five updates of each side in turn, 6 steps × 8 samples each
     python benchmarks/update.py --quick    one of each, 2 steps × 4 samples
 
-Prompt 200 tokens, step 50, completion 60, of SmolLM2-135M-Instruct in fp32. Both sides learn from the same samples with
-the same loss and optimizer. Every update runs in a process of its own, so that its peak of resident memory is its own.
-The tree recomputes activations in its backward pass (activation checkpointing): slower, lighter. The rival keeps them.
-Prints a table and one JSON line; `tree_vs_one_by_one` is the ratio of the medians' rates.
+Prompt 200 tokens, step 50, completion 60, of SmolLM2-135M-Instruct in fp32. All sides learn from the same samples with
+the same loss: importance weights are 1, and TRL's default loss is then ours. Every update runs in a process of its own,
+so that its peak of resident memory is its own, with the allocator and threads of the product's learner.
+
+- tree: the learner's defaults.
+- one_by_one: rows of at most 512 tokens at once, that is one sample. On a CPU more rows gain nothing and cost memory.
+- trl: a `GRPOTrainer` with its defaults (microbatches of 8 rows, activation checkpointing), in fp32. It scores every
+  position with the output head. Microbatches are padded to their own length only, which TRL's own batches are not.
+
+Prints a table and one JSON line; the figures are ratios of medians: of update rates, and of peaks of memory.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -26,20 +33,22 @@ from _machine import commit, machine
 
 MODEL = "smollm2-135m-instruct"
 PROMPT, STEP, COMPLETION = 200, 50, 60
-# Tokens of one forward and backward pass. One by one, more than a few rows at once gain nothing on a CPU.
-BUDGET = {"tree": 4096, "one_by_one": 2048, "trl": 0}
+# So low that every importance weight is at its cap, which is 1 here: TRL has none without vLLM.
+BEHAVIOR, IMPORTANCE_CAP = -100.0, 1.0
+SIDES = ("tree", "one_by_one", "trl")
+ROW_BUDGET = 512  # tokens of one padded batch of the side one_by_one
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--side", choices=list(BUDGET), help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     steps, group = (2, 4) if options.quick else (6, 8)
     if options.side:
         print(json.dumps(measure(options.side, steps, group)))
         return
-    found: dict[str, list[dict[str, float]]] = {side: [] for side in BUDGET}
+    found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
     for _ in range(1 if options.quick else 5):
         for side, runs in found.items():
             runs.append(_in_a_process_of_its_own(side, options.quick))
@@ -47,11 +56,14 @@ def main() -> None:
     medians = {side: _medians(runs) for side, runs in found.items()}
     for side, of in medians.items():
         print(f"{side:<12} {of['seconds']:>9.1f} {of['tokens']:>16.0f} {of['peak_gib']:>9.2f}")
-    tree, rival = medians["tree"], medians["one_by_one"]
+    tree, one_by_one, trl = (medians[side] for side in SIDES)
     figures = {
-        "tree_vs_one_by_one": round(rival["seconds"] / tree["seconds"], 2),
-        "peak_memory_ratio": round(tree["peak_gib"] / rival["peak_gib"], 2),
-        "loss_difference": abs(tree["loss"] - rival["loss"]),
+        "tree_vs_one_by_one": round(one_by_one["seconds"] / tree["seconds"], 2),
+        "tree_vs_trl": round(trl["seconds"] / tree["seconds"], 2),
+        "peak_vs_one_by_one": round(tree["peak_gib"] / one_by_one["peak_gib"], 2),
+        "peak_vs_trl": round(tree["peak_gib"] / trl["peak_gib"], 2),
+        "loss_difference": max(abs(tree["loss"] - rival["loss"]) for rival in (one_by_one, trl)),
+        "grad_norm_difference": max(abs(tree["grad_norm"] / rival["grad_norm"] - 1) for rival in (one_by_one, trl)),
     }
     print(json.dumps({"benchmark": "update", "figures": figures, "machine": machine(), "commit": commit()}))
 
@@ -73,10 +85,10 @@ def measure(side: str, steps: int, group: int) -> dict[str, float]:
     update(_samples(1, 2))
     samples = _samples(steps, group)
     began = time.perf_counter()
-    loss, tokens = update(samples)
+    loss, grad_norm, tokens = update(samples)
     seconds = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return {"seconds": seconds, "tokens": float(tokens), "loss": loss, "peak_gib": peak}
+    return {"seconds": seconds, "tokens": float(tokens), "loss": loss, "grad_norm": grad_norm, "peak_gib": peak}
 
 
 def _samples(steps: int, group: int) -> list[dict[str, Any]]:
@@ -93,7 +105,7 @@ def _samples(steps: int, group: int) -> list[dict[str, Any]]:
             "policy_version": 0,
             "prompt_ids": trunk[: PROMPT + STEP * k],
             "completion_ids": rng.integers(10, 40_000, COMPLETION).tolist(),
-            "behavior_logprobs": [-10.0] * COMPLETION,
+            "behavior_logprobs": [BEHAVIOR] * COMPLETION,
             "advantage": float(rng.normal()),
         }
         for k in range(steps)
@@ -103,17 +115,26 @@ def _samples(steps: int, group: int) -> list[dict[str, Any]]:
 
 def _tree(folder: Path) -> Any:
     from srl_rlvr import records
+    from srl_rlvr.config import LearnerConfig
     from srl_rlvr.policies.losses import UpdateSpec
     from srl_rlvr.policies.prefix_tree import build_trees, plant
     from srl_rlvr.policies.text import TextPolicy
 
-    policy = TextPolicy(folder, tokens_per_microbatch=BUDGET["tree"], activation_checkpointing=True)
+    learner = LearnerConfig()
+    policy = TextPolicy(
+        folder,
+        tokens_per_microbatch=learner.tokens_per_microbatch,
+        activation_checkpointing=learner.activation_checkpointing,
+    )
 
-    def update(samples: list[dict[str, Any]]) -> tuple[float, int]:
+    spec = UpdateSpec("policy_gradient", learning_rate=1e-9, importance_cap=IMPORTANCE_CAP)
+
+    def update(samples: list[dict[str, Any]]) -> tuple[float, float, int]:
         table = records.build("Sample", samples)
-        forests = plant(build_trees(table), BUDGET["tree"])
+        forests = plant(build_trees(table), learner.tokens_per_microbatch)
         tokens = sum(len(pack.token_ids) for forest in forests for pack in forest.packs)
-        return policy.update(table, UpdateSpec("policy_gradient", learning_rate=1e-9))["loss"], tokens
+        metrics = policy.update(table, spec)
+        return metrics["loss"], metrics["grad_norm"], tokens
 
     return update
 
@@ -126,15 +147,15 @@ def _one_by_one(folder: Path) -> Any:
 
     network = base_models.load_model(folder)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-9, betas=(0.9, 0.99), weight_decay=0.0)
-    spec = UpdateSpec("policy_gradient", learning_rate=1e-9)
+    spec = UpdateSpec("policy_gradient", learning_rate=1e-9, importance_cap=IMPORTANCE_CAP)
 
-    def update(samples: list[dict[str, Any]]) -> tuple[float, int]:
+    def update(samples: list[dict[str, Any]]) -> tuple[float, float, int]:
         optimizer.zero_grad(set_to_none=True)
         total, tokens, completion_tokens = 0.0, 0, COMPLETION * len(samples)
         rows = sorted(samples, key=lambda sample: len(sample["prompt_ids"]))
         while rows:
             longest = len(rows[-1]["prompt_ids"]) + COMPLETION
-            batch = [rows.pop() for _ in range(min(len(rows), max(1, BUDGET["one_by_one"] // longest)))]
+            batch = [rows.pop() for _ in range(min(len(rows), max(1, ROW_BUDGET // longest)))]
             ids = torch.zeros(len(batch), longest, dtype=torch.long)
             mask = torch.zeros_like(ids)
             for row, sample in enumerate(batch):  # padded on the left: completions end together
@@ -152,14 +173,14 @@ def _one_by_one(folder: Path) -> Any:
             targets = ids[:, -COMPLETION:]
             logprobs = (logits.gather(2, targets[..., None])[..., 0] - logits.logsumexp(dim=2)).flatten()
             advantages = torch.tensor([sample["advantage"] for sample in batch]).repeat_interleave(COMPLETION)
-            behavior = torch.full_like(logprobs, -10.0)
+            behavior = torch.full_like(logprobs, BEHAVIOR)
             loss = policy_gradient_loss(logprobs, logprobs.detach(), behavior, advantages, None, spec).loss
             (loss / completion_tokens).backward()
             total += float(loss.detach())
             tokens += ids.numel()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
-        return total / completion_tokens, tokens
+        return total / completion_tokens, float(norm), tokens
 
     return update
 
@@ -198,7 +219,7 @@ def _trl(folder: Path) -> Any:
     optimizer = trainer.create_optimizer()
     rows = arguments.per_device_train_batch_size
 
-    def update(samples: list[dict[str, Any]]) -> tuple[float, int]:
+    def update(samples: list[dict[str, Any]]) -> tuple[float, float, int]:
         batches = [samples[i : i + rows] for i in range(0, len(samples), rows)]
         trainer.current_gradient_accumulation_steps = arguments.steps_per_generation = len(batches)
         optimizer.zero_grad()
@@ -220,9 +241,9 @@ def _trl(folder: Path) -> Any:
             trainer.accelerator.backward(loss)
             total += float(loss.detach())
             tokens += prompts.numel() + completions.numel()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), arguments.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), arguments.max_grad_norm)
         optimizer.step()
-        return total, tokens
+        return total, float(norm), tokens
 
     return update
 
@@ -237,7 +258,10 @@ def _import_trl() -> Any:
 
 def _in_a_process_of_its_own(side: str, quick: bool) -> dict[str, float]:
     command = [sys.executable, __file__, "--side", side, *(["--quick"] if quick else [])]
-    found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    from actors.supervisor import worker_environment
+
+    environment = os.environ | worker_environment(gpus=0, threads=os.cpu_count() or 1)["env_vars"]
+    found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     return json.loads(found.stdout.splitlines()[-1])
 
 
