@@ -59,7 +59,7 @@ def run(rank: int, world: int, strategy: str, lora_rank: int, model: str, out: s
     buffer, manifest = resumed.export()
     found["logprobs"] = resumed.logprobs(cases.table(cases.BATCHES[BATCHES[0]]))
     found["resumed_is_uninterrupted"] = policy.export()[1].checksum == manifest.checksum
-    found["weights"] = torch.from_numpy(buffer)
+    found["weights"] = buffer.clone()
     resumed.save_model(folder / "model", {})
     try:
         bad = [sample | {"advantage": float("nan")} for sample in cases.BATCHES[BATCHES[0]]]
@@ -99,6 +99,6 @@ def hand_over(rank: int, world: int, strategies: tuple[str, str], model: str, ou
         policy.update(samples, spec)
         buffer, _ = policy.export()
         if rank == 0:
-            torch.save(torch.from_numpy(buffer), folder / f"{name}.pt")
+            torch.save(buffer.clone(), folder / f"{name}.pt")
     del first, second, policy
     dist.destroy_process_group()
