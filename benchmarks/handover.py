@@ -55,6 +55,8 @@ def main() -> None:
 
 
 def _hand_over(actors: Any) -> dict[str, float]:
+    import ray
+
     from srl_rlvr import records
     from srl_rlvr.engines import SamplingSpec
     from srl_rlvr.policies.losses import UpdateSpec
@@ -68,7 +70,7 @@ def _hand_over(actors: Any) -> dict[str, float]:
     began = time.perf_counter()
     actors.hand_over()
     handed_over = time.perf_counter()
-    rollouts, _, _ = actors.sample(prompt, SamplingSpec(1, 1.0, 1))
+    rollouts: Any = ray.get(actors.generators[0].generate.remote(prompt, SamplingSpec(1, 1.0, 1)))
     ended = time.perf_counter()
     assert rollouts["policy_version"].to_pylist() == [actors.dispatcher.weights[1].version]
     return {"seconds": ended - began, "handover": handed_over - began, "token": ended - handed_over}

@@ -17,7 +17,7 @@ import torch
 from srl_rlvr.engines import Completion, SamplingSpec, in_segments
 from srl_rlvr.errors import MissingExtraError
 from srl_rlvr.policies import base_models
-from srl_rlvr.policies.weights import Manifest, merge_lora, unflatten
+from srl_rlvr.policies.weights import Manifest, unflatten
 
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -47,9 +47,11 @@ class WeightReceiver:
         for name, layer in model.named_modules():
             parent, _, last = name.rpartition(".")
             parts = [f"{parent}.{part}.weight" for part in fused.get(last, [last])]
-            if not isinstance(layer, LinearBase) or not any(f"{part}.lora_A" in adapters for part in parts):
+            if not isinstance(layer, LinearBase) or not all(f"{part}.lora_A" in adapters for part in parts):
                 continue
-            merged = torch.cat([tensor for _, tensor in merge_lora(((p, base[p]) for p in parts), adapters, scale)])
+            merged = torch.empty(sum(len(base[part]) for part in parts), base[parts[0]].shape[1])
+            for part, rows in zip(parts, merged.split([len(base[part]) for part in parts]), strict=True):
+                torch.addmm(base[part], adapters[f"{part}.lora_B"], adapters[f"{part}.lora_A"], alpha=scale, out=rows)
             if torch.cuda.is_available():
                 layer.weight.data.copy_(merged)
             else:
