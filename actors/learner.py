@@ -218,11 +218,15 @@ def _begin_stage(policy: Any, learner: Any, keep_reference: bool) -> None:
     policy.begin_stage(keep_reference)
 
 
+def _notices(policy: Any, learner: Any) -> list[str]:
+    return policy.notices
+
+
 def _stop(policy: Any, learner: Any) -> None:
     return None
 
 
-_READ_ONLY = ("export", "save_model")
+_READ_ONLY = ("export", "save_model", "notices")
 _COMMANDS: dict[str, Callable[..., Any]] = {
     "update": _update,
     "export": _export,
@@ -230,5 +234,6 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "load": _load,
     "save_model": _save_model,
     "begin_stage": _begin_stage,
+    "notices": _notices,
     "stop": _stop,
 }

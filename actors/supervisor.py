@@ -114,8 +114,11 @@ class Crew:
             self.generators, self.verifiers, engine, lambda: self.learner.call.remote("export", {})
         )
 
-    def wait_until_ready(self) -> None:
-        """Block until every engine and the worker group answer. Raises RunError naming who did not start, and why."""
+    def wait_until_ready(self) -> list[str]:
+        """Block until every engine and the worker group answer; returns what the user should know of this model.
+
+        Raises RunError naming who did not start, and why.
+        """
         deadline = self.config.engine.start_deadline_s
         for i, generator in enumerate(self.generators):
             self._get(
@@ -123,8 +126,8 @@ class Crew:
             )
         for i, verifier in enumerate(self.verifiers):
             self._get(verifier.health.remote(), deadline, f"verifier-{i} to start")
-        # An export is the cheapest command that proves that all workers hold the model.
-        self._learner("export", {}, self.config.learner.start_deadline_s)
+        # Every worker answers only once it holds the model.
+        return self._learner("notices", {}, self.config.learner.start_deadline_s)
 
     def sample(self, prompts: pa.Table, spec: SamplingSpec) -> tuple[pa.Table, pa.Table, dict[str, float]]:
         """Rollouts and verdicts of `prompts`, in their order, and the seconds that each took."""

@@ -170,7 +170,8 @@ def _crew(config: RunConfig, model: Path, out: Path, progress: Progress) -> Iter
         run_id = f"{config.name}-{time.time_ns() % 10**9:09d}"
         crew = supervisor.Crew(config, model.resolve(), run_id, (out / _RAY_TRAIN).resolve())
         try:
-            crew.wait_until_ready()
+            for notice in crew.wait_until_ready():
+                progress.note(notice)
             yield crew
         finally:
             crew.close()

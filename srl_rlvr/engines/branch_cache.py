@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface
 
+from srl_rlvr.policies.attention import check_options
+
 ATTENTION_NAME = "srl_rlvr_branch_cache"
 
 
@@ -174,9 +176,13 @@ def branch_attention(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     sampling: Prefill | Decode | None = None,
-    **unused: object,
+    **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention through the cache that travels with the forward call. Returns [1, N, H, D]."""
+    """Attention through the cache that travels with the forward call. Returns [1, N, H, D].
+
+    Raises UnsupportedAttention where an option would change the values.
+    """
+    check_options(options)
     if sampling is None:
         raise ValueError("this model attends through a BranchCache: its forward call must carry `sampling`")
     kv_heads = key.shape[1]

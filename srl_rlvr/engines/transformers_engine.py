@@ -17,7 +17,9 @@ import torch
 
 from srl_rlvr.engines import Completion, SamplingSpec, check_room
 from srl_rlvr.engines.branch_cache import ATTENTION_NAME, BranchCache, Decode, Prefill
+from srl_rlvr.errors import InputError
 from srl_rlvr.policies import base_models
+from srl_rlvr.policies.attention import UnsupportedAttention, obstacle_to_trees
 from srl_rlvr.policies.weights import Manifest, merge_lora, unflatten
 
 
@@ -58,7 +60,6 @@ class TransformersEngine:
     def __init__(self, model: Path, *, max_running: int, max_context: int, kv_cache_gib: float, **_vllm_only: Any):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.network = base_models.load_model(model).to(self.device)
-        self.network.set_attn_implementation(ATTENTION_NAME)
         self.tokenizer = base_models.load_tokenizer(model)
         self.max_running = max_running
         self.max_context = max_context
@@ -66,6 +67,22 @@ class TransformersEngine:
         self.version = 0
         self._base: dict[str, torch.Tensor] | None = None
         self._cache: BranchCache | None = None
+        self._adopt_branch_attention()
+
+    def _adopt_branch_attention(self) -> None:
+        """Raises InputError where attention through a BranchCache would change what the model computes."""
+        obstacle = obstacle_to_trees(self.network)
+        try:
+            if obstacle is None:
+                self.network.set_attn_implementation(ATTENTION_NAME)
+                self.sample([[0]], SamplingSpec(1, 0.0, 2))
+        except UnsupportedAttention as unsupported:
+            obstacle = str(unsupported)
+        if obstacle is not None:
+            kind = self.network.config.model_type
+            raise InputError(
+                f"model type '{kind}' cannot be sampled by the transformers engine ({obstacle}); set engine.kind to vllm"
+            )
 
     @torch.inference_mode()
     def sample(self, prompts: list[list[int]], spec: SamplingSpec) -> list[list[Completion]]:

@@ -56,7 +56,8 @@ class WeightReceiver:
                 layer.weight.data.copy_(merged)
             else:
                 layer.weight = torch.nn.Parameter(merged, requires_grad=False)
-                layer.quant_method.process_weights_after_loading(layer)  # type: ignore[reportCallIssue]
+                method: Any = layer.quant_method
+                method.process_weights_after_loading(layer)
 
     def _repack_tied_head(self) -> None:
         """Reloading leaves an output head that is tied to the embeddings with its old prepacked copy (vLLM 0.32)."""

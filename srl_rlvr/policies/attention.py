@@ -69,6 +69,13 @@ class TreePass:
     writes: bool
 
 
+def check_options(options: dict[str, Any]) -> None:
+    """Raises UnsupportedAttention where what a model passes to its attention function would change the values."""
+    for option in ("sliding_window", "softcap", "s_aux", "position_bias"):
+        if options.get(option) is not None:
+            raise UnsupportedAttention(f"its attention has a '{option}'")
+
+
 def tree_attention(
     module: torch.nn.Module,
     query: torch.Tensor,  # [1, H, N, D]
@@ -83,9 +90,7 @@ def tree_attention(
 
     Raises UnsupportedAttention where an option would change the values.
     """
-    for option in ("sliding_window", "softcap", "s_aux", "position_bias"):
-        if options.get(option) is not None:
-            raise UnsupportedAttention(f"its attention has a '{option}'")
+    check_options(options)
     if query.shape[-1] != value.shape[-1]:
         raise UnsupportedAttention("its keys and values differ in size")
     if tree_pass is None:
@@ -223,7 +228,7 @@ def adopt_tree_attention(network: Any) -> str | None:
     trees = _tiny_trees(network.config.vocab_size)
     alone = {branch.row: _states_alone(network, tree, branch) for tree in trees for branch in tree.branches}
     own = network.config._attn_implementation
-    obstacle = _obstacle(network)
+    obstacle = obstacle_to_trees(network)
     if obstacle is None:
         network.set_attn_implementation(ATTENTION_NAME)
         try:
@@ -241,7 +246,7 @@ def adopt_tree_attention(network: Any) -> str | None:
     return obstacle
 
 
-def _obstacle(network: Any) -> str | None:
+def obstacle_to_trees(network: Any) -> str | None:
     """What the config says that a tiny tree would not show, as its sequences are shorter than any window."""
     config = network.config.get_text_config()
     if not network.get_decoder()._supports_attention_backend:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -273,6 +274,26 @@ def test_rollouts_stand_in_the_order_of_their_prompts(engine: TransformersEngine
     )  # fmt: skip
     assert table["prompt_id"].to_pylist() == [each for each in ids for _ in range(2)]
     assert table["sample_index"].to_pylist() == [0, 1] * 4 and set(table["policy_version"].to_pylist()) == {4}
+
+
+def test_attention_that_a_trunk_would_change_is_refused_in_one_line(tiny_model: Path, tmp_path: Path) -> None:
+    from transformers import Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM
+
+    shape: dict[str, Any] = {
+        "vocab_size": 100, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "head_dim": 16,
+        "num_attention_heads": 2, "num_key_value_heads": 1,
+    }  # fmt: skip
+    soft_capped = Gemma2Config(**shape, layer_types=["full_attention"], attn_logit_softcapping=50.0)
+    models = {
+        "sliding": MistralForCausalLM(MistralConfig(**shape, sliding_window=8)),
+        "softcap": Gemma2ForCausalLM(soft_capped),
+    }
+    for word, model in models.items():
+        folder = shutil.copytree(tiny_model, tmp_path / word)
+        model.save_pretrained(folder)
+        with pytest.raises(InputError, match=f"transformers engine .*{word}.* set engine.kind") as caught:
+            make(folder)
+        assert "\n" not in str(caught.value)
 
 
 def test_an_engine_is_made_by_its_name(tiny_model: Path) -> None:
