@@ -81,7 +81,7 @@ class TransformersEngine:
         if obstacle is not None:
             kind = self.network.config.model_type
             raise InputError(
-                f"model type '{kind}' cannot be sampled by the transformers engine ({obstacle}); set engine.kind to vllm"
+                f"model type '{kind}' cannot be run by the transformers engine ({obstacle}); set engine.kind to vllm"
             )
 
     @torch.inference_mode()

@@ -44,6 +44,7 @@ class WeightReceiver:
 
         model = self.model_runner.get_model()
         fused = getattr(model, "packed_modules_mapping", {})
+        layer: Any
         for name, layer in model.named_modules():
             parent, _, last = name.rpartition(".")
             parts = [f"{parent}.{part}.weight" for part in fused.get(last, [last])]
@@ -53,11 +54,10 @@ class WeightReceiver:
             for part, rows in zip(parts, merged.split([len(base[part]) for part in parts]), strict=True):
                 torch.addmm(base[part], adapters[f"{part}.lora_B"], adapters[f"{part}.lora_A"], alpha=scale, out=rows)
             if torch.cuda.is_available():
-                layer.weight.data.copy_(merged)
+                torch.Tensor.copy_(layer.weight.data, merged)  # in place: captured graphs hold its address
             else:
                 layer.weight = torch.nn.Parameter(merged, requires_grad=False)
-                method: Any = layer.quant_method
-                method.process_weights_after_loading(layer)
+                layer.quant_method.process_weights_after_loading(layer)
 
     def _repack_tied_head(self) -> None:
         """Reloading leaves an output head that is tied to the embeddings with its old prepacked copy (vLLM 0.32)."""
