@@ -1,7 +1,7 @@
 """Whole training steps: `srl-rlvr train` against TRL's GRPOTrainer, each in a process of its own, step by step in turn.
 
-    python benchmarks/end_to_end.py            nine steps of either side, RLVR and SRL; the first of each is dropped
-    python benchmarks/end_to_end.py --quick    two steps, half the samples
+    python benchmarks/end_to_end.py            six steps of either side, RLVR and SRL; the first of each is dropped
+    python benchmarks/end_to_end.py --quick    two steps, two samples of a prompt, 16 tokens
 
 RLVR: sums of two one-digit numbers, 8 problems × 8 samples of up to 64 tokens. SRL: word problems with six expert
 steps, one problem × 6 steps × 8 samples of up to 60 tokens; TRL is given one row for each step, as one would make it do
@@ -38,11 +38,13 @@ def main() -> None:
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--task", choices=list(TASKS), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    steps, group = (2, 4) if options.quick else (9, GROUP)
+    steps, group = (2, 2) if options.quick else (6, GROUP)
     if options.side:
         in_the_actors_environment()
         with tempfile.TemporaryDirectory() as folder:
             run = _run_ours if options.side == "srl-rlvr" else _run_trl
+            if options.quick:
+                TASKS[options.task]["max_tokens"] = 16
             run(options.task, steps, group, Path(folder))
         return
     figures = {}

@@ -54,7 +54,8 @@ class WeightReceiver:
             for part, rows in zip(parts, merged.split([len(base[part]) for part in parts]), strict=True):
                 torch.addmm(base[part], adapters[f"{part}.lora_B"], adapters[f"{part}.lora_A"], alpha=scale, out=rows)
             if torch.cuda.is_available():
-                torch.Tensor.copy_(layer.weight.data, merged)  # in place: captured graphs hold its address
+                parameter: Any = layer.weight
+                parameter.data.copy_(merged)  # in place: captured graphs hold its address
             else:
                 layer.weight = torch.nn.Parameter(merged, requires_grad=False)
                 layer.quant_method.process_weights_after_loading(layer)
