@@ -71,6 +71,7 @@ format: install-dev
 	$(BIN)/ruff format .
 
 bench: install
+	@$(PIP) install -qq --no-deps -r requirements-bench.lock
 	@for file in benchmarks/*.py; do \
 		[ -e "$$file" ] || { echo "error: benchmarks/ holds no benchmark" >&2; exit 2; }; \
 		case $$file in */_*) continue;; esac; \
