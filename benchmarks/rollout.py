@@ -1,12 +1,13 @@
-"""Sampling: our Generator actor, the bare engine it wraps, `model.generate`, vLLM, and the roof of them all.
+"""Sampling: our Generator actor, the bare engine it wraps (either kind), `model.generate`, and the roof of them all.
 
     python benchmarks/rollout.py            five rounds, every side once in each: 8 prompts × 8 samples
-    python benchmarks/rollout.py --quick    one round, 16 tokens each, without vLLM
+    python benchmarks/rollout.py --quick    one round, 16 tokens each
 
 Prompts of 100 random tokens, completions of up to 64, SmolLM2-135M-Instruct in fp32, temperature 1, 64 sequences at
 once. The roof is the rate of the model's own matrix products at 64 rows, layer by layer with the real weights, and
 nothing else: no attention, no norms, no prompts, no sampling. All sides run on the same number of threads, at Ray's
-niceness, with the allocator that our actors get. Prints a table and one JSON line.
+niceness, with the allocator that our actors get. The first three figures are those of vLLM, the default.
+Prints a table and one JSON line.
 """
 
 from __future__ import annotations
@@ -43,16 +44,16 @@ def main() -> None:
     sides: dict[str, Callable[[int], tuple[int, float]]] = {
         "roof": _roof(folder),
         "generate": _generate(folder, prompts),
-        "engine": _engine(folder, prompts),
-        "actor": _actor("transformers", folder, prompts),
+        "vllm": _engine("vllm", folder, prompts),
+        "vllm actor": _actor("vllm", folder, prompts),
+        "ours": _engine("transformers", folder, prompts),
+        "ours actor": _actor("transformers", folder, prompts),
     }
-    if not options.quick:
-        sides["vllm actor"] = _actor("vllm", folder, prompts)
     length = 16 if options.quick else COMPLETION
     for side in sides.values():
         side(4)
     rates: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(1 if options.quick else int(os.environ.get("ROUNDS", "5"))):
+    for _ in range(1 if options.quick else 5):
         for name, side in sides.items():
             tokens, seconds = side(length)
             rates[name].append(tokens / seconds)
@@ -61,12 +62,13 @@ def main() -> None:
     for name, values in rates.items():
         print(f"{name:<12} {medians[name]:>9.0f}   {' '.join(f'{value:.0f}' for value in values)}")
     figures = {
-        "actor_vs_engine": round(medians["actor"] / medians["engine"], 3),
-        "vs_generate": round(medians["actor"] / medians["generate"], 2),
-        "of_gemm_bound": round(medians["actor"] / medians["roof"], 2),
+        "actor_vs_engine": round(medians["vllm actor"] / medians["vllm"], 3),
+        "vs_generate": round(medians["vllm actor"] / medians["generate"], 2),
+        "of_gemm_bound": round(medians["vllm actor"] / medians["roof"], 2),
+        "ours_actor_vs_engine": round(medians["ours actor"] / medians["ours"], 3),
+        "ours_vs_generate": round(medians["ours actor"] / medians["generate"], 2),
+        "ours_of_gemm_bound": round(medians["ours actor"] / medians["roof"], 2),
     }
-    if "vllm actor" in medians:
-        figures["vs_vllm"] = round(medians["actor"] / medians["vllm actor"], 2)
     print(json.dumps({"benchmark": "rollout", "figures": figures, "machine": machine(), "commit": commit()}))
 
 
@@ -125,11 +127,11 @@ def _generate(folder: Path, prompts: list[list[int]]) -> Callable[[int], tuple[i
     return sample
 
 
-def _engine(folder: Path, prompts: list[list[int]]) -> Callable[[int], tuple[int, float]]:
+def _engine(kind: str, folder: Path, prompts: list[list[int]]) -> Callable[[int], tuple[int, float]]:
     from srl_rlvr import engines
     from srl_rlvr.engines import SamplingSpec
 
-    engine = engines.create("transformers", folder, ENGINE)
+    engine = engines.create(kind, folder, ENGINE)
 
     def sample(length: int) -> tuple[int, float]:
         def groups() -> int:
