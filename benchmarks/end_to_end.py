@@ -123,16 +123,14 @@ class Gate:
 
 def _run_file(task: str, steps: int, group: int, folder: Path) -> Path:
     shape = TASKS[task]
-    sums = 'family = "chain_sum"\nparams = { max_terms = 2, max_digits = 1 }'
-    problems = _six_steps(folder) if task == "srl" else sums
+    _write_problems(task, folder / "problems.jsonl")
     text = f"""
 name = "end-to-end-{task}"
 [model]
 base = "{MODEL}"
 max_context = 512
 [[data]]
-{problems}
-train = {24 if task == "srl" else 64}
+path = "problems.jsonl"
 held_out = 4
 [[stages]]
 kind = "{task}"
@@ -154,14 +152,17 @@ mlflow = false
     return path
 
 
-def _six_steps(folder: Path) -> str:
-    """Generated word problems whose solution has six steps, the answer as the last of them, as a data file."""
+def _write_problems(task: str, path: Path) -> None:
+    """RLVR: sums, of which the model solves a third. SRL: word problems of six steps, the answer as the last of them."""
     from srl_rlvr.examples import generated
 
-    rows = [row for row in generated.generate("gsm_symbolic", 400, seed=0).to_pylist() if len(row["steps"]) == 5][:28]
-    lines = [json.dumps({"question": r["prompt"], "answer": r["reference"], "steps": r["steps"]}) for r in rows]
-    (folder / "six_steps.jsonl").write_text("\n".join(lines) + "\n")
-    return 'path = "six_steps.jsonl"'
+    if task == "rlvr":
+        rows = generated.generate("chain_sum", 80, seed=0, params={"max_terms": 2, "max_digits": 1}).to_pylist()
+    else:
+        rows = [r for r in generated.generate("gsm_symbolic", 400, seed=0).to_pylist() if len(r["steps"]) == 5][:28]
+    keys = {"question": "prompt", "answer": "reference", "steps": "steps"}
+    lines = [json.dumps({key: row[of] for key, of in keys.items()} | {"verifier": "numeric"}) for row in rows]
+    path.write_text("\n".join(lines) + "\n")
 
 
 def _run_ours(task: str, steps: int, group: int, folder: Path) -> None:
