@@ -153,7 +153,7 @@ mlflow = false
 
 
 def _write_problems(task: str, path: Path) -> None:
-    """RLVR: sums, of which the model solves a third. SRL: word problems of six steps, the answer as the last of them."""
+    """RLVR: sums, of which the model solves a third. SRL: word problems of six steps, the last of them the answer."""
     from srl_rlvr.examples import generated
 
     if task == "rlvr":
