@@ -45,8 +45,8 @@ $(VENV)/.installed: requirements-cpu.lock pyproject.toml | $(BIN)/python
 	@$(PIP) install -qq --no-deps --no-build-isolation -e .
 	@touch $@
 
-$(VENV)/.installed-dev: requirements-dev.lock $(VENV)/.installed
-	@$(PIP) install -qq --no-deps -r requirements-dev.lock
+$(VENV)/.installed-dev: requirements-dev.lock requirements-bench.lock $(VENV)/.installed
+	@$(PIP) install -qq --no-deps -r requirements-dev.lock -r requirements-bench.lock
 	@touch $@
 
 quickstart: install
@@ -70,8 +70,7 @@ format: install-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: install
-	@$(PIP) install -qq --no-deps -r requirements-bench.lock
+bench: install-dev
 	@for file in benchmarks/*.py; do \
 		[ -e "$$file" ] || { echo "error: benchmarks/ holds no benchmark" >&2; exit 2; }; \
 		case $$file in */_*) continue;; esac; \
