@@ -91,6 +91,7 @@ class VllmEngine:
         self.max_context = max_context
         self.version = 0
         self._base: dict[str, torch.Tensor] | None = None  # of the layers that have adapters
+        self._holds_base = True  # in all but those layers
         self.engine = LLM(
             str(model),
             dtype="float32" if on_cpu else "bfloat16",
@@ -139,11 +140,15 @@ class VllmEngine:
         tensors = dict(unflatten(buffer, manifest))
         if manifest.lora_scale is None:
             self.engine.collective_rpc("receive_weights", args=(list(tensors.items()),))
+            self._holds_base = False
         else:
-            if self._base is None:
+            if self._base is None or not self._holds_base:
+                parameters = [(name, p.detach()) for name, p in base_models.load_model(self.model).named_parameters()]
+                if not self._holds_base:
+                    self.engine.collective_rpc("receive_weights", args=(parameters,))
+                    self._holds_base = True
                 adapted = {name.rpartition(".lora_")[0] for name in tensors}
-                parameters = base_models.load_model(self.model).named_parameters()
-                self._base = {name: parameter.detach() for name, parameter in parameters if name in adapted}
+                self._base = {name: parameter for name, parameter in parameters if name in adapted}
             self.engine.collective_rpc("receive_adapters", args=(self._base, tensors, manifest.lora_scale))
         self.engine.reset_prefix_cache()
         self.version = manifest.version

@@ -23,12 +23,12 @@ def test_a_worker_without_a_gpu_runs_on_jemalloc_and_on_its_threads(monkeypatch:
     monkeypatch.delenv("LD_PRELOAD", raising=False)
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
-        environment = supervisor.worker_environment(gpus=0, threads=3)
+        environment = supervisor.worker_environment(gpus=0, threads=2)
         mapped, threads = ray.get(seen_by_a_worker.options(runtime_env=environment).remote(), timeout=120)
     finally:
         ray.shutdown()
     assert "libjemalloc.so" in mapped
-    assert threads == 3
+    assert threads == 2, "Ray's own choice for num_cpus=0 is 1"
 
 
 def test_gpus_and_an_allocator_of_ones_own_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
