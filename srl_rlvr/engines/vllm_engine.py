@@ -90,8 +90,8 @@ class VllmEngine:
         self.model = model
         self.max_context = max_context
         self.version = 0
-        self._base: dict[str, torch.Tensor] | None = None  # of the layers that have adapters
-        self._holds_base = True  # in all but those layers
+        # Of the layers that have adapters; None while the other layers may hold more than the base model.
+        self._base: dict[str, torch.Tensor] | None = None
         self.engine = LLM(
             str(model),
             dtype="float32" if on_cpu else "bfloat16",
@@ -140,13 +140,11 @@ class VllmEngine:
         tensors = dict(unflatten(buffer, manifest))
         if manifest.lora_scale is None:
             self.engine.collective_rpc("receive_weights", args=(list(tensors.items()),))
-            self._holds_base = False
+            self._base = None
         else:
-            if self._base is None or not self._holds_base:
+            if self._base is None:
                 parameters = [(name, p.detach()) for name, p in base_models.load_model(self.model).named_parameters()]
-                if not self._holds_base:
-                    self.engine.collective_rpc("receive_weights", args=(parameters,))
-                    self._holds_base = True
+                self.engine.collective_rpc("receive_weights", args=(parameters,))
                 adapted = {name.rpartition(".lora_")[0] for name in tensors}
                 self._base = {name: parameter for name, parameter in parameters if name in adapted}
             self.engine.collective_rpc("receive_adapters", args=(self._base, tensors, manifest.lora_scale))
