@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +28,20 @@ class Generator:
 
     def __init__(self, kind: str, model: str, engine: dict[str, Any]):
         self.tokenizer = base_models.load_tokenizer(Path(model))
-        self.engine = engines.create(kind, Path(model), engine)
+        # Ray runs `__init__` and the methods in different threads. An engine that computes in both has two OpenMP
+        # teams, more threads than cores, and libgomp then puts threads to sleep at every barrier: a tenth of the rate.
+        self.thread = ThreadPoolExecutor(1)
+        self.engine = self.thread.submit(engines.create, kind, Path(model), engine).result()
 
     def generate(self, prompts: pa.Table, spec: SamplingSpec) -> pa.Table:
         """Rollout table: `spec.samples` rows for each prompt, in order."""
         records.check("Prompt", prompts)
-        groups = self.engine.sample(prompts["token_ids"].to_pylist(), spec)
+        groups = self.thread.submit(self.engine.sample, prompts["token_ids"].to_pylist(), spec).result()
         return engines.rollout_table(prompts, groups, self.engine.version, self.tokenizer)
 
     def load(self, buffer: np.ndarray | torch.Tensor, manifest: Manifest) -> tuple[int, str]:
         """Serve these weights; returns the version and checksum that are now served."""
-        return manifest.version, self.engine.load(buffer, manifest)
+        return manifest.version, self.thread.submit(self.engine.load, buffer, manifest).result()
 
     @ray.method(concurrency_group="health")
     def health(self) -> dict[str, Any]:
