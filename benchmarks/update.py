@@ -12,7 +12,9 @@ so that its peak of resident memory is its own, with the allocator and threads o
 - trl: a `GRPOTrainer` with its defaults (microbatches of 8 rows, activation checkpointing), in fp32. It scores every
   position with the output head. Microbatches are padded to their own length only, which TRL's own batches are not.
 
-Prints a table and one JSON line; the figures are ratios of medians: of update rates, and of peaks of memory.
+Prints a table and one JSON line; the figures are ratios of medians: of update rates, and of peaks of memory. The
+gradients of the first round are compared parameter tensor by parameter tensor: |tree - rival| / |rival|, the largest of
+all. Learning rates are 0: a first update that differs in its last bits would set the second one apart.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from _machine import commit, machine
+from _machine import commit, import_trl, machine
 
 MODEL = "smollm2-135m-instruct"
 PROMPT, STEP, COMPLETION = 200, 50, 60
@@ -43,15 +45,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--gradients", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     steps, group = (2, 4) if options.quick else (6, 8)
     if options.side:
-        print(json.dumps(measure(options.side, steps, group)))
+        print(json.dumps(measure(options.side, steps, group, options.gradients)))
         return
     found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
-    for _ in range(1 if options.quick else 5):
-        for side, runs in found.items():
-            runs.append(_in_a_process_of_its_own(side, options.quick))
+    with tempfile.TemporaryDirectory() as folder:
+        gradients = {side: Path(folder) / f"{side}.pt" for side in SIDES}
+        for turn in range(1 if options.quick else 5):
+            for side, runs in found.items():
+                runs.append(_in_a_process_of_its_own(side, options.quick, None if turn else gradients[side]))
+                print(f"{side}: {runs[-1]['seconds']:.1f} s, {runs[-1]['peak_gib']:.2f} GiB", file=sys.stderr)
+        differences = {side: _gradient_difference(gradients["tree"], gradients[side]) for side in SIDES[1:]}
     print(f"{'side':<12} {'s/update':>9} {'tokens computed':>16} {'peak GiB':>9}")
     medians = {side: _medians(runs) for side, runs in found.items()}
     for side, of in medians.items():
@@ -62,8 +69,7 @@ def main() -> None:
         "tree_vs_trl": round(trl["seconds"] / tree["seconds"], 2),
         "peak_vs_one_by_one": round(tree["peak_gib"] / one_by_one["peak_gib"], 2),
         "peak_vs_trl": round(tree["peak_gib"] / trl["peak_gib"], 2),
-        "loss_difference": max(abs(tree["loss"] - rival["loss"]) for rival in (one_by_one, trl)),
-        "grad_norm_difference": max(abs(tree["grad_norm"] / rival["grad_norm"] - 1) for rival in (one_by_one, trl)),
+        **{f"gradient_vs_{side}": float(f"{difference:.1e}") for side, difference in differences.items()},
     }
     print(json.dumps({"benchmark": "update", "figures": figures, "machine": machine(), "commit": commit()}))
 
@@ -72,8 +78,21 @@ def _medians(runs: list[dict[str, float]]) -> dict[str, float]:
     return {key: statistics.median(run[key] for run in runs) for key in runs[0]}
 
 
-def measure(side: str, steps: int, group: int) -> dict[str, float]:
-    """Seconds, computed tokens, loss and peak memory of one update after a small one that warms everything up."""
+def _gradient_difference(ours: Path, theirs: Path) -> float:
+    """The largest relative difference of a parameter tensor's gradient."""
+    import torch
+
+    found, expected = (torch.load(path, mmap=True) for path in (ours, theirs))
+    assert found.keys() == expected.keys()
+    norms = {name: (found[name] - rival).norm() / rival.norm() for name, rival in expected.items()}
+    return float(max(norms.values()))
+
+
+def measure(side: str, steps: int, group: int, gradients: Path | None) -> dict[str, float]:
+    """Seconds, computed tokens and peak memory of one update after a small one that warms everything up.
+
+    Its gradient is written to the file `gradients` afterwards.
+    """
     import torch
 
     from srl_rlvr.cli.session import model_cache
@@ -81,14 +100,16 @@ def measure(side: str, steps: int, group: int) -> dict[str, float]:
 
     folder = base_models.resolve(MODEL, model_cache())
     torch.manual_seed(0)
-    update = {"tree": _tree, "one_by_one": _one_by_one, "trl": _trl}[side](folder)
+    network, update = {"tree": _tree, "one_by_one": _one_by_one, "trl": _trl}[side](folder)
     update(_samples(1, 2))
     samples = _samples(steps, group)
     began = time.perf_counter()
-    loss, grad_norm, tokens = update(samples)
+    tokens = update(samples)
     seconds = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return {"seconds": seconds, "tokens": float(tokens), "loss": loss, "grad_norm": grad_norm, "peak_gib": peak}
+    if gradients is not None:
+        torch.save({name: parameter.grad for name, parameter in network.named_parameters()}, gradients)
+    return {"seconds": seconds, "tokens": float(tokens), "peak_gib": peak}
 
 
 def _samples(steps: int, group: int) -> list[dict[str, Any]]:
@@ -127,16 +148,16 @@ def _tree(folder: Path) -> Any:
         activation_checkpointing=learner.activation_checkpointing,
     )
 
-    spec = UpdateSpec("policy_gradient", learning_rate=1e-9, importance_cap=IMPORTANCE_CAP)
+    spec = UpdateSpec("policy_gradient", learning_rate=0.0, importance_cap=IMPORTANCE_CAP)
 
-    def update(samples: list[dict[str, Any]]) -> tuple[float, float, int]:
+    def update(samples: list[dict[str, Any]]) -> int:
         table = records.build("Sample", samples)
         forests = plant(build_trees(table), learner.tokens_per_microbatch)
         tokens = sum(len(pack.token_ids) for forest in forests for pack in forest.packs)
-        metrics = policy.update(table, spec)
-        return metrics["loss"], metrics["grad_norm"], tokens
+        policy.update(table, spec)
+        return tokens
 
-    return update
+    return policy.network, update
 
 
 def _one_by_one(folder: Path) -> Any:
@@ -146,12 +167,12 @@ def _one_by_one(folder: Path) -> Any:
     from srl_rlvr.policies.losses import UpdateSpec, policy_gradient_loss
 
     network = base_models.load_model(folder)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-9, betas=(0.9, 0.99), weight_decay=0.0)
-    spec = UpdateSpec("policy_gradient", learning_rate=1e-9, importance_cap=IMPORTANCE_CAP)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=0.0)
+    spec = UpdateSpec("policy_gradient", learning_rate=0.0, importance_cap=IMPORTANCE_CAP)
 
-    def update(samples: list[dict[str, Any]]) -> tuple[float, float, int]:
+    def update(samples: list[dict[str, Any]]) -> int:
         optimizer.zero_grad(set_to_none=True)
-        total, tokens, completion_tokens = 0.0, 0, COMPLETION * len(samples)
+        tokens, completion_tokens = 0, COMPLETION * len(samples)
         rows = sorted(samples, key=lambda sample: len(sample["prompt_ids"]))
         while rows:
             longest = len(rows[-1]["prompt_ids"]) + COMPLETION
@@ -176,13 +197,12 @@ def _one_by_one(folder: Path) -> Any:
             behavior = torch.full_like(logprobs, BEHAVIOR)
             loss = policy_gradient_loss(logprobs, logprobs.detach(), behavior, advantages, None, spec).loss
             (loss / completion_tokens).backward()
-            total += float(loss.detach())
             tokens += ids.numel()
-        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
-        return total / completion_tokens, float(norm), tokens
+        return tokens
 
-    return update
+    return network, update
 
 
 def _trl(folder: Path) -> Any:
@@ -196,7 +216,7 @@ def _trl(folder: Path) -> Any:
 
     from srl_rlvr.policies import base_models
 
-    trl = _import_trl()
+    trl = import_trl()
     network = base_models.load_model(folder)
     network.config._name_or_path = str(folder)
     arguments = trl.GRPOConfig(
@@ -204,7 +224,7 @@ def _trl(folder: Path) -> Any:
         use_cpu=True,
         bf16=False,
         report_to=[],
-        learning_rate=1e-9,
+        learning_rate=0.0,
         max_completion_length=COMPLETION,
     )
     trainer = trl.GRPOTrainer(
@@ -219,11 +239,11 @@ def _trl(folder: Path) -> Any:
     optimizer = trainer.create_optimizer()
     rows = arguments.per_device_train_batch_size
 
-    def update(samples: list[dict[str, Any]]) -> tuple[float, float, int]:
+    def update(samples: list[dict[str, Any]]) -> int:
         batches = [samples[i : i + rows] for i in range(0, len(samples), rows)]
         trainer.current_gradient_accumulation_steps = arguments.steps_per_generation = len(batches)
         optimizer.zero_grad()
-        total, tokens = 0.0, 0
+        tokens = 0
         for batch in batches:
             longest = max(len(sample["prompt_ids"]) for sample in batch)
             padding = [longest - len(sample["prompt_ids"]) for sample in batch]
@@ -239,25 +259,17 @@ def _trl(folder: Path) -> Any:
             }
             loss = trainer.compute_loss(model, inputs)
             trainer.accelerator.backward(loss)
-            total += float(loss.detach())
             tokens += prompts.numel() + completions.numel()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), arguments.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), arguments.max_grad_norm)
         optimizer.step()
-        return total, float(norm), tokens
+        return tokens
 
-    return update
-
-
-def _import_trl() -> Any:
-    try:
-        import trl
-    except ImportError:
-        raise SystemExit("benchmarks/update.py compares with TRL: pip install 'srl-rlvr[bench]'") from None
-    return trl
+    return model, update
 
 
-def _in_a_process_of_its_own(side: str, quick: bool) -> dict[str, float]:
+def _in_a_process_of_its_own(side: str, quick: bool, gradients: Path | None) -> dict[str, float]:
     command = [sys.executable, __file__, "--side", side, *(["--quick"] if quick else [])]
+    command += ["--gradients", str(gradients)] if gradients else []
     from actors.supervisor import worker_environment
 
     environment = os.environ | worker_environment(gpus=0, threads=os.cpu_count() or 1)["env_vars"]

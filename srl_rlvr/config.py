@@ -157,8 +157,9 @@ class LearnerConfig(Section):
     """Data-parallel training processes."""
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     """auto: DDP on CPUs and single GPUs, FSDP2 on several GPUs."""
-    tokens_per_microbatch: int = Field(default=512, ge=16)
-    """Tokens of one forward and backward pass; gradients accumulate over the batch."""
+    tokens_per_microbatch: int = Field(default=448, ge=16)
+    """Tokens of one forward and backward pass; gradients accumulate over the batch. The more, the faster, and the more
+    memory; a single longer sequence is not cut."""
     activation_checkpointing: bool = False
     """Keep each layer's input only and compute the rest anew in the backward pass: less memory, but slower."""
     weight_decay: float = Field(default=0.0, ge=0)

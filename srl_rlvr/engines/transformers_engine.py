@@ -1,8 +1,8 @@
 """Our own engine over transformers' models: continuous batching on a static cache of trunks and branches.
 
-On CPUs it is the fastest that we measured (benchmarks/rollout.py); on GPUs it is the fallback where vLLM is not
-installed. Prompts that are prefixes of one another (the steps of one problem) and all samples of a group share one
-trunk, computed once. Weights are views into the buffer that the learner hands over: nothing is copied.
+It starts in seconds and is the fallback where vLLM is not installed; `srl-rlvr doctor --measure` tells which of the two
+is faster on a machine. Prompts that are prefixes of one another (the steps of one problem) and all samples of a group
+share one trunk, computed once. Weights are views into the buffer that the learner hands over: nothing is copied.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import numpy as np
 import torch
 
 from srl_rlvr.engines import Completion, SamplingSpec, check_room
+from srl_rlvr.engines.adapters import Adapter
 from srl_rlvr.engines.branch_cache import ATTENTION_NAME, BranchCache, Decode, Prefill
 from srl_rlvr.errors import InputError
 from srl_rlvr.policies import base_models
 from srl_rlvr.policies.attention import UnsupportedAttention, obstacle_to_trees
-from srl_rlvr.policies.weights import Manifest, merge_lora, unflatten
+from srl_rlvr.policies.weights import Manifest, unflatten
 
 
 @dataclass
@@ -59,13 +60,15 @@ class _Group:
 class TransformersEngine:
     def __init__(self, model: Path, *, max_running: int, max_context: int, kv_cache_gib: float, **_vllm_only: Any):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = model
         self.network = base_models.load_model(model).to(self.device)
         self.tokenizer = base_models.load_tokenizer(model)
         self.max_running = max_running
         self.max_context = max_context
         self.cache_bytes = kv_cache_gib * 2**30
         self.version = 0
-        self._base: dict[str, torch.Tensor] | None = None
+        self._adapters: dict[str, Adapter] = {}  # by the name of the weight that they stand beside
+        self._holds_base = True
         self._cache: BranchCache | None = None
         self._adopt_branch_attention()
 
@@ -107,28 +110,29 @@ class TransformersEngine:
     def load(self, buffer: np.ndarray | torch.Tensor, manifest: Manifest) -> str:
         """See `Engine`. Full weights are read where they lie, and `buffer` is kept until the next ones come."""
         tensors = dict(unflatten(buffer, manifest))
-        parameters = dict(self.network.named_parameters())
-        if manifest.lora_scale is not None:
-            self._merge(tensors, manifest.lora_scale, parameters)
-        elif self.device.type == "cpu":
-            for name, parameter in parameters.items():
-                parameter.data = tensors[name]
+        if manifest.lora_scale is None:
+            for adapter in self._adapters.values():
+                adapter.drop()
+            self._take(tensors)
+            self._holds_base = False
         else:
-            for name, parameter in parameters.items():
-                parameter.data.copy_(tensors[name])
+            if not self._holds_base:
+                self._take(dict(base_models.load_model(self.model).named_parameters()))
+                self._holds_base = True
+            for name in {name.rpartition(".lora_")[0] for name in tensors}:
+                if name not in self._adapters:
+                    self._adapters[name] = Adapter(self.network.get_submodule(name.removesuffix(".weight")))
+                self._adapters[name].hold([(tensors[f"{name}.lora_A"], tensors[f"{name}.lora_B"])], manifest.lora_scale)
         self.version = manifest.version
         return manifest.checksum
 
     @torch.no_grad()
-    def _merge(self, adapters: dict[str, torch.Tensor], scale: float, parameters: dict[str, Any]) -> None:
-        """Base weights plus adapters, into tensors of the engine's own."""
-        if self._base is None:
-            adapted = {name.rpartition(".lora_")[0] for name in adapters}
-            self._base = {name: parameters[name].detach() for name in adapted}
-            for name in adapted:
-                parameters[name].data = torch.empty_like(self._base[name])
-        for name, tensor in merge_lora(self._base.items(), adapters, scale):
-            parameters[name].data.copy_(tensor)
+    def _take(self, tensors: dict[str, torch.Tensor]) -> None:
+        for name, parameter in self.network.named_parameters():
+            if self.device.type == "cpu":
+                parameter.data = tensors[name].data
+            else:
+                parameter.data.copy_(tensors[name])
 
     def _groups(self, prompts: list[list[int]], spec: SamplingSpec) -> list[_Group]:
         """A group for each prompt, each with the trunk it shares with its neighbours."""

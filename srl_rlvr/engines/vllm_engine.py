@@ -28,53 +28,6 @@ _ENVIRONMENT = {
 }
 
 
-class WeightReceiver:
-    """Mixed into vLLM's worker: `load_weights` fails on a CPU, whose layers hold prepacked copies; reloading works."""
-
-    model_runner: Any
-
-    def receive_weights(self, tensors: list[tuple[str, torch.Tensor]]) -> None:
-        self.model_runner.reload_weights(weights_iterator=iter(tensors))
-        if not torch.cuda.is_available():
-            self._repack_tied_head()
-
-    def receive_adapters(self, base: dict[str, torch.Tensor], adapters: dict[str, torch.Tensor], scale: float) -> None:
-        """Layer by layer, without vLLM's reloading of the whole model: a third of the time."""
-        from vllm.model_executor.layers.linear import LinearBase
-
-        model = self.model_runner.get_model()
-        fused = getattr(model, "packed_modules_mapping", {})
-        layer: Any
-        for name, layer in model.named_modules():
-            parent, _, last = name.rpartition(".")
-            parts = [f"{parent}.{part}.weight" for part in fused.get(last, [last])]
-            if not isinstance(layer, LinearBase) or not all(f"{part}.lora_A" in adapters for part in parts):
-                continue
-            merged = torch.empty(sum(len(base[part]) for part in parts), base[parts[0]].shape[1])
-            for part, rows in zip(parts, merged.split([len(base[part]) for part in parts]), strict=True):
-                torch.addmm(base[part], adapters[f"{part}.lora_B"], adapters[f"{part}.lora_A"], alpha=scale, out=rows)
-            if torch.cuda.is_available():
-                parameter: Any = layer.weight
-                parameter.data.copy_(merged)  # in place: captured graphs hold its address
-            else:
-                layer.weight = torch.nn.Parameter(merged, requires_grad=False)
-                layer.quant_method.process_weights_after_loading(layer)
-
-    def _repack_tied_head(self) -> None:
-        """Reloading leaves an output head that is tied to the embeddings with its old prepacked copy (vLLM 0.32)."""
-        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
-
-        model = self.model_runner.get_model()
-        if not model.config.tie_word_embeddings:
-            return
-        vocab_layers = [layer for layer in model.modules() if isinstance(layer, VocabParallelEmbedding)]
-        embeddings = next(layer for layer in vocab_layers if not isinstance(layer, ParallelLMHead))
-        for head in vocab_layers:
-            if isinstance(head, ParallelLMHead):
-                head.tie_weights(embeddings)
-                head.quant_method.process_weights_after_loading(head)
-
-
 class VllmEngine:
     def __init__(self, model: Path, *, max_running: int, max_context: int, kv_cache_gib: float, block_size: int):
         if importlib.util.find_spec("vllm") is None:
@@ -83,25 +36,25 @@ class VllmEngine:
             os.environ.setdefault(key, value)
         from vllm import LLM
 
-        on_cpu = not torch.cuda.is_available()
+        self._on_cpu = not torch.cuda.is_available()
         placement: dict[str, Any] = {}
-        if on_cpu:
+        if self._on_cpu:
             placement = {"enforce_eager": True, "kv_cache_memory_bytes": int(kv_cache_gib * 2**30)}
         self.model = model
         self.max_context = max_context
         self.version = 0
-        # Of the layers that have adapters; None while the other layers may hold more than the base model.
-        self._base: dict[str, torch.Tensor] | None = None
+        self._holds_base = True  # and not the full weights of a learner
+        self._base: dict[str, torch.Tensor] | None = None  # what adapters are merged into on a GPU
         self.engine = LLM(
             str(model),
-            dtype="float32" if on_cpu else "bfloat16",
+            dtype="float32" if self._on_cpu else "bfloat16",
             max_model_len=max_context,
             max_num_seqs=max_running,
             enable_prefix_caching=True,
             block_size=block_size,
             # Divided by the temperature, as the learner computes them.
             logprobs_mode="processed_logprobs",
-            worker_extension_cls=f"{__name__}.WeightReceiver",
+            worker_extension_cls="srl_rlvr.engines.vllm_weights.WeightReceiver",
             disable_log_stats=True,
             seed=0,
             **placement,
@@ -136,21 +89,28 @@ class VllmEngine:
         return in_segments(one_segment, prompts, spec, self.max_context)
 
     def load(self, buffer: np.ndarray | torch.Tensor, manifest: Manifest) -> str:
-        """See `Engine`. Adapters are merged into the layers that they belong to; the others stay as they are."""
+        """See `Engine`. Adapters come on top of the base weights, which an engine with full ones takes back first."""
         tensors = dict(unflatten(buffer, manifest))
         if manifest.lora_scale is None:
             self.engine.collective_rpc("receive_weights", args=(list(tensors.items()),))
-            self._base = None
+            self._holds_base = False
         else:
-            if self._base is None:
-                parameters = [(name, p.detach()) for name, p in base_models.load_model(self.model).named_parameters()]
-                self.engine.collective_rpc("receive_weights", args=(parameters,))
-                adapted = {name.rpartition(".lora_")[0] for name in tensors}
-                self._base = {name: parameter for name, parameter in parameters if name in adapted}
-            self.engine.collective_rpc("receive_adapters", args=(self._base, tensors, manifest.lora_scale))
+            if not self._holds_base:
+                self.engine.collective_rpc("receive_weights", args=(self._load_base(),))
+                self._holds_base = True
+            if self._on_cpu:
+                self.engine.collective_rpc("receive_adapters", args=(tensors, manifest.lora_scale))
+            else:
+                if self._base is None:
+                    adapted = {name.rpartition(".lora_")[0] for name in tensors}
+                    self._base = {name: tensor for name, tensor in self._load_base() if name in adapted}
+                self.engine.collective_rpc("merge_adapters", args=(self._base, tensors, manifest.lora_scale))
         self.engine.reset_prefix_cache()
         self.version = manifest.version
         return manifest.checksum
+
+    def _load_base(self) -> list[tuple[str, torch.Tensor]]:
+        return [(name, p.detach()) for name, p in base_models.load_model(self.model).named_parameters()]
 
 
 def _group(output: Any) -> tuple[list[Completion], list[bool]]:

@@ -27,10 +27,9 @@ from srl_rlvr.errors import InputError
 from srl_rlvr.policies import base_models, weights
 from srl_rlvr.policies.attention import TreePass, TrunkMemory, adopt_tree_attention
 from srl_rlvr.policies.losses import UpdateSpec, cross_entropy_loss, policy_gradient_loss
+from srl_rlvr.policies.output_head import head_logprobs
 from srl_rlvr.policies.prefix_tree import Forest, Pack, Tree, build_trees, plant, plant_one_by_one
 
-# Rows of the output head computed at once: 128 × 49,152 logits in fp32 are 25 MB.
-_HEAD_CHUNK = 128
 _BETAS = (0.9, 0.99)
 
 
@@ -54,17 +53,7 @@ class CompletionLogprobs(torch.nn.Module):
         ).last_hidden_state[0]
         if temperature is None:
             return hidden[:0, 0]
-        hidden_T = hidden.index_select(0, pack.predictors)
-
-        def chunk(hidden_C: torch.Tensor, targets_C: torch.Tensor) -> torch.Tensor:
-            logits = head(hidden_C).float() / temperature
-            return logits.gather(1, targets_C[:, None])[:, 0] - logits.logsumexp(dim=1)
-
-        parts = []
-        for start in range(0, len(hidden_T), _HEAD_CHUNK):
-            piece = hidden_T[start : start + _HEAD_CHUNK], pack.targets[start : start + _HEAD_CHUNK]
-            parts.append(checkpoint(chunk, *piece, use_reentrant=False) if torch.is_grad_enabled() else chunk(*piece))
-        return torch.cat(parts)
+        return head_logprobs(head, hidden.index_select(0, pack.predictors), pack.targets, temperature)
 
 
 class TextPolicy:
