@@ -35,5 +35,5 @@ def test_the_logits_of_all_rows_never_exist_at_once() -> None:
     head, hidden = torch.nn.Linear(16, 3000, bias=False), torch.randn(512, 16, requires_grad=True)
     with torch.profiler.profile(profile_memory=True) as profile:
         head_logprobs(head, hidden, torch.zeros(512, dtype=torch.long), 1.0).sum().backward()
-    largest = max(event.cpu_memory_usage for event in profile.events())
+    largest = max(event.cpu_memory_usage for event in profile.events() or [])
     assert largest < 512 * 3000 * 4

@@ -1,0 +1,76 @@
+"""What adapters beside the layers cost in sampling: vLLM without any, and with LoRA of rank 16 and 64.
+
+    python benchmarks/adapters.py            five rounds, each of the three once in each: 8 prompts × 8 samples
+    python benchmarks/adapters.py --quick    one round, 16 tokens each
+
+The prompts, lengths and settings of `rollout.py`. One engine is given base weights, or adapters, before each sampling;
+loading them is not timed (`handover.py` does). Prints a table and one JSON line: rates in parts of that without.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from typing import Any
+
+from _machine import commit, in_the_actors_environment, machine
+from rollout import COMPLETION, ENGINE, GROUP, MODEL, PROMPT, PROMPTS
+
+RANKS = (0, 16, 64)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    in_the_actors_environment()
+    import numpy as np
+
+    from srl_rlvr import engines
+    from srl_rlvr.cli.session import model_cache
+    from srl_rlvr.engines import SamplingSpec
+    from srl_rlvr.policies import base_models
+
+    folder = base_models.resolve(MODEL, model_cache())
+    prompts = np.random.default_rng(0).integers(10, 40_000, (PROMPTS, PROMPT)).tolist()
+    engine = engines.create("vllm", folder, ENGINE)
+    exports = {rank: _export(folder, rank) for rank in RANKS}
+    length = 16 if options.quick else COMPLETION
+
+    def rate(rank: int) -> float:
+        engine.load(*exports[rank])
+        began = time.perf_counter()
+        groups = engine.sample(prompts, SamplingSpec(GROUP, 1.0, length, seed=1))
+        seconds = time.perf_counter() - began
+        return sum(len(completion.token_ids) for group in groups for completion in group) / seconds
+
+    rates: dict[int, list[float]] = {rank: [] for rank in RANKS}
+    for _ in range((1 if options.quick else 5) + 1):  # the first round warms up
+        for rank, of in rates.items():
+            of.append(rate(rank))
+    medians = {rank: statistics.median(of[1:]) for rank, of in rates.items()}
+    print(f"{'rank':<6} {'tokens/s':>9}   all rounds")
+    for rank, of in rates.items():
+        print(f"{rank:<6} {medians[rank]:>9.0f}   {' '.join(f'{value:.0f}' for value in of[1:])}")
+    figures = {f"rank_{rank}_vs_none": round(medians[rank] / medians[0], 3) for rank in RANKS[1:]}
+    print(json.dumps({"benchmark": "adapters", "figures": figures, "machine": machine(), "commit": commit()}))
+
+
+def _export(folder: Any, rank: int) -> Any:
+    """All weights (rank 0), or adapters that change what the model computes."""
+    import torch
+
+    from srl_rlvr.policies.text import TextPolicy
+
+    policy = TextPolicy(folder, lora_rank=rank)
+    with torch.no_grad():
+        for name, parameter in policy.network.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=1e-3)
+    return policy.export()
+
+
+if __name__ == "__main__":
+    main()
