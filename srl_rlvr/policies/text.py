@@ -108,6 +108,9 @@ class TextPolicy:
         is_whole = self.world == 1 or strategy == "ddp"
         self.flat = weights.share_storage(trained) if is_whole else None
         self.network: Any = network
+        self.shapes = tuple(
+            (_plain_name(name), tuple(p.shape)) for name, p in network.named_parameters() if p.requires_grad
+        )
         self.forward: Any = self._distribute(CompletionLogprobs(_inner(network), self.shares_prefixes), strategy)
         self.reference: dict[str, torch.Tensor] | None = None
         self.optimizer = self._new_optimizer()
@@ -149,9 +152,10 @@ class TextPolicy:
         under LoRA. It is the storage that the policy learns in (a copy only where weights are sharded): put it
         somewhere before the next update."""
         self.optimizer.zero_grad(set_to_none=True)  # what takes the weights in may need the room
-        named = [(_plain_name(name), t) for name, t in _full_tensors(self.network) if self._is_trained(name)]
-        flat = self.flat if self.flat is not None else weights.flatten(named)
-        return flat, weights.describe(named, flat, self.version, self.lora_scale)
+        flat = self.flat
+        if flat is None:
+            flat = weights.flatten(t for name, t in _full_tensors(self.network) if self._is_trained(name))
+        return flat, weights.Manifest(self.version, self.shapes, weights.checksum(flat), self.lora_scale)
 
     def save(self, folder: Path) -> None:
         """Everything a resumed run needs, bit for bit: trained weights, optimizer state, reference, version.

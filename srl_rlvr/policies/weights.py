@@ -33,17 +33,9 @@ def share_storage(parameters: Iterable[torch.nn.Parameter]) -> torch.Tensor:
     return flat
 
 
-def flatten(tensors: Iterable[tuple[str, torch.Tensor]]) -> torch.Tensor:
+def flatten(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
     """All tensors as one float32 tensor [sum of sizes]: a copy."""
-    return torch.cat([tensor.detach().float().reshape(-1) for _, tensor in tensors])
-
-
-def describe(
-    tensors: Iterable[tuple[str, torch.Tensor]], flat: torch.Tensor, version: int, lora_scale: float | None = None
-) -> Manifest:
-    """The manifest of `tensors`, which lie in `flat` one after the other."""
-    entries = tuple((name, tuple(tensor.shape)) for name, tensor in tensors)
-    return Manifest(version, entries, checksum(flat), lora_scale)
+    return torch.cat([tensor.detach().float().reshape(-1) for tensor in tensors])
 
 
 def unflatten(buffer: np.ndarray | torch.Tensor, manifest: Manifest) -> Iterator[tuple[str, torch.Tensor]]:

@@ -36,7 +36,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return json.loads(file.read_text())
 
 
-@pytest.mark.parametrize("which", ["base", "full", "lora"])
+@pytest.mark.parametrize("which", ["base", "full", "lora", "full after lora"])
 def test_logprobs_are_the_learners(seen: dict[str, Any], which: str) -> None:
     assert seen[which]["tokens"] > 60
     assert seen[which]["largest_gap"] < 1e-3

@@ -47,10 +47,10 @@ def main() -> None:
     full = TextPolicy(model, tokens_per_microbatch=512)
     _disturb(full, 0.05)
     seen["full"] = _handed_over(engine, full, base, prompts)
-    del full
     lora = TextPolicy(model, tokens_per_microbatch=512, lora_rank=8)
     _disturb(lora, 0.05)
     seen["lora"] = _handed_over(engine, lora, base, prompts)
+    seen["full after lora"] = _handed_over(engine, full, base, prompts)
     Path(sys.argv[1]).write_text(json.dumps(seen))
 
 

@@ -255,6 +255,21 @@ def test_loaded_weights_are_served_and_their_checksum_returned(tiny_model: Path,
         before = after
 
 
+def test_adapters_after_full_weights_stand_beside_the_base(tiny_model: Path) -> None:
+    engine, full, lora = make(tiny_model), TextPolicy(tiny_model), TextPolicy(tiny_model, lora_rank=4)
+    with torch.no_grad():
+        for policy in (full, lora):
+            for parameter in policy.network.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(torch.randn_like(parameter) * 0.05)
+    for policy in (lora, full, lora):
+        engine.load(*policy.export())
+        groups = engine.sample(PROMPTS, SamplingSpec(2, 1.0, 12))
+        found = policy.logprobs(samples(PROMPTS, groups))
+        for learner, completion in zip(found, (c for group in groups for c in group), strict=True):
+            np.testing.assert_allclose(completion.logprobs, learner, atol=1e-4)
+
+
 def test_damaged_weights_are_refused_and_the_old_ones_stay(tiny_model: Path) -> None:
     engine = make(tiny_model)
     buffer, manifest = TextPolicy(tiny_model).export()
