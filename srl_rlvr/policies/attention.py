@@ -33,31 +33,31 @@ class TrunkMemory:
     """Keys and values of a forest's trunks, layer by layer.
 
     The trunks' pass without gradient writes them; the passes of the branches read them and leave their gradients.
-    The trunks' pass with gradient writes them anew: backward through the trunks starts from `written`.
+    The trunks' pass with gradient comes last: backward through the trunks starts from what it writes, and the memory
+    lets go of its own copy.
     """
 
     def __init__(self) -> None:
         self._leaves: dict[torch.nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._written: dict[torch.nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._written: list[torch.Tensor] = []
+        self._gradients: list[torch.Tensor] = []
 
     def write(self, layer: torch.nn.Module, key: torch.Tensor, value: torch.Tensor) -> None:
-        if torch.is_grad_enabled():
-            self._written.setdefault(layer, (key, value))  # activation checkpointing comes by twice
-        else:
+        if not torch.is_grad_enabled():
             self._leaves[layer] = (key.detach().requires_grad_(), value.detach().requires_grad_())
+            return
+        leaves = self._leaves.pop(layer, ())  # nothing is left where activation checkpointing comes by again
+        for written, leaf in zip((key, value), leaves, strict=False):
+            if leaf.grad is not None and written.requires_grad:
+                self._written.append(written)
+                self._gradients.append(leaf.grad)
 
     def read(self, layer: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
         return self._leaves[layer]
 
     def written(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Keys and values of the pass with gradient, and the gradients that the branches left for them."""
-        pairs = [
-            (written, leaf.grad)
-            for layer, both in self._written.items()
-            for written, leaf in zip(both, self._leaves.get(layer, ()), strict=False)
-            if leaf.grad is not None and written.requires_grad
-        ]
-        return [written for written, _ in pairs], [gradient for _, gradient in pairs]
+        return self._written, self._gradients
 
 
 @dataclass(frozen=True)
