@@ -27,6 +27,7 @@ from srl_rlvr.errors import InputError, RunError
 from srl_rlvr.model_types import task_llm
 from srl_rlvr.policies.advantages import group_advantages
 from srl_rlvr.policies.losses import UpdateSpec
+from srl_rlvr.reporting.alarms import Watch
 from srl_rlvr.reporting.result import Interval, interval
 from srl_rlvr.scheduling import admits
 from srl_rlvr.stages import policy_gradient_spec, rlvr, sft, srl
@@ -75,6 +76,10 @@ class Run:
     history: History
     should_stop: Callable[[], bool] = lambda: False
     started: float = field(default_factory=time.monotonic)  # of the clock of metrics and results
+    watch: Watch = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.watch = Watch(self.history.metrics)
 
     def execute(self) -> None:
         """All stages that are not done yet. Raises Stopped after saving where `should_stop` says so."""
@@ -217,6 +222,8 @@ class Run:
         row = {"stage": label, "step": self.state.step, "update": self.state.version, "seconds": self.state.seconds}
         self.history.metrics.append(row | metrics)
         self.observer.step(row | metrics)
+        for alarm in self.watch.look(row | metrics):
+            self.observer.note(f"WARNING: {alarm}")
         self.state.step += 1
         if self.should_stop():
             self._checkpoint()
@@ -272,7 +279,8 @@ class Batch:
         self._rewards: list[np.ndarray] = []
         self._stds: list[float] = []
         self._outcomes = dict.fromkeys(records.OUTCOMES, 0)
-        self._tokens = self._staleness = self._rollouts = self._drawn = 0
+        self._tokens = self._staleness = self._rollouts = self._drawn = self._truncated = 0
+        self._scored_reward = 0.0  # sum over scored samples
         self._seconds = {"sample_s": 0.0, "verify_s": 0.0}
 
     def add(self, prompts: pa.Table, rollouts: pa.Table, verdicts: pa.Table, seconds: dict[str, float]) -> int:
@@ -285,6 +293,9 @@ class Batch:
         tokens = pc.sum(pc.list_value_length(rollouts["token_ids"])).as_py()  # type: ignore[attr-defined]
         self._tokens += tokens
         self._rollouts += rollouts.num_rows
+        self._truncated += pc.sum(pc.equal(rollouts["finish_reason"], "length")).as_py()  # type: ignore[attr-defined]
+        scored = verdicts.filter(pc.equal(verdicts["outcome"], records.SCORED))  # type: ignore[attr-defined]
+        self._scored_reward += float(scored["reward"].to_numpy().sum())
         self._staleness += int((self.version - rollouts["policy_version"].to_numpy()).sum())
         for found in verdicts["outcome"].value_counts().to_pylist():
             self._outcomes[found["values"]] += found["counts"]
@@ -372,7 +383,9 @@ class Batch:
             "pass_rate": float((rewards >= PASSED).mean()),
             "groups_drawn": float(self._drawn),
             "groups_with_signal": float(self.with_signal),
+            "scored_reward": self._scored_reward / max(1, self._outcomes[records.SCORED]),
             "completion_tokens": self._tokens / self._rollouts,
+            "truncated": self._truncated / self._rollouts,
             "tokens_per_s": self._tokens / max(self._seconds["sample_s"], 1e-9),
             "staleness": self._staleness / self._rollouts,
             **{outcome: float(count) for outcome, count in self._outcomes.items()},

@@ -247,6 +247,7 @@ def _write_results(run: pipeline.Run, base: Path, tracker: Tracker) -> None:
         metrics=metrics,
         rollouts=run.history.rollout_table(),
         result=written,
+        notes=[str(alarm) for alarm in run.watch.alarms],
     )
     for label, value in held_out.items():
         tracker.log_metrics({f"held_out/{label}": value.score}, 0)

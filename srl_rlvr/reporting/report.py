@@ -69,6 +69,7 @@ CHARTS = (
     Chart("KL to the reference", "how far the policy has moved in this stage", ("kl",)),
     Chart("Entropy", "a fall to 0 means that exploration has ended", ("entropy",)),
     Chart("Completion length", "mean, in tokens", ("completion_tokens",), unit="count"),
+    Chart("Cut off", "completions that reached max_tokens", ("truncated",), unit="percent"),
     Chart("Policy loss", "moves around 0 by construction; only jumps tell", ("policy_loss",)),
     Chart("Gradient norm", "before clipping", ("grad_norm",)),
     Chart("Outcomes", "failed: our machinery, not the policy",

@@ -347,6 +347,22 @@ def test_refills_are_bounded_and_a_step_without_signal_updates_nothing(tokenizer
     assert len(run.history.metrics) == 2
 
 
+def test_what_goes_wrong_is_said_in_the_step_where_it_shows(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update = ScriptedCrew.update
+    monkeypatch.setattr(ScriptedCrew, "update", lambda *given: update(*given) | {"divergence": 0.3})
+    run = make_run(tokenizer, tmp_path, varied, RLVR)
+    run.execute()
+    (warning,) = [note for note in notes(run) if note.startswith("WARNING")]
+    assert warning.startswith("WARNING: rlvr, step 1: engine and learner diverge: KL(engine || learner) is 0.300")
+
+
+def test_metrics_tell_what_well_formed_answers_earned_and_how_many_were_cut_off() -> None:
+    batch = group([("scored", 1.0), ("scored", 0.5), ("invalid", -1.0), ("failed", 0.0)])
+    assert batch.metrics["scored_reward"] == 0.75 and batch.metrics["truncated"] == 0.0
+
+
 @pytest.mark.parametrize("script", [varied, mixed], ids=["without refills", "with refills"])
 def test_prompts_are_drawn_one_after_the_other_and_none_is_skipped(
     tokenizer: Any, tmp_path: Path, script: Script
