@@ -25,9 +25,9 @@ def raised(given: list[dict[str, Any]]) -> list[tuple[str, str, int]]:
 
 
 def test_a_healthy_run_raises_nothing() -> None:
-    rising = dict.fromkeys(("reward", "scored_reward", "pass_rate"), lambda s: s / 30)
-    others = {"entropy": lambda s: 0.9 - s / 50, "completion_tokens": lambda s: 40.0 + s, "kl": lambda s: s / 100}
-    assert raised(rows(30, **rising, **others)) == []
+    curves: dict[str, Any] = dict.fromkeys(("reward", "scored_reward", "pass_rate"), lambda s: s / 30)
+    curves |= {"entropy": lambda s: 0.9 - s / 50, "completion_tokens": lambda s: 40.0 + s, "kl": lambda s: s / 100}
+    assert raised(rows(30, **curves)) == []
 
 
 @pytest.mark.parametrize(
