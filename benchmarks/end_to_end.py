@@ -2,6 +2,7 @@
 
     python benchmarks/end_to_end.py            six steps of either side, RLVR and SRL; the first of each is dropped
     python benchmarks/end_to_end.py --quick    two steps, two samples of a prompt, 16 tokens
+    python benchmarks/end_to_end.py --task srl    one of the two only
 
 RLVR: sums of two one-digit numbers, 8 problems × 8 samples of up to 64 tokens. SRL: word problems with six expert
 steps, one problem × 6 steps × 8 samples of up to 60 tokens; TRL is given one row for each step, as one would make it do
@@ -36,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
-    parser.add_argument("--task", choices=list(TASKS), help=argparse.SUPPRESS)
+    parser.add_argument("--task", choices=list(TASKS))
     options = parser.parse_args()
     steps, group = (2, 2) if options.quick else (6, GROUP)
     if options.side:
@@ -48,7 +49,7 @@ def main() -> None:
             run(options.task, steps, group, Path(folder))
         return
     figures = {}
-    for task in TASKS:
+    for task in [options.task] if options.task else TASKS:
         found = _in_turn(task, steps, options.quick)
         figures[f"{task}_vs_trl"] = _report(task, found, group)
     print(json.dumps({"benchmark": "end_to_end", "figures": figures, "machine": machine(), "commit": commit()}))
@@ -71,6 +72,7 @@ def _in_turn(task: str, steps: int, quick: bool) -> dict[str, list[dict[str, flo
                 child.stdin.write("go\n")
                 child.stdin.flush()
                 found[side].append(_read(child))
+                print(f"{task}, {side}: {found[side][-1]['seconds']:.1f} s", file=sys.stderr)
         for child in children.values():
             child.communicate("go\n" * steps)
     finally:
