@@ -207,9 +207,15 @@ def _run_trl(task: str, steps: int, group: int, folder: Path) -> None:
     network = base_models.load_model(model)
     network.generation_config.eos_token_id = tokenizer.eos_token_id
 
-    def reward(completions: list[str], verifier: list[str], reference: list[str], metadata: list[str], **_: Any) -> Any:
-        judged = zip(completions, verifier, reference, metadata, strict=True)
-        found = [find_verifier(name)(text, right, json.loads(about)).reward for text, name, right, about in judged]
+    def reward(completion_ids: list[list[int]], **columns: Any) -> list[float]:
+        """Of what our own verifiers are given: the text with its line break, and whether it was cut off."""
+        found = []
+        for row, ids in enumerate(completion_ids):
+            name, reference, metadata = (columns[key][row] for key in ("verifier", "reference", "metadata"))
+            ended = tokenizer.eos_token_id in ids
+            text = tokenizer.decode([token for token in ids if task == "srl" or token != tokenizer.eos_token_id])
+            about = json.loads(metadata) | {"finish_reason": "stop" if ended else "length"}
+            found.append(find_verifier(name)(text, reference, about).reward)
         rewards.append(sum(found) / len(found))
         return found
 

@@ -77,7 +77,8 @@ class WeightReceiver:
             if key == "weight" and isinstance(layer, LinearBase):
                 _pack(layer, pieces, scratch)
             else:
-                getattr(layer, key).data[: sum(map(len, pieces))] = torch.cat(pieces)  # a vocabulary may be padded
+                joined = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+                getattr(layer, key).data[: len(joined)] = joined  # a vocabulary may be padded
         self._repack_head()
         return True
 
@@ -93,6 +94,7 @@ class WeightReceiver:
             if isinstance(head, ParallelLMHead):
                 if model.config.tie_word_embeddings:
                     head.tie_weights(embeddings)
+                head.cpu_linear = None
                 head.quant_method.process_weights_after_loading(head)
 
 
