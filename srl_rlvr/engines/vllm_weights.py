@@ -89,13 +89,13 @@ class WeightReceiver:
 
         model = self.model_runner.get_model()
         vocab_layers = [layer for layer in model.modules() if isinstance(layer, VocabParallelEmbedding)]
+        heads: list[Any] = [layer for layer in vocab_layers if isinstance(layer, ParallelLMHead)]
         embeddings = next(layer for layer in vocab_layers if not isinstance(layer, ParallelLMHead))
-        for head in vocab_layers:
-            if isinstance(head, ParallelLMHead):
-                if model.config.tie_word_embeddings:
-                    head.tie_weights(embeddings)
-                head.cpu_linear = None
-                head.quant_method.process_weights_after_loading(head)
+        for head in heads:
+            if model.config.tie_word_embeddings:
+                head.tie_weights(embeddings)
+            head.cpu_linear = None
+            head.quant_method.process_weights_after_loading(head)
 
 
 def _pack(layer: Any, pieces: Sequence[torch.Tensor], scratch: dict[torch.Size, torch.Tensor]) -> None:
