@@ -41,8 +41,8 @@ from srl_rlvr.checkpoints import History, State
 from srl_rlvr.engines import SamplingSpec
 from srl_rlvr.scheduling import Scheduler, Task, Ticket, free_ticket
 
-# Of the quickstart's eight RLVR steps on two CPU cores (metrics.parquet): mean of sample_s for 8 of the prompts drawn, the
-# spread of that; means of update_s and handover_s. One step is one task: 8 prompts × 8 samples.
+# Of the quickstart's eight RLVR steps on two CPU cores (metrics.parquet): mean of sample_s for 8 of the prompts drawn,
+# and its spread; means of update_s and handover_s. A task is 8 prompts × 8 samples.
 TASK_PROMPTS, GROUP, PROMPT_TOKENS, COMPLETION_TOKENS = 8, 8, 100, 64
 TASK_S, TASK_SPREAD = 14.4, 0.06  # mean; standard deviation of its logarithm
 UPDATE_S, HAND_OVER_S = 17.1, 0.05
