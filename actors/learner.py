@@ -206,8 +206,9 @@ def _save(policy: Any, learner: Any, folder: str) -> None:
     policy.save(Path(folder))
 
 
-def _load(policy: Any, learner: Any, folder: str) -> None:
+def _load(policy: Any, learner: Any, folder: str, version: int | None) -> None:
     policy.load(Path(folder))
+    policy.version = policy.version if version is None else version
 
 
 def _save_model(policy: Any, learner: Any, folder: str, card: dict[str, Any]) -> None:

@@ -177,8 +177,9 @@ class Crew:
             self.learner.commit.remote(str(folder.resolve())), _COMMIT_DEADLINE_S, "the learner to note a checkpoint"
         )
 
-    def load(self, folder: Path) -> None:
-        self._learner("load", {"folder": str(folder.resolve())})
+    def load(self, folder: Path, version: int | None = None) -> None:
+        """What `save` wrote; from then on it counts as `version`, or as the version that it had."""
+        self._learner("load", {"folder": str(folder.resolve()), "version": version})
 
     def save_model(self, folder: Path, card: dict[str, Any]) -> None:
         self._learner("save_model", {"folder": str(folder), "card": card})

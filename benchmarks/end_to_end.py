@@ -262,12 +262,12 @@ def _rows_in_our_order(task: str, steps: int, group: int, folder: Path, tokenize
     """The prompts of `steps` updates as text, in the order in which our run draws them."""
     from srl_rlvr import config as configs
     from srl_rlvr.examples import sources
-    from srl_rlvr.pipeline import Order
+    from srl_rlvr.examples.curriculum import Order
     from srl_rlvr.stages import rlvr, srl
 
     config = configs.load(_run_file(task, steps, group, folder))
     stage: Any = config.stages[0]
-    examples, _ = sources.load_all(config.data, config.seed)
+    examples, _, _ = sources.load_all(config.data, config.seed)
     if task == "srl":
         prompts = srl.prompts(examples, tokenizer, stage, config.think)
     else:

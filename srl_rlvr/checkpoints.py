@@ -20,6 +20,7 @@ from srl_rlvr.errors import InputError, RunError
 from srl_rlvr.reporting.report import ROLLOUT_VIEW
 
 _KEEP = 2
+BEST = "best"
 
 
 @dataclass
@@ -28,12 +29,14 @@ class State:
 
     stage: int = 0  # index into config.stages
     step: int = 0  # steps done in that stage
-    cursor: int = 0  # prompts drawn in that stage, over all epochs
+    selector: dict[str, Any] = field(default_factory=dict)  # what was drawn in that stage, and what that earned
     version: int = 0  # updates of the policy over the whole run
     sampled_tokens: int = 0
     seconds: float = 0.0
     peak_memory_gib: float = 0.0
     held_out: dict[str, list[float]] = field(default_factory=dict)  # label: score, low, high
+    best_step: int = -1  # steps done when the present stage was best on the dev problems; -1 where none were looked at
+    best_score: float = -1.0
     tracking_id: str = ""
     pending: list[list[int]] = field(default_factory=list)  # rows drawn for each next batch and not yet learned from
 
@@ -86,6 +89,21 @@ def write(out: Path, state: State, history: History, config: str, save_learner: 
         ) from None
     for old in _complete(out)[:-_KEEP]:
         shutil.rmtree(old)
+    return final
+
+
+def write_best(out: Path, save_learner: Callable[[Path], None]) -> Path:
+    """The learner's present state as `out/best`, in place of an older one. Raises RunError if it cannot be written."""
+    final, partial = out / BEST, out / f".{BEST}"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_learner(partial)
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+    except (OSError, RunError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise RunError(f"cannot write {final}: {str(error).strip().splitlines()[0]}; free some space") from None
     return final
 
 

@@ -49,6 +49,8 @@ class SourceConfig(Section):
     """Leave out problems that have no expert steps; without this, SFT and SRL refuse them."""
     held_out: int = Field(default=100, ge=1)
     """Problems to evaluate on. They never coincide with those trained on."""
+    dev: int = Field(default=0, ge=0)
+    """Problems set apart, neither trained on nor held out, by which each stage keeps its best weights; 0: the last."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> SourceConfig:
@@ -86,6 +88,21 @@ class SftStage(StageConfig):
     """Peak rate of AdamW; after a linear warm-up it stays."""
 
 
+class DpoStage(StageConfig):
+    kind: Literal["dpo"]
+    """Preference: the expert's solution against the policy's own wrong answer to the same problem."""
+    steps: int = Field(default=50, ge=1)
+    """Updates of the policy."""
+    prompts_per_step: int = Field(default=16, ge=1)
+    """Problems in one update; those that the policy solves make no pair."""
+    beta: float = Field(default=0.1, gt=0)
+    """How far the policy is held to the model at the start of this stage: the less, the farther it may go."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Of sampling."""
+    max_tokens: int = Field(default=128, ge=1)
+    """Longest answer, in tokens."""
+
+
 class PolicyGradientStage(StageConfig):
     steps: int = Field(default=50, ge=1)
     """Updates of the policy."""
@@ -109,6 +126,9 @@ class PolicyGradientStage(StageConfig):
     """Weight of the k3 estimate of KL(policy || model at the start of this stage); 0 keeps no reference."""
     updates_per_batch: int = Field(default=1, ge=1)
     """Optimizer steps on one batch of rollouts (disjoint minibatches of problems)."""
+    curriculum: Literal["uniform", "informative"] = "uniform"
+    """Every problem in turn, or those of the families and levels whose pass rate (SRL: mean similarity) is nearest to
+    one half, where a group tells most."""
     min_reward_std: float = Field(default=1e-3, ge=0)
     """Dynamic sampling: a group whose rewards deviate by no more than this is left out and refilled."""
     max_refills: int = Field(default=2, ge=0)
@@ -130,7 +150,7 @@ class RlvrStage(PolicyGradientStage):
     """Reward of an answer that is wrong in form."""
 
 
-Stage = Annotated[SftStage | SrlStage | RlvrStage, Field(discriminator="kind")]
+Stage = Annotated[SftStage | DpoStage | SrlStage | RlvrStage, Field(discriminator="kind")]
 
 
 class EngineConfig(Section):
@@ -190,6 +210,8 @@ class EvaluationConfig(Section):
     """Longest answer, in tokens."""
     on_stages: bool = True
     """Evaluate after every stage; else only before the first and after the last."""
+    every: int = Field(default=10, ge=1)
+    """Updates between two looks at the dev problems (`data.dev`)."""
 
 
 class ClusterConfig(Section):
@@ -303,7 +325,7 @@ def _sections(annotation: Any) -> Iterator[tuple[str, type[BaseModel]]]:
     if annotation == list[SourceConfig]:
         yield "[]", SourceConfig
     elif annotation == list[Stage]:
-        for kind, stage in (("sft", SftStage), ("srl", SrlStage), ("rlvr", RlvrStage)):
+        for kind, stage in _STAGES.items():
             yield f"[{kind}]", stage
     elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield "", annotation
@@ -354,10 +376,10 @@ def _explain(error: ValidationError) -> str:
     if fault["type"] == "missing":
         return f"{where}: missing; it is required"
     if fault["type"] == "union_tag_not_found":
-        return f"{where}: 'kind' is missing; it must be sft, srl or rlvr"
+        return f"{where}: 'kind' is missing; it must be sft, dpo, srl or rlvr"
     if fault["type"] == "union_tag_invalid":
         kind = json.dumps(value["kind"], default=str) if isinstance(value, dict) else "unknown"
-        return f"{where}: 'kind' is {kind}; it must be sft, srl or rlvr"
+        return f"{where}: 'kind' is {kind}; it must be sft, dpo, srl or rlvr"
     if fault["type"] in ("model_type", "model_attributes_type", "dict_type"):
         return f"{where}: must be a table of keys, not {json.dumps(value, default=str)}"
     if fault["type"] == "list_type":
@@ -377,7 +399,7 @@ def _where(location: tuple[int | str, ...]) -> str:
     return text
 
 
-_STAGES: dict[str, type[BaseModel]] = {"sft": SftStage, "srl": SrlStage, "rlvr": RlvrStage}
+_STAGES: dict[str, type[BaseModel]] = {"sft": SftStage, "dpo": DpoStage, "srl": SrlStage, "rlvr": RlvrStage}
 
 
 def _known_keys(location: tuple[int | str, ...]) -> list[str]:

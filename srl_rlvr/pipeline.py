@@ -5,7 +5,6 @@ It reads as the algorithm. The actors come in as one object, the Crew; this file
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections import deque
@@ -21,16 +20,18 @@ import pyarrow.compute as pc
 from srl_rlvr import checkpoints, records
 from srl_rlvr import config as configs
 from srl_rlvr.checkpoints import History, State
-from srl_rlvr.config import PolicyGradientStage, RlvrStage, RunConfig, SftStage, SrlStage
+from srl_rlvr.config import DpoStage, PolicyGradientStage, RlvrStage, RunConfig, SftStage, SrlStage, Stage
 from srl_rlvr.engines import SamplingSpec
 from srl_rlvr.errors import InputError, RunError
+from srl_rlvr.examples.curriculum import Informative, Selector, Uniform
 from srl_rlvr.model_types import task_llm
 from srl_rlvr.policies.advantages import group_advantages
 from srl_rlvr.policies.losses import UpdateSpec
 from srl_rlvr.reporting.alarms import Watch
 from srl_rlvr.reporting.result import Interval, interval
 from srl_rlvr.scheduling import admits
-from srl_rlvr.stages import policy_gradient_spec, rlvr, sft, srl
+from srl_rlvr.seeds import derived_seed
+from srl_rlvr.stages import dpo, policy_gradient_spec, rlvr, sft, srl
 
 PASSED = 1.0 - 1e-6
 _RECENT_STEPS = 8  # that say how many groups carry signal
@@ -45,7 +46,7 @@ class Crew(Protocol):
     def hand_over(self) -> None: ...
     def save(self, folder: Path) -> None: ...
     def commit(self, folder: Path) -> None: ...
-    def load(self, folder: Path) -> None: ...
+    def load(self, folder: Path, version: int | None = None) -> None: ...
 
 
 class Observer(Protocol):
@@ -74,6 +75,7 @@ class Run:
     observer: Observer
     state: State
     history: History
+    dev: pa.Table | None = None  # Example; each stage keeps the weights that solve most of them
     should_stop: Callable[[], bool] = lambda: False
     started: float = field(default_factory=time.monotonic)  # of the clock of metrics and results
     watch: Watch = field(init=False)
@@ -89,16 +91,24 @@ class Run:
         while self.state.stage < len(self.config.stages):
             stage = self.config.stages[self.state.stage]
             if self.state.step == 0:
-                self.crew.begin_stage(keep_reference=isinstance(stage, PolicyGradientStage) and stage.kl > 0)
+                self.crew.begin_stage(
+                    isinstance(stage, DpoStage) or (isinstance(stage, PolicyGradientStage) and stage.kl > 0)
+                )
+                self._look_at_dev(stage)
             if isinstance(stage, SftStage):
                 self._warm_up(stage)
+            elif isinstance(stage, DpoStage):
+                self._prefer(stage)
             else:
                 self._reinforce(stage)
+            self._take_best(stage)
             is_last = self.state.stage == len(self.config.stages) - 1
             if is_last or self.config.evaluation.on_stages:
                 self._evaluate(stage.label)
             self.state.stage += 1
-            self.state.step = self.state.cursor = 0
+            self.state.step = 0
+            self.state.selector = {}
+            self.state.best_step, self.state.best_score = -1, -1.0
             self._checkpoint()
             if self.should_stop() and not is_last:
                 raise Stopped(f"stopped after {stage.label}; everything up to here is saved")
@@ -108,18 +118,52 @@ class Run:
         examples = self.train.slice(0, stage.examples) if stage.examples else self.train
         samples = sft.samples(examples, self.tokenizer, self.config.think)
         steps = sft.steps(stage, examples.num_rows)
-        order = Order(samples["trunk_id"].to_pylist(), self.config.seed, stage.label)
+        selector = Uniform(samples["trunk_id"].to_pylist(), self.config.seed, stage.label, self.state.selector)
         self.observer.stage(stage.label, stage.kind, steps)
         for step in range(self.state.step, steps):
             began = time.monotonic()
-            rows = order.take(self.state.cursor, stage.batch_size)
-            self.state.cursor += len(rows)
+            rows = selector.take(stage.batch_size)
             metrics = self.crew.update(samples.take(pa.array(rows)), sft.update_spec(stage, step))
             self.state.version += 1
             metrics = {name: metrics[name] for name in ("loss", "grad_norm")}
             metrics["learning_rate"] = sft.update_spec(stage, step).learning_rate
-            self._finish_step(stage.label, metrics | {"update_s": time.monotonic() - began}, step == steps - 1)
+            metrics["update_s"] = time.monotonic() - began
+            metrics |= self._look_at_dev(stage, step + 1, steps)
+            self._finish_step(stage.label, metrics, step == steps - 1)
         self.crew.hand_over()
+
+    def _prefer(self, stage: DpoStage) -> None:
+        """Pairs of the expert's solution and a wrong answer of the policy's own."""
+        prompts = rlvr.prompts(self.train, self.tokenizer, stage.label, self.config.think)
+        solutions = sft.samples(self.train, self.tokenizer, self.config.think)
+        experts = {row["prompt_id"]: row for row in solutions.to_pylist()}
+        selector = Uniform(prompts["trunk_id"].to_pylist(), self.config.seed, stage.label, self.state.selector)
+        self.observer.stage(stage.label, stage.kind, stage.steps)
+        for step in range(self.state.step, stage.steps):
+            rows = selector.take(stage.prompts_per_step)
+            seed = derived_seed(self.config.seed, stage.label, step)
+            rollouts, verdicts, metrics = self.crew.sample(prompts.take(pa.array(rows)), dpo.sampling(stage, seed))
+            rewards, outcomes = verdicts["reward"].to_pylist(), verdicts["outcome"].to_pylist()
+            wrong = [o != records.FAILED and r < PASSED for r, o in zip(rewards, outcomes, strict=True)]
+            tokens = pc.sum(pc.list_value_length(rollouts["token_ids"])).as_py()  # type: ignore[attr-defined]
+            self.state.sampled_tokens += tokens
+            metrics |= {
+                "pass_rate": float(np.mean(np.array(rewards) >= PASSED)),
+                "completion_tokens": tokens / len(rows),
+            }
+            samples = dpo.pairs(experts, rollouts, wrong)
+            if samples.num_rows:
+                began = time.monotonic()
+                spec = dpo.update_spec(stage, step)
+                found = self.crew.update(samples, spec)
+                metrics |= {name: found[name] for name in ("loss", "preferred", "grad_norm")}
+                metrics |= {"learning_rate": spec.learning_rate, "update_s": time.monotonic() - began}
+                self.state.version += 1
+                self.crew.hand_over()
+            else:
+                self.observer.note(f"{stage.label}, step {step + 1}: every problem is solved; no update")
+            metrics |= self._look_at_dev(stage, step + 1, stage.steps)
+            self._finish_step(stage.label, metrics, step == stage.steps - 1)
 
     def _reinforce(self, stage: SrlStage | RlvrStage) -> None:
         """SRL and RLVR: sample groups, keep those with signal, update, hand the weights over."""
@@ -127,7 +171,7 @@ class Run:
             prompts = srl.prompts(self.train, self.tokenizer, stage, self.config.think)
         else:
             prompts = rlvr.prompts(self.train, self.tokenizer, stage.label, self.config.think, stage.invalid_reward)
-        stream = Stream(stage, prompts, Order(prompts["trunk_id"].to_pylist(), self.config.seed, stage.label))
+        stream = Stream(stage, prompts, self._selector(stage, prompts))
         self.observer.stage(stage.label, stage.kind, stage.steps)
         for step in range(self.state.step, stage.steps):
             self._send_ahead(stream, step)
@@ -144,6 +188,7 @@ class Run:
             else:
                 self.observer.note(f"{stage.label}, step {step + 1}: every group earned one reward alike; no update")
             del self.state.pending[0]
+            metrics |= self._look_at_dev(stage, step + 1, stage.steps)
             self._finish_step(stage.label, metrics, step == stage.steps - 1)
 
     def _send_ahead(self, stream: Stream, step: int) -> None:
@@ -154,7 +199,7 @@ class Run:
         stage, pending = stream.stage, self.state.pending
         while (batch := step + len(stream.sent)) < stage.steps and admits(batch, step, self.config.max_staleness):
             if len(stream.sent) == len(pending):
-                pending.append(self._draw(stream, self._prompts_ahead(stage)))
+                pending.append(stream.selector.take(self._prompts_ahead(stage)))
             stream.sent.append(self._send(stream, batch, 0, pending[len(stream.sent)]))
 
     def _prompts_ahead(self, stage: PolicyGradientStage) -> int:
@@ -174,33 +219,67 @@ class Run:
         """Draw prompts until `prompts_per_step` groups carry signal, or the refills are used up (DAPO, section 3.2)."""
         stage = stream.stage
         batch = Batch(stage, self.state.version, self.config.max_staleness)
-        prompts, ticket = stream.sent.popleft()
+        rows, prompts, ticket = stream.sent.popleft()
         refills = 0 if self.config.max_staleness else stage.max_refills
         for attempt in range(1 + refills):
             if attempt:
-                rows = self._draw(stream, stage.prompts_per_step - batch.with_signal)
-                prompts, ticket = self._send(stream, step, attempt, rows)
+                rows = stream.selector.take(stage.prompts_per_step - batch.with_signal)
+                _, prompts, ticket = self._send(stream, step, attempt, rows)
             rollouts, verdicts, seconds = self.crew.receive(ticket)
             self.state.sampled_tokens += batch.add(prompts, rollouts, verdicts, seconds)
+            groups = zip(rows, batch.rewards[-len(rows) :], strict=True)
+            stream.selector.learn([(row, float(rewards.mean())) for row, rewards in groups if len(rewards)])
             self._keep_rollouts(stage.label, step, attempt, prompts, rollouts, verdicts, batch)
             if batch.with_signal >= stage.prompts_per_step:
                 break
         return batch
 
-    def _draw(self, stream: Stream, count: int) -> list[int]:
-        rows = stream.order.take(self.state.cursor, count)
-        self.state.cursor += len(rows)
-        return rows
+    def _selector(self, stage: PolicyGradientStage, prompts: pa.Table) -> Selector:
+        trunk_ids = prompts["trunk_id"].to_pylist()
+        if stage.curriculum == "uniform":
+            return Uniform(trunk_ids, self.config.seed, stage.label, self.state.selector)
+        levels = zip(*(self.train[name].to_pylist() for name in ("id", "task", "difficulty")), strict=True)
+        arm_of = {example_id: f"{task}, level {difficulty:g}" for example_id, task, difficulty in levels}
+        arms = [arm_of[example_id] for example_id in prompts["example_id"].to_pylist()]
+        return Informative(trunk_ids, arms, self.config.seed, stage.label, self.state.selector)
 
-    def _send(self, stream: Stream, step: int, attempt: int, rows: list[int]) -> tuple[pa.Table, Any]:
-        """The prompts and their ticket."""
+    def _send(self, stream: Stream, step: int, attempt: int, rows: list[int]) -> tuple[list[int], pa.Table, Any]:
+        """The rows, their prompts and the ticket."""
         prompts = stream.prompts.take(pa.array(rows))
         seed = derived_seed(self.config.seed, stream.stage.label, step, attempt)
         if isinstance(stream.stage, SrlStage):
             spec = srl.sampling(stream.stage, self.config.think, seed)
         else:
             spec = rlvr.sampling(stream.stage, seed)
-        return prompts, self.crew.send(prompts, spec)
+        return rows, prompts, self.crew.send(prompts, spec)
+
+    def _look_at_dev(self, stage: Stage, done: int = 0, steps: int = 0) -> dict[str, float]:
+        """Every `evaluation.every` updates, before the first and after the last: the pass rate on the dev problems.
+
+        The weights with the best are kept, of equals the newest.
+        """
+        if self.dev is None or (done % self.config.evaluation.every and done != steps):
+            return {}
+        if done and isinstance(stage, SftStage):
+            self.crew.hand_over()
+        self.observer.phase(f"looking at {self.dev.num_rows} dev problems")
+        config = self.config
+        right, judged, _ = evaluate(self.dev, self.tokenizer, self.crew, config.think, config.evaluation.max_tokens)
+        score = right / max(judged, 1)
+        if score >= self.state.best_score:
+            self.state.best_step, self.state.best_score = done, score
+            checkpoints.write_best(self.out, self.crew.save)
+        return {"dev": score}
+
+    def _take_best(self, stage: Stage) -> None:
+        """The stage ends with the weights that were best on the dev problems."""
+        if self.dev is None or self.state.best_step == self.state.step:
+            return
+        self.state.version += 1
+        self.crew.load(self.out / checkpoints.BEST, self.state.version)
+        self.crew.hand_over()
+        best = f"step {self.state.best_step}" if self.state.best_step else "its beginning"
+        self.observer.note(f"{stage.label}: ends with the weights of {best}: {self.state.best_score:.1%} of dev solved")
 
     def _evaluate(self, label: str) -> None:
         """Greedy pass rate on the held-out problems. A verification that failed is left out, and said."""
@@ -276,7 +355,7 @@ class Batch:
         self.with_signal = 0
         self.advantage_of: dict[tuple[str, int], float] = {}
         self._samples: list[pa.Table] = []
-        self._rewards: list[np.ndarray] = []
+        self.rewards: list[np.ndarray] = []
         self._stds: list[float] = []
         self._outcomes = dict.fromkeys(records.OUTCOMES, 0)
         self._tokens = self._staleness = self._rollouts = self._drawn = self._truncated = 0
@@ -341,7 +420,7 @@ class Batch:
         advantages: list[np.ndarray] = []
         for g, (rewards, judged) in enumerate(zip(rewards_P_G, judged_P_G, strict=True)):
             rewards = rewards[judged]
-            self._rewards.append(rewards)
+            self.rewards.append(rewards)
             deviation = float(rewards.std()) if len(rewards) else 0.0
             self._stds.append(deviation)
             if len(rewards) >= 2 and deviation > self.stage.min_reward_std:
@@ -375,7 +454,7 @@ class Batch:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        judged = np.concatenate(self._rewards)
+        judged = np.concatenate(self.rewards)
         rewards = judged if len(judged) else np.zeros(1)
         return {
             "reward": float(rewards.mean()),
@@ -399,44 +478,10 @@ class Stream:
 
     stage: SrlStage | RlvrStage
     prompts: pa.Table
-    order: Order
-    sent: deque[tuple[pa.Table, Any]] = field(default_factory=deque)  # prompts, ticket; the first is of this step
-
-
-class Order:
-    """An endless, seeded stream of row numbers: each epoch visits every trunk once, its rows together and in order.
-
-    A position in the stream is one number, so a resumed run goes on exactly where it stopped.
-    """
-
-    def __init__(self, trunk_ids: list[str], seed: int, label: str):
-        rows_of: dict[str, list[int]] = {}
-        for row, trunk_id in enumerate(trunk_ids):
-            rows_of.setdefault(trunk_id, []).append(row)
-        self._trunks = list(rows_of.values())
-        self._rows = len(trunk_ids)
-        self._seed, self._label = seed, label
-        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
-
-    def take(self, cursor: int, count: int) -> list[int]:
-        """The next `count` rows, at most an epoch's worth; a row that would come twice ends the batch early."""
-        taken: list[int] = []
-        seen: set[int] = set()
-        while len(taken) < count:
-            row = self._at(cursor + len(taken))
-            if row in seen:
-                break
-            seen.add(row)
-            taken.append(row)
-        return taken
-
-    def _at(self, position: int) -> int:
-        epoch, index = divmod(position, self._rows)
-        if epoch != self._epoch:
-            rng = np.random.default_rng(derived_seed(self._seed, self._label, epoch))
-            self._order = np.concatenate([self._trunks[i] for i in rng.permutation(len(self._trunks))])
-            self._epoch = epoch
-        return int(self._order[index])
+    selector: Selector
+    sent: deque[tuple[list[int], pa.Table, Any]] = field(
+        default_factory=deque
+    )  # rows, prompts, ticket; first: this step
 
 
 class Sampler(Protocol):
@@ -488,9 +533,3 @@ def check_fits_context(
 
 def held_out_intervals(state: State) -> dict[str, Interval]:
     return {label: Interval(*values) for label, values in state.held_out.items()}
-
-
-def derived_seed(*parts: Any) -> int:
-    """A 63-bit seed from what it is for, the same on every machine."""
-    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest) >> 1

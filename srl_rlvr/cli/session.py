@@ -45,15 +45,16 @@ def train(config: RunConfig, out: Path, resume: bool, command: str) -> int:
     on_cluster = config.cluster.address or os.environ.get("RAY_ADDRESS")
     config, remark = plan(config, None if on_cluster else os.cpu_count() or 1)
     state, history, folder = _starting_point(config, out, resume)
-    train_examples, held_out = sources.load_all(config.data, config.seed)
+    train_examples, dev, held_out = sources.load_all(config.data, config.seed)
     model = base_models.resolve(config.model.base, model_cache())
     tokenizer = base_models.load_tokenizer(model)
     limit = json.loads((model / "config.json").read_text()).get("max_position_embeddings", config.model.max_context)
     by_steps = any(stage.kind == "srl" for stage in config.stages)
     pipeline.check_fits_context(train_examples, tokenizer, config, limit, by_steps)
-    pipeline.check_fits_context(held_out, tokenizer, config, limit)
+    for evaluated in (dev, held_out):
+        pipeline.check_fits_context(evaluated, tokenizer, config, limit)
     _check_steps(config, train_examples)
-    _check_verifiers({*train_examples["verifier"].to_pylist(), *held_out["verifier"].to_pylist()})
+    _check_verifiers({name for table in (train_examples, dev, held_out) for name in table["verifier"].to_pylist()})
     _check_disk(model, out)
     _begin_folder(out, config)
     stages = [(stage.label, _steps(stage, train_examples.num_rows)) for stage in config.stages]
@@ -70,8 +71,9 @@ def train(config: RunConfig, out: Path, resume: bool, command: str) -> int:
             with _crew(config, model, out, progress) as crew, _finish_on_signal(progress) as should_stop:
                 observer = _Observer(progress, tracker, config.name, memory, state)
                 run = pipeline.Run(
-                    config, train_examples, held_out, tokenizer, crew, out, observer, state, history, should_stop, began
-                )
+                    config, train_examples, held_out, tokenizer, crew, out, observer, state, history,
+                    dev if dev.num_rows else None, should_stop, began,
+                )  # fmt: skip
                 if folder is not None:
                     progress.phase(f"going on from {folder.name}")
                     crew.load(folder)
@@ -142,10 +144,10 @@ def _check_verifiers(names: set[str]) -> None:
 
 
 def _check_disk(model: Path, out: Path) -> None:
-    """Two checkpoints (weights and two moments) and the model must find room."""
+    """Checkpoints (weights and two moments), one of them half written, the best, and the model must find room."""
     weights = sum(file.stat().st_size for file in model.glob("*.safetensors"))
     place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
-    needed, free = 10 * weights, shutil.disk_usage(place).free
+    needed, free = 13 * weights, shutil.disk_usage(place).free
     if free < needed:
         raise InputError(
             f"{place} has {free / 2**30:.1f} GiB free; checkpoints and the model need {needed / 2**30:.1f} GiB: free "

@@ -60,11 +60,13 @@ def generate(
 
 
 def generate_split(
-    family: str, *, train: int, held_out: int, seed: int = 0, params: Mapping[str, Any] | None = None
-) -> tuple[pa.Table, pa.Table]:
-    """(train, held-out) without a common id; the held-out table does not depend on `train`. Raises as `generate`."""
+    family: str, *, train: int, held_out: int, dev: int = 0, seed: int = 0, params: Mapping[str, Any] | None = None
+) -> tuple[pa.Table, pa.Table, pa.Table]:
+    """(train, dev, held-out) without a common id; none depends on the size of those before it. Raises as `generate`."""
     kept_back = generate(family, held_out, seed, params)
-    return generate(family, train, seed, params, exclude=set(kept_back["id"].to_pylist())), kept_back
+    taken = set(kept_back["id"].to_pylist())
+    set_apart = generate(family, dev, seed, params, exclude=taken)
+    return generate(family, train, seed, params, taken | set(set_apart["id"].to_pylist())), set_apart, kept_back
 
 
 def _draw(family: str, seed: int, params: dict[str, Any], tries: int) -> Iterator[dict[str, Any]]:

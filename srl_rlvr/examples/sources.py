@@ -16,27 +16,33 @@ from srl_rlvr.examples import files, generated
 _GENERATED_BY_DEFAULT = 512
 
 
-def load_all(sources: Sequence[SourceConfig], seed: int) -> tuple[pa.Table, pa.Table]:
-    """(train, held-out) Example tables of all sources. Raises InputError where a source is missing, wrong or empty."""
-    pairs = [_generated(source, seed) if source.family else _from_files(source) for source in sources]
-    held_out = _distinct(records.concat("Example", [held for _, held in pairs]), set())
-    train = _distinct(records.concat("Example", [train for train, _ in pairs]), set(held_out["id"].to_pylist()))
+def load_all(sources: Sequence[SourceConfig], seed: int) -> tuple[pa.Table, pa.Table, pa.Table]:
+    """(train, dev, held-out) Example tables of all sources, without a common id.
+
+    Raises InputError where a source is missing, wrong or empty.
+    """
+    parts = [_generated(source, seed) if source.family else _from_files(source) for source in sources]
+    taken: set[str] = set()
+    held_out, dev, train = (
+        _distinct(records.concat("Example", [tables[i] for tables in parts]), taken) for i in (2, 1, 0)
+    )
     if not train.num_rows:
-        raise InputError("no problem is left to train on: all of them are held out; lower data.held_out")
-    return train, held_out
+        raise InputError("no problem is left to train on: all of them are held out; lower data.held_out or data.dev")
+    return train, dev, held_out
 
 
-def _generated(source: SourceConfig, seed: int) -> tuple[pa.Table, pa.Table]:
+def _generated(source: SourceConfig, seed: int) -> tuple[pa.Table, pa.Table, pa.Table]:
     return generated.generate_split(
         source.family,
         train=source.train or _GENERATED_BY_DEFAULT,
         held_out=source.held_out,
+        dev=source.dev,
         seed=seed,
         params=source.params,
     )
 
 
-def _from_files(source: SourceConfig) -> tuple[pa.Table, pa.Table]:
+def _from_files(source: SourceConfig) -> tuple[pa.Table, pa.Table, pa.Table]:
     path = Path(source.path)
     train = files.load(path, "train")
     if source.held_out_path:
@@ -44,16 +50,19 @@ def _from_files(source: SourceConfig) -> tuple[pa.Table, pa.Table]:
     elif path.is_dir():
         held_out = files.load(path, "dev", source.held_out)
     else:
-        if train.num_rows <= source.held_out:
-            raise InputError(
-                f"{path}: {train.num_rows} problems, and data.held_out is {source.held_out}: lower it or name a "
-                "held_out_path"
-            )
-        held_out = train.slice(train.num_rows - source.held_out)
-        train = train.slice(0, train.num_rows - source.held_out)
+        train, held_out = _split_end(train, source.held_out, path, "data.held_out", "lower it or name a held_out_path")
+    train, dev = _split_end(train, source.dev, path, "data.dev", "lower it")
     if source.with_steps:
         train = train.filter(pc.greater(pc.list_value_length(train["steps"]), 0))  # type: ignore[attr-defined]
-    return train.slice(0, source.train), held_out
+    return train.slice(0, source.train), dev, held_out
+
+
+def _split_end(examples: pa.Table, last: int, path: Path, key: str, remedy: str) -> tuple[pa.Table, pa.Table]:
+    """(all but the `last` rows, those). Raises InputError where the first would be empty."""
+    n = examples.num_rows
+    if n <= last:
+        raise InputError(f"{path}: {n} problems, and {key} is {last}: {remedy}")
+    return examples.slice(0, n - last), examples.slice(n - last)
 
 
 def _distinct(examples: pa.Table, taken: set[str]) -> pa.Table:

@@ -12,7 +12,7 @@ from typing import Any
 
 NAME = "task_llm"
 METRIC = "accuracy"
-_INSTRUCTION = "Solve the problem step by step, one step a line. The last line is 'Answer: ' and the result."
+INSTRUCTION = "Solve the problem step by step, one step a line. The last line is 'Answer: ' and the result."
 _THINKING = " Before each step think between <think> and </think>."
 
 
@@ -32,7 +32,7 @@ class Solution:
 def encode_prompt(tokenizer: Any, prompt: str, think: bool) -> list[int]:
     """Token ids of the conversation up to the beginning of the assistant's answer."""
     messages = [
-        {"role": "system", "content": _INSTRUCTION + (_THINKING if think else "")},
+        {"role": "system", "content": INSTRUCTION + (_THINKING if think else "")},
         {"role": "user", "content": prompt},
     ]
     return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))

@@ -15,13 +15,14 @@ import torch
 class UpdateSpec:
     """How one batch of samples moves the policy."""
 
-    loss: Literal["policy_gradient", "cross_entropy"]
+    loss: Literal["policy_gradient", "cross_entropy", "preference"]
     learning_rate: float
     temperature: float = 1.0
     clip_low: float = 0.2
     clip_high: float = 0.28
     importance_cap: float = 2.0
     kl: float = 0.0
+    beta: float = 0.1  # of the preference loss
     updates: int = 1
     # Dr. GRPO divides by samples × this length, not by the tokens that happened to be sampled; 0 = by tokens.
     constant_length: int = 0
@@ -75,3 +76,21 @@ def cross_entropy_loss(logprobs_T: torch.Tensor) -> TokenLoss:
     """Sum of -log π over the expert's tokens."""
     zero = torch.zeros((), device=logprobs_T.device)
     return TokenLoss(-logprobs_T.sum(), zero, zero)
+
+
+def likelihood_loss(logprobs_T: torch.Tensor, weights_T: torch.Tensor) -> TokenLoss:
+    """Sum of -weight · log π."""
+    zero = torch.zeros((), device=logprobs_T.device)
+    return TokenLoss(-(weights_T * logprobs_T).sum(), zero, zero)
+
+
+def preference_weights(log_ratios_P_2: torch.Tensor, beta: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """(loss [P], weights [P, 2]) of pairs of answers, chosen and rejected: DPO (Rafailov et al., 2305.18290), eq. 7.
+
+    `log_ratios_P_2` is log π/π_ref of each whole answer. With the margin m = β (chosen - rejected), the loss is
+    -log σ(m), and its gradient that of `likelihood_loss` with the weights ±β σ(-m): so answers that share a loss need
+    not share a pass.
+    """
+    margins_P = beta * (log_ratios_P_2[:, 0] - log_ratios_P_2[:, 1])
+    weights_P = beta * torch.sigmoid(-margins_P)
+    return -torch.nn.functional.logsigmoid(margins_P), torch.stack([weights_P, -weights_P], dim=1)

@@ -26,7 +26,13 @@ from torch.utils.checkpoint import checkpoint
 from srl_rlvr.errors import InputError
 from srl_rlvr.policies import base_models, weights
 from srl_rlvr.policies.attention import TreePass, TrunkMemory, adopt_tree_attention
-from srl_rlvr.policies.losses import UpdateSpec, cross_entropy_loss, policy_gradient_loss
+from srl_rlvr.policies.losses import (
+    UpdateSpec,
+    cross_entropy_loss,
+    likelihood_loss,
+    policy_gradient_loss,
+    preference_weights,
+)
 from srl_rlvr.policies.output_head import head_logprobs
 from srl_rlvr.policies.prefix_tree import Forest, Pack, Tree, build_trees, plant, plant_one_by_one
 
@@ -126,8 +132,10 @@ class TextPolicy:
     def update(self, samples: pa.Table, spec: UpdateSpec) -> dict[str, float]:
         """Learn from one batch (a Sample table); every worker is given the whole batch and takes its share.
 
+        Under the preference loss the table holds pairs: a chosen answer and then a rejected one.
         Returns metrics averaged over completion tokens: loss, kl, clip_fraction, entropy (estimated by -log π of
-        the sampled tokens), divergence (k3 estimate of KL(engine || learner) before the update), grad_norm.
+        the sampled tokens), divergence (k3 estimate of KL(engine || learner) before the update), grad_norm; of pairs
+        the loss is averaged over them, and `preferred` is the share whose chosen answer has the larger margin.
         Raises ValueError where a prompt is no prefix of its trunk or the loss is not finite.
         """
         for group in self.optimizer.param_groups:
@@ -135,6 +143,8 @@ class TextPolicy:
         trees = build_trees(samples)
         minibatches = [trees[i :: spec.updates] for i in range(spec.updates)]
         columns = _token_columns(samples)
+        if spec.loss == "preference":
+            return self._prefer(trees, samples, columns, spec)
         old = self._logprobs(trees, samples, spec.temperature) if spec.updates > 1 else None
         totals: list[dict[str, float]] = []
         for minibatch in minibatches:
@@ -142,6 +152,23 @@ class TextPolicy:
                 totals.append(self._step(minibatch, columns, old, spec))
         self.version += 1
         return {name: float(np.mean([total[name] for total in totals])) for name in totals[0]}
+
+    def _prefer(
+        self, trees: Sequence[Tree], samples: pa.Table, columns: dict[str, Any], spec: UpdateSpec
+    ) -> dict[str, float]:
+        """One step of DPO: the weights of the answers first, then the gradient of their weighted log-likelihood."""
+        if self.reference is None:
+            raise ValueError("the preference loss needs a reference, but begin_stage kept none")
+        now = self._logprobs(trees, samples, spec.temperature)
+        with self._swapped(self.reference):
+            reference = self._logprobs(trees, samples, spec.temperature)
+        ratios_B = torch.tensor([float((p.astype(np.float64) - q).sum()) for p, q in zip(now, reference, strict=True)])
+        losses_P, weights_P_2 = preference_weights(ratios_B.reshape(-1, 2), spec.beta)
+        columns["advantage"] = weights_P_2.flatten().numpy()
+        metrics = self._step(trees, columns, None, spec)
+        self.version += 1
+        preferred = (ratios_B[::2] > ratios_B[1::2]).double().mean()
+        return metrics | {"loss": float(losses_P.mean()), "preferred": float(preferred)}
 
     def logprobs(self, samples: pa.Table, temperature: float = 1.0) -> list[np.ndarray]:
         """log π of each sample's completion tokens, in the order of the table."""
@@ -213,6 +240,8 @@ class TextPolicy:
         samples_seen = sum(len(tree.branches) for tree in trees)
         tokens_seen = sum(len(branch.completion) for tree in trees for branch in tree.branches)
         denominator = samples_seen * spec.constant_length if spec.constant_length else tokens_seen
+        if spec.loss == "preference":
+            denominator = samples_seen / 2  # pairs
         sums: dict[str, float] = dict.fromkeys(("loss", "kl", "clip_fraction", "entropy", "divergence"), 0.0)
         self.optimizer.zero_grad(set_to_none=True)
         forests = self._share(trees)
@@ -281,6 +310,10 @@ class TextPolicy:
         behavior_T = torch.from_numpy(columns["behavior"][flat_T]).to(self.device)
         if spec.loss == "cross_entropy":
             result = cross_entropy_loss(logprobs_T)
+            divergence = 0.0
+        elif spec.loss == "preference":
+            weights_T = torch.from_numpy(columns["advantage"]).to(self.device)[pack.token_rows]
+            result = likelihood_loss(logprobs_T, weights_T)
             divergence = 0.0
         else:
             advantages_T = torch.from_numpy(columns["advantage"]).to(self.device)[pack.token_rows]

@@ -85,8 +85,8 @@ def test_a_whole_number_stands_for_a_decimal_one(tmp_path: Path) -> None:
         (STAGE, "data: missing; it is required"),
         (DATA, "stages: missing; it is required"),
         ("data = []\n" + STAGE, "data: list should have at least 1 item after validation, not 0"),
-        (DATA + "[[stages]]\nsteps = 3", "stages[0]: 'kind' is missing; it must be sft, srl or rlvr"),
-        (DATA + '[[stages]]\nkind = "ppo"', "stages[0]: 'kind' is \"ppo\"; it must be sft, srl or rlvr"),
+        (DATA + "[[stages]]\nsteps = 3", "stages[0]: 'kind' is missing; it must be sft, dpo, srl or rlvr"),
+        (DATA + '[[stages]]\nkind = "ppo"', "stages[0]: 'kind' is \"ppo\"; it must be sft, dpo, srl or rlvr"),
         ("stages = [3]\n" + DATA, "stages[0]: must be a table of keys, not 3"),
         ('[data]\nfamily = "x"\n' + STAGE, "data: must be a list of tables: write it as [[data]]"),
         ("engine = 3\n" + RUN, "engine: must be a table of keys, not 3"),
@@ -190,7 +190,7 @@ def test_every_key_is_documented_by_a_sentence() -> None:
 
 
 def test_the_documented_keys_are_those_that_a_run_has(tmp_path: Path) -> None:
-    stages = "".join(f'[[stages]]\nkind = "{kind}"\n' for kind in ("sft", "srl", "rlvr"))
+    stages = "".join(f'[[stages]]\nkind = "{kind}"\n' for kind in ("sft", "dpo", "srl", "rlvr"))
     tree = load(tmp_path, DATA + stages).model_dump()
     found: set[str] = set()
     for key, value in tree.items():

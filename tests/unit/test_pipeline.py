@@ -17,9 +17,11 @@ from srl_rlvr import config as configs
 from srl_rlvr.checkpoints import History, State
 from srl_rlvr.engines import SamplingSpec
 from srl_rlvr.errors import InputError, RunError
-from srl_rlvr.pipeline import Batch, Order, Run, Stopped
+from srl_rlvr.examples.curriculum import Order
+from srl_rlvr.pipeline import Batch, Run, Stopped
 from srl_rlvr.policies import base_models
 from srl_rlvr.policies.losses import UpdateSpec
+from srl_rlvr.stages import sft
 
 # (outcome, reward) of one sample, from its prompt id, its index and the batch's seed
 Script = Callable[[str, int, int], tuple[str, float]]
@@ -45,7 +47,8 @@ class ScriptedCrew:
         self.script = script
         self.log: list[Any] = []
         self.received: list[list[str]] = []
-        self.learned = self.served = 0
+        self.learned = self.served = 0  # versions
+        self.holds = 0  # the update whose weights the learner holds
 
     def sample(self, prompts: pa.Table, spec: SamplingSpec) -> tuple[pa.Table, pa.Table, dict[str, float]]:
         return self.receive(self.send(prompts, spec))
@@ -82,7 +85,8 @@ class ScriptedCrew:
         records.check("Sample", samples)
         self.log.append(("update", samples.to_pylist(), spec))
         self.learned += 1
-        return {"loss": 0.5, "grad_norm": 1.0}
+        self.holds = self.learned
+        return {"loss": 0.5, "grad_norm": 1.0} | ({"preferred": 1.0} if spec.loss == "preference" else {})
 
     def begin_stage(self, keep_reference: bool) -> None:
         self.log.append(("begin_stage", keep_reference))
@@ -91,13 +95,14 @@ class ScriptedCrew:
         self.served = self.learned
 
     def save(self, folder: Path) -> None:
-        (folder / "learner.pt").write_text(json.dumps(self.learned))
+        (folder / "learner.pt").write_text(json.dumps(self.holds))
 
     def commit(self, folder: Path) -> None:
         assert (folder / "learner.pt").is_file() and not folder.name.startswith(".")
 
-    def load(self, folder: Path) -> None:
-        self.learned = json.loads((folder / "learner.pt").read_text())
+    def load(self, folder: Path, version: int | None = None) -> None:
+        self.holds = json.loads((folder / "learner.pt").read_text())
+        self.learned = self.holds if version is None else version
 
 
 class Notes:
@@ -125,7 +130,7 @@ def problems(count: int, first: int = 0) -> pa.Table:
     rows = [
         records.example(
             model_type="task_llm", task="sums", prompt=f"{n} + 1 + 1", steps=[f"{n} + 1 = {n + 1}"] * (1 + n % 3),
-            reference=str(n + 2), verifier="number",
+            reference=str(n + 2), verifier="number", difficulty=1 + n % 3,
         )
         for n in range(first, first + count)
     ]  # fmt: skip
@@ -270,50 +275,6 @@ def test_staleness_is_the_mean_age_of_the_rollouts(answered: tuple[Batch, pa.Tab
     add(batch, prompts, rollouts.set_column(2, rollouts.schema.field(2), versions), verdicts)
     assert batch.metrics["staleness"] == 0.75
     assert batch.samples["policy_version"].to_pylist() == versions.to_pylist()
-
-
-# Order
-
-
-TRUNKS = ["a", "a", "a", "b", "c", "c", "d"]
-
-
-def test_an_epoch_visits_every_row_once_and_the_steps_of_a_trunk_together() -> None:
-    order = Order(TRUNKS, 0, "srl")
-    for epoch in range(3):
-        rows = order.take(epoch * 7, 7)
-        assert sorted(rows) == list(range(7))
-        visited = [TRUNKS[row] for row in rows]
-        assert len([name for i, name in enumerate(visited) if i == 0 or visited[i - 1] != name]) == 4
-        for name in "ac":
-            of_trunk = [row for row in rows if TRUNKS[row] == name]
-            assert of_trunk == sorted(of_trunk)
-
-
-def test_epochs_seeds_and_stages_differ_in_order() -> None:
-    names = [str(n) for n in range(20)]
-    order = Order(names, 0, "srl")
-    rows = [
-        order.take(0, 20),
-        order.take(20, 20),
-        Order(names, 1, "srl").take(0, 20),
-        Order(names, 0, "rlvr").take(0, 20),
-    ]
-    assert len({tuple(each) for each in rows}) == 4
-
-
-def test_the_stream_goes_on_at_any_cursor() -> None:
-    stream = [row for epoch in range(3) for row in Order(TRUNKS, 3, "srl").take(7 * epoch, 7)]
-    for cursor in range(18):
-        assert Order(TRUNKS, 3, "srl").take(cursor, 1) == stream[cursor : cursor + 1]
-
-
-def test_no_row_comes_twice_in_one_batch() -> None:
-    order = Order(TRUNKS, 0, "srl")
-    for cursor in range(30):
-        rows = order.take(cursor, 7)
-        assert len(rows) == len(set(rows)) >= 1
-    assert len(order.take(0, 50)) == 7
 
 
 # Steps
@@ -662,6 +623,134 @@ def test_kept_rollouts_carry_the_advantage_they_were_trained_with(tokenizer: Any
         assert len(row["tokens"]) == len(row["logprobs"]) == 2
 
 
-def test_a_derived_seed_is_the_same_on_every_machine() -> None:
-    assert pipeline.derived_seed(0, "srl", 3, 1) == 446976895555938164
-    assert 0 <= pipeline.derived_seed("anything") < 2**63
+# The best weights on the dev problems
+
+
+def run_with_dev(tokenizer: Any, out: Path, best: int, *stages: dict[str, Any], every: int = 1) -> Run:
+    """`best` is the update after which all four dev problems are solved; one less for each update away from it."""
+    run = make_run(tokenizer, out, varied, *stages, evaluation={"every": every})
+    run.dev = problems(4, first=200)
+    ids = run.dev["id"].to_pylist()
+    crew: Any = run.crew
+
+    def script(prompt_id: str, index: int, seed: int) -> tuple[str, float]:
+        if prompt_id in ids:
+            return records.SCORED, float(ids.index(prompt_id) < 4 - abs(crew.holds - best))
+        return varied(prompt_id, index, seed)
+
+    crew.script = script
+    return run
+
+
+def test_a_stage_ends_with_the_weights_that_were_best_on_the_dev_problems(tokenizer: Any, tmp_path: Path) -> None:
+    run = run_with_dev(tokenizer, tmp_path, 2, {**SRL, "max_refills": 0})
+    run.execute()
+    crew: Any = run.crew
+    assert [step["dev"] for step in run.observer.steps] == [0.75, 1.0, 0.75, 0.5, 0.25]  # type: ignore[attr-defined]
+    assert crew.holds == 2
+    assert (
+        crew.learned == crew.served == run.state.version == 6
+    )  # five updates and the way back, which is a version, too
+    assert "srl: ends with the weights of step 2: 100.0% of dev solved" in notes(run)
+
+
+def test_the_weights_before_a_stage_stand_where_it_only_hurt(tokenizer: Any, tmp_path: Path) -> None:
+    run = run_with_dev(tokenizer, tmp_path, 0, SFT)
+    run.execute()
+    assert run.crew.holds == 0  # type: ignore[attr-defined]
+    assert any("of its beginning" in note for note in notes(run))
+
+
+def test_of_equally_good_weights_the_newest_stand(tokenizer: Any, tmp_path: Path) -> None:
+    run = run_with_dev(tokenizer, tmp_path, 99, SFT)  # none of them solves any
+    run.execute()
+    assert run.crew.holds == run.state.version == 3  # type: ignore[attr-defined]
+
+
+def test_dev_problems_are_looked_at_as_often_as_asked_and_after_the_last_step(tokenizer: Any, tmp_path: Path) -> None:
+    run = run_with_dev(tokenizer, tmp_path, 5, {**SRL, "max_refills": 0}, every=3)
+    run.execute()
+    assert ["dev" in step for step in run.observer.steps] == [False, False, True, False, True]  # type: ignore[attr-defined]
+
+
+def test_the_best_is_found_again_after_an_interruption(tokenizer: Any, tmp_path: Path) -> None:
+    stage = {**SRL, "max_refills": 0}
+    run = run_with_dev(tokenizer, tmp_path, 2, stage)
+    asked_to_stop = iter([False, False, False, True])
+    run.should_stop = lambda: next(asked_to_stop)
+    with pytest.raises(Stopped):
+        run.execute()
+    resumed = run_with_dev(tokenizer, tmp_path, 2, stage)
+    folder = checkpoints.latest(tmp_path)
+    assert folder is not None
+    resumed.state, resumed.history = checkpoints.read(folder)
+    resumed.crew.load(folder)
+    resumed.crew.hand_over()
+    resumed.execute()
+    assert resumed.crew.holds == 2 and resumed.state.version == 6  # type: ignore[attr-defined]
+
+
+# Preference
+
+
+DPO = {"kind": "dpo", "steps": 3, "prompts_per_step": 4, "beta": 0.2}
+
+
+def test_each_wrong_answer_is_paired_with_the_experts_solution(tokenizer: Any, tmp_path: Path) -> None:
+    def script(prompt_id: str, index: int, seed: int) -> tuple[str, float]:
+        kinds = [(records.SCORED, 1.0), (records.SCORED, 0.0), (records.INVALID, 0.0), (records.FAILED, 0.0)]
+        return kinds[int(prompt_id[:8], 16) % 4]
+
+    run = make_run(tokenizer, tmp_path, script, DPO)
+    run.execute()
+    assert asked(run, "begin_stage") == [("begin_stage", True)]
+    wrong = {i for i in run.train["id"].to_pylist() if script(i, 0, 0)[0] != records.FAILED and script(i, 0, 0)[1] < 1}
+    assert 0 < len(wrong) < run.train.num_rows
+    experts = {row["prompt_id"]: row for row in sft.samples(run.train, tokenizer, False).to_pylist()}
+    drawn_ids = drawn(run)
+    learned = [
+        row for _, rows, spec in asked(run, "update") for row in rows if (spec.loss, spec.beta) == ("preference", 0.2)
+    ]
+    assert [row["prompt_id"] for row in learned[::2]] == [i for i in drawn_ids if i in wrong]
+    for chosen, rejected in zip(learned[::2], learned[1::2], strict=True):
+        assert chosen == experts[chosen["prompt_id"]]
+        assert rejected["prompt_ids"] == chosen["prompt_ids"] and rejected["completion_ids"] == [5, 0]
+        assert (chosen["sample_index"], rejected["sample_index"]) == (0, 1)
+
+
+def test_solved_problems_make_no_pair_and_that_is_said(tokenizer: Any, tmp_path: Path) -> None:
+    run = make_run(tokenizer, tmp_path, lambda *_: (records.SCORED, 1.0), DPO)
+    run.execute()
+    assert not asked(run, "update") and run.state.version == 0
+    assert "dpo, step 1: every problem is solved; no update" in notes(run)
+
+
+def test_the_curriculum_draws_where_groups_tell_most_and_goes_on_after_an_interruption(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    stage = {**RLVR, "steps": 12, "curriculum": "informative", "max_refills": 0}
+    levels = {row["id"]: row["difficulty"] for row in problems(6).to_pylist()}
+
+    def script(prompt_id: str, index: int, seed: int) -> tuple[str, float]:
+        """Level 1 is always solved, level 2 by every other sample, level 3 never."""
+        level = levels.get(prompt_id, 0)
+        return records.SCORED, float(level == 1 or (level == 2 and index % 2))
+
+    whole = make_run(tokenizer, tmp_path / "whole", script, stage)
+    whole.execute()
+    last = [levels[i] for i in drawn(whole)[-12:]]
+    assert last.count(2) > 2 * max(last.count(1), last.count(3))
+
+    first = make_run(tokenizer, tmp_path / "cut", script, stage)
+    asked_to_stop = iter([False] * 4 + [True])
+    first.should_stop = lambda: next(asked_to_stop)
+    with pytest.raises(Stopped):
+        first.execute()
+    second = make_run(tokenizer, tmp_path / "cut", script, stage)
+    folder = checkpoints.latest(tmp_path / "cut")
+    assert folder is not None
+    second.state, second.history = checkpoints.read(folder)
+    second.crew.load(folder)
+    second.crew.hand_over()
+    second.execute()
+    assert drawn(first) + drawn(second) == drawn(whole)

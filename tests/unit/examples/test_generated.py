@@ -85,8 +85,8 @@ def test_neighboring_seeds_share_hardly_anything():
 
 def test_held_out_and_train_never_meet_and_held_out_stays_when_train_grows():
     small = {"min_terms": 2, "max_terms": 2, "max_digits": 1}
-    train, held_out = generate_split("sums", train=100, held_out=60, seed=3, params=small)
-    more, same = generate_split("sums", train=130, held_out=60, seed=3, params=small)
+    train, _, held_out = generate_split("sums", train=100, held_out=60, seed=3, params=small)
+    more, _, same = generate_split("sums", train=130, held_out=60, seed=3, params=small)
     assert (train.num_rows, more.num_rows, held_out.num_rows) == (100, 130, 60)
     assert not set(held_out["id"].to_pylist()) & set(more["id"].to_pylist())
     assert held_out.equals(same)

@@ -52,3 +52,16 @@ def step_loss(model: Any, samples: list[Any], old: list[Any] | None, reference: 
                 total = total + token_loss(new, before, sample["behavior"][t], sample["advantage"], fixed, o)
             tokens += 1
     return total / (len(samples) * o.constant_length if o.constant_length else tokens)
+
+
+def preference_loss(model: Any, reference: Any, pairs: list[tuple[Any, Any]], o: Any) -> Any:
+    """DPO's loss, the mean over (chosen, rejected) pairs."""
+    total = torch.zeros((), dtype=torch.float64)
+    for pair in pairs:
+        ratios = []
+        for sample in pair:
+            with torch.no_grad():
+                fixed = sum(logprobs(reference, sample, o.temperature))
+            ratios.append(sum(logprobs(model, sample, o.temperature)) - fixed)
+        total = total - torch.log(torch.sigmoid(o.beta * (ratios[0] - ratios[1])))
+    return total / len(pairs)

@@ -68,6 +68,39 @@ def oracle_values(oracle: Any, samples: list[cases.Sample], temperature: float) 
 
 @pytest.mark.parametrize("rank", [0, RANK], ids=["full", "lora"])
 @pytest.mark.parametrize("budget", [1024, 16], ids=["one pack", "several packs"])
+def test_the_preference_update_has_the_loss_and_gradients_of_the_plain_reference(
+    tiny_model: Path, oracle_model: Oracle, budget: int, rank: int
+) -> None:
+    samples = [
+        *cases.tree("a", [9], [[5, 3]], 1),
+        *cases.tree("b", [6], [[2, 8]], 2),
+        *cases.tree("c", [4], [[1, 1]], 3),
+    ]
+    pairs = [(samples[i], samples[i + 1]) for i in (0, 2, 4)]
+    options = spec(loss="preference", beta=0.5)
+    before, oracle = oracle_model(rank), oracle_model(rank)
+    policy = policy_like(tiny_model, before, rank, tokens_per_microbatch=budget)
+    policy.begin_stage(keep_reference=True)
+    torch.manual_seed(3)
+    now = dict(policy.network.named_parameters())
+    with torch.no_grad():
+        for name, parameter in trained(oracle).items():
+            parameter.copy_((parameter + 0.05 * torch.randn_like(parameter)).float())
+            now[name].copy_(parameter)
+    metrics = policy.update(cases.table(samples), options)
+    loss = reference.preference_loss(oracle, before, pairs, options)
+    loss.backward()
+    assert metrics["loss"] == pytest.approx(float(loss), rel=1e-5)
+    assert_same_gradients(policy, oracle)
+
+
+def test_preference_without_a_reference_is_refused(tiny_model: Path) -> None:
+    with pytest.raises(ValueError, match="needs a reference"):
+        make_policy(tiny_model).update(cases.table(cases.tree("a", [9], [[5, 3]], 1)), spec(loss="preference"))
+
+
+@pytest.mark.parametrize("rank", [0, RANK], ids=["full", "lora"])
+@pytest.mark.parametrize("budget", [1024, 16], ids=["one pack", "several packs"])
 @pytest.mark.parametrize("batch", cases.BATCHES)
 def test_the_update_has_the_loss_and_gradients_of_the_plain_reference(
     tiny_model: Path, oracle_model: Oracle, batch: str, budget: int, rank: int

@@ -1,0 +1,141 @@
+"""Which problem comes next: every problem in turn, or those of the levels from which the policy can learn most.
+
+A `Selector` names rows of a stage's prompts and is told what they earned. It must not know what a prompt says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from srl_rlvr.seeds import derived_seed
+
+_DISCOUNT = 0.8  # of what an arm earned, each time that something newer is known of it: the policy moves on
+
+
+class Selector(Protocol):
+    """`state` is all that a resumed run needs to go on as if it had not been interrupted; it holds JSON values."""
+
+    state: dict[str, Any]
+
+    def take(self, count: int) -> list[int]:
+        """The next rows, at most `count`, none twice; the rows of one trunk together and in order."""
+        ...
+
+    def learn(self, earned: Sequence[tuple[int, float]]) -> None:
+        """What the groups of some rows earned on average: (row, reward)."""
+        ...
+
+
+class Order:
+    """An endless, seeded stream of row numbers: each epoch visits every trunk once, its rows together and in order.
+
+    A position in the stream is one number, so a resumed run goes on exactly where it stopped.
+    """
+
+    def __init__(self, trunk_ids: Sequence[str], seed: int, label: str):
+        rows_of: dict[str, list[int]] = {}
+        for row, trunk_id in enumerate(trunk_ids):
+            rows_of.setdefault(trunk_id, []).append(row)
+        self._trunks = list(rows_of.values())
+        self._rows = len(trunk_ids)
+        self._seed, self._label = seed, label
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+
+    def take(self, cursor: int, count: int) -> list[int]:
+        """The next `count` rows, at most an epoch's worth; a row that would come twice ends the batch early."""
+        taken: list[int] = []
+        seen: set[int] = set()
+        while len(taken) < count:
+            row = self.at(cursor + len(taken))
+            if row in seen:
+                break
+            seen.add(row)
+            taken.append(row)
+        return taken
+
+    def at(self, position: int) -> int:
+        epoch, index = divmod(position, self._rows)
+        if epoch != self._epoch:
+            rng = np.random.default_rng(derived_seed(self._seed, self._label, epoch))
+            self._order = np.concatenate([self._trunks[i] for i in rng.permutation(len(self._trunks))])
+            self._epoch = epoch
+        return int(self._order[index])
+
+
+class Uniform:
+    """An epoch visits every problem once."""
+
+    def __init__(self, trunk_ids: Sequence[str], seed: int, label: str, state: dict[str, Any]):
+        self._order = Order(trunk_ids, seed, label)
+        self.state = state
+        state.setdefault("cursor", 0)
+
+    def take(self, count: int) -> list[int]:
+        rows = self._order.take(self.state["cursor"], count)
+        self.state["cursor"] += len(rows)
+        return rows
+
+    def learn(self, earned: Sequence[tuple[int, float]]) -> None: ...
+
+
+class Informative:
+    """Problems of the arms (family and level) whose pass rate is near one half, where a group's rewards differ most.
+
+    Thompson sampling: each problem's arm is the one with the largest p(1 - p), with p drawn from the arm's Beta
+    posterior over discounted successes and failures. So an arm of which little is known is tried, and one that is
+    solved or hopeless comes back now and then. Within an arm, problems come in turn.
+    """
+
+    def __init__(self, trunk_ids: Sequence[str], arms: Sequence[str], seed: int, label: str, state: dict[str, Any]):
+        rows_of: dict[str, list[int]] = {}
+        for row, arm in enumerate(arms):
+            rows_of.setdefault(arm, []).append(row)
+        self._trunk_ids, self._arms, self._seed, self._label = trunk_ids, arms, seed, label
+        self._rows = rows_of
+        self._orders = {
+            arm: Order([trunk_ids[row] for row in rows], seed, f"{label}/{arm}") for arm, rows in rows_of.items()
+        }
+        self.state = state
+        state.setdefault("drawn", 0)
+        state.setdefault("arms", {arm: {"cursor": 0, "passed": 0.0, "failed": 0.0} for arm in rows_of})
+
+    def take(self, count: int) -> list[int]:
+        rng = np.random.default_rng(derived_seed(self._seed, self._label, "curriculum", self.state["drawn"]))
+        self.state["drawn"] += 1
+        taken: list[int] = []
+        open_arms = list(self._orders)
+        while len(taken) < count and open_arms:
+            arm = max(open_arms, key=lambda arm: self._value(arm, rng))
+            if not self._take_trunk(arm, count, taken):
+                open_arms.remove(arm)
+        return taken
+
+    def learn(self, earned: Sequence[tuple[int, float]]) -> None:
+        of_arm: dict[str, list[float]] = {}
+        for row, reward in earned:
+            of_arm.setdefault(self._arms[row], []).append(min(max(reward, 0.0), 1.0))
+        for arm, values in of_arm.items():
+            known = self.state["arms"][arm]
+            known["passed"] = _DISCOUNT * known["passed"] + sum(values)
+            known["failed"] = _DISCOUNT * known["failed"] + len(values) - sum(values)
+
+    def _value(self, arm: str, rng: np.random.Generator) -> float:
+        known = self.state["arms"][arm]
+        p = rng.beta(1 + known["passed"], 1 + known["failed"])
+        return p * (1 - p)
+
+    def _take_trunk(self, arm: str, count: int, taken: list[int]) -> bool:
+        """What is left of the arm's next trunk, as far as `count` allows; False where it is in the batch already."""
+        known, rows, order = self.state["arms"][arm], self._rows[arm], self._orders[arm]
+        trunk = None
+        while len(taken) < count:
+            row = rows[order.at(known["cursor"])]
+            if row in taken or trunk not in (None, self._trunk_ids[row]):
+                break
+            trunk = self._trunk_ids[row]
+            taken.append(row)
+            known["cursor"] += 1
+        return trunk is not None

@@ -1,0 +1,114 @@
+"""Which rows come next: nothing is skipped or repeated, and levels that tell more come more often."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+from srl_rlvr.examples.curriculum import Informative, Order, Uniform
+
+TRUNKS = ["a", "a", "a", "b", "c", "c", "d"]
+
+
+def test_an_epoch_visits_every_row_once_and_the_steps_of_a_trunk_together() -> None:
+    order = Order(TRUNKS, 0, "srl")
+    for epoch in range(3):
+        rows = order.take(epoch * 7, 7)
+        assert sorted(rows) == list(range(7))
+        visited = [TRUNKS[row] for row in rows]
+        assert len([name for i, name in enumerate(visited) if i == 0 or visited[i - 1] != name]) == 4
+        for name in "ac":
+            of_trunk = [row for row in rows if TRUNKS[row] == name]
+            assert of_trunk == sorted(of_trunk)
+
+
+def test_epochs_seeds_and_stages_differ_in_order() -> None:
+    names = [str(n) for n in range(20)]
+    order = Order(names, 0, "srl")
+    rows = [
+        order.take(0, 20),
+        order.take(20, 20),
+        Order(names, 1, "srl").take(0, 20),
+        Order(names, 0, "rlvr").take(0, 20),
+    ]
+    assert len({tuple(each) for each in rows}) == 4
+
+
+def test_the_stream_goes_on_at_any_cursor() -> None:
+    stream = [row for epoch in range(3) for row in Order(TRUNKS, 3, "srl").take(7 * epoch, 7)]
+    for cursor in range(18):
+        assert Order(TRUNKS, 3, "srl").take(cursor, 1) == stream[cursor : cursor + 1]
+
+
+def test_no_row_comes_twice_in_one_batch() -> None:
+    order = Order(TRUNKS, 0, "srl")
+    for cursor in range(30):
+        rows = order.take(cursor, 7)
+        assert len(rows) == len(set(rows)) >= 1
+    assert len(order.take(0, 50)) == 7
+
+
+def test_uniform_goes_on_where_its_state_says() -> None:
+    state: dict[str, Any] = {}
+    first = Uniform(TRUNKS, 0, "srl", state)
+    rows = first.take(3) + first.take(2)
+    again = Uniform(TRUNKS, 0, "srl", json.loads(json.dumps(state)))
+    assert rows + again.take(2) == Order(TRUNKS, 0, "srl").take(0, 7)
+
+
+# Informative: three levels of ten problems, two rows each
+
+
+ARMS = [level for level in ("easy", "middle", "hard") for _ in range(20)]
+ROWS = [f"{level}{i // 2}" for level in ("easy", "middle", "hard") for i in range(20)]
+PASS_RATE = {"easy": 0.98, "middle": 0.5, "hard": 0.01}
+
+
+def drawn(state: dict[str, Any], batches: int, rates: dict[str, float] = PASS_RATE) -> list[list[int]]:
+    selector = Informative(ROWS, ARMS, 0, "rlvr", state)
+    found = []
+    for _ in range(batches):
+        rows = selector.take(8)
+        selector.learn([(row, rates[ARMS[row]]) for row in rows])
+        found.append(rows)
+    return found
+
+
+def test_levels_near_one_half_come_most_and_none_is_forgotten() -> None:
+    rows = [row for batch in drawn({}, 60)[10:] for row in batch]
+    levels = Counter(ARMS[row] for row in rows)
+    assert levels["middle"] > 0.7 * len(rows)
+    assert min(levels.values()) > 0 and len(levels) == 3
+
+
+def test_it_follows_a_policy_that_improves() -> None:
+    state: dict[str, Any] = {}
+    drawn(state, 30)
+    later = [row for batch in drawn(state, 30, {"easy": 1.0, "middle": 0.98, "hard": 0.5})[10:] for row in batch]
+    assert Counter(ARMS[row] for row in later)["hard"] > 0.6 * len(later)
+
+
+def test_a_batch_holds_no_row_twice_and_keeps_trunks_together() -> None:
+    for batch in drawn({}, 50):
+        assert len(batch) == len(set(batch)) == 8
+        names = [ROWS[row] for row in batch]
+        assert len([n for i, n in enumerate(names) if i == 0 or names[i - 1] != n]) == len(set(names))
+
+
+def test_a_batch_larger_than_all_problems_ends_early() -> None:
+    assert sorted(Informative(["a", "b", "b"], ["x", "y", "y"], 0, "rlvr", {}).take(9)) == [0, 1, 2]
+
+
+def test_every_problem_of_a_level_comes_in_turn() -> None:
+    rows = [row for batch in drawn({}, 60) for row in batch if ARMS[row] == "middle"]
+    counts = Counter(rows)
+    assert set(counts) == {row for row, arm in enumerate(ARMS) if arm == "middle"}
+    assert max(counts.values()) - min(counts.values()) <= 1
+
+
+def test_the_state_says_everything_about_what_comes_next() -> None:
+    state: dict[str, Any] = {}
+    drawn(state, 5)
+    copied = json.loads(json.dumps(state))
+    assert drawn(state, 5) == drawn(copied, 5)
