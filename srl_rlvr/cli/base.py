@@ -1,0 +1,56 @@
+"""`srl-rlvr base build`: a small base model of our own, in minutes."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+
+def add_parser(commands: Any) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        "base",
+        help="make a small base model that can do single moves and cannot chain them",
+        description="`base build` pretrains a Llama of 4 million parameters on single moves of generated families,\n"
+        "never on solutions of several steps: a fast base on which learning shows.",
+        epilog='example:\n  srl-rlvr base build --out out/base\n  srl-rlvr train RUN.toml --set model.base="out/base"',
+    )
+    parser.add_argument("action", choices=["build"])
+    parser.add_argument("--out", metavar="DIR", type=Path, default=Path("out/base"), help="folder of the model")
+    parser.add_argument(
+        "--family",
+        metavar="NAME",
+        action="append",
+        dest="families",
+        help="a family whose moves it learns; repeatable (default: sums, number_sorting, leg_counting)",
+    )
+    parser.add_argument("--updates", metavar="N", type=int, default=1500, help="of 64 texts each (default: 1500)")
+    parser.add_argument("--seed", metavar="N", type=int, default=0)
+    return parser
+
+
+def run(options: argparse.Namespace) -> int:
+    from srl_rlvr import small_base
+    from srl_rlvr.errors import InputError
+
+    if options.updates < 1:
+        raise InputError(f"--updates is {options.updates}; it should be 1 or more")
+    if options.out.exists():
+        raise InputError(f"{options.out} is there already; name another folder by --out")
+    began = time.monotonic()
+
+    def observe(update: int, metrics: dict[str, float]) -> None:
+        if (update + 1) % max(1, options.updates // 20) == 0:
+            print(f"update {update + 1:>5} of {options.updates}   loss {metrics['loss']:.3f}   "
+                  f"{time.monotonic() - began:.0f} s", flush=True)  # fmt: skip
+
+    small_base.build(
+        options.out,
+        families=options.families or small_base.FAMILIES,
+        seed=options.seed,
+        updates=options.updates,
+        observe=observe,
+    )
+    print(f"model   {options.out}")
+    return 0

@@ -1,0 +1,85 @@
+"""What the small base learns from, and the model that comes of it; whether it learns is a matter of benchmarks."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from srl_rlvr import small_base
+from srl_rlvr.errors import InputError
+from srl_rlvr.examples import generated
+from srl_rlvr.model_types import task_llm
+from srl_rlvr.policies import base_models
+
+
+@pytest.fixture(scope="module")
+def problems() -> list[dict[str, Any]]:
+    return [row for name in small_base.FAMILIES for row in generated.generate(name, 60, 7).to_pylist()]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(problems: list[dict[str, Any]]) -> Any:
+    return small_base.train_tokenizer(problems)
+
+
+def test_digits_and_line_breaks_are_tokens_of_their_own(tokenizer: Any) -> None:
+    text = "451 - 82.5 = -37\nAnswer: ['1', '22']\n"
+    tokens = [tokenizer.decode([token]) for token in tokenizer.encode(text)]
+    assert "".join(tokens) == text
+    assert [token for token in tokens if any(c.isdigit() or c == "\n" for c in token)] == [
+        c for c in text if c.isdigit() or c == "\n"
+    ]
+
+
+def test_no_text_holds_two_lines_of_one_solution(problems: list[dict[str, Any]], tokenizer: Any) -> None:
+    owners: dict[str, set[str]] = {}
+    for row in problems:
+        for line in (*row["steps"], f"Answer: {row['reference']}"):
+            owners.setdefault(line, set()).add(row["id"])
+    pairs = 0
+    for given, predicted in itertools.islice(small_base.texts(problems, tokenizer, 0), 600):
+        text = tokenizer.decode(given + predicted)
+        lines = text.rpartition("assistant\n")[2].removeprefix("<|im_end|>").removesuffix("<|im_end|>")
+        found = [owners[line] for line in lines.strip().split("\n")]
+        if "assistant" in text:
+            assert len(found) == 1
+        for one, other in itertools.combinations(found, 2):
+            pairs += 1
+            assert len(one | other) > 1
+    assert pairs > 500
+
+
+def test_an_opening_is_the_chat_form_and_the_first_step(problems: list[dict[str, Any]], tokenizer: Any) -> None:
+    given, predicted = next(small_base.texts(problems, tokenizer, 1))
+    whole = given + predicted
+    row = next(r for r in problems if task_llm.encode_solution(tokenizer, r, think=False).trunk(1) == whole)
+    assert tokenizer.decode(whole).endswith(f"{row['prompt']}<|im_end|>\n<|im_start|>assistant\n{row['steps'][0]}\n")
+    assert tokenizer.decode(given).endswith("<|im_start|>user\n")
+
+
+def test_the_same_seed_builds_the_same_model(tmp_path: Path) -> None:
+    seen: list[float] = []
+    for name in ("a", "b"):
+        small_base.build(
+            tmp_path / name, families=["sums"], seed=3, updates=2, texts_per_update=8,
+            observe=lambda update, metrics: seen.append(metrics["loss"]),
+        )  # fmt: skip
+    assert seen[:2] == seen[2:]
+    first, second = (base_models.load_model(tmp_path / name) for name in ("a", "b"))
+    assert all(torch.equal(p, q) for p, q in zip(first.parameters(), second.parameters(), strict=True))
+    assert 3e6 < sum(p.numel() for p in first.parameters()) < 5e6
+    card = json.loads((tmp_path / "a" / "model_card.json").read_text())
+    assert card["families"] == ["sums"] and card["updates"] == 2
+    assert base_models.load_tokenizer(tmp_path / "a").eos_token == small_base.END
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_an_unknown_family_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="family 'summs' is not known; did you mean 'sums'"):
+        small_base.build(tmp_path / "a", families=["summs"], updates=1)
+    assert not list(tmp_path.iterdir())
