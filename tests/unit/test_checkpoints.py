@@ -28,7 +28,10 @@ def names(out: Path) -> list[str]:
 
 
 def test_a_checkpoint_is_read_as_it_was_written(tmp_path: Path) -> None:
-    state = State(1, 3, 17, 12, 999, 4.5, 2.25, {"base": [0.5, 0.25, 0.75]}, "run-7")
+    state = State(
+        stage=1, step=3, selector={"cursor": 17}, version=12, sampled_tokens=999, seconds=4.5, peak_memory_gib=2.25,
+        held_out={"base": [0.5, 0.25, 0.75]}, best_step=2, best_score=0.5, tracking_id="run-7", pending=[[1, 2]],
+    )  # fmt: skip
     history = History(
         [{"stage": "sft", "step": 0, "loss": 0.5}, {"stage": "srl", "step": 0, "reward": 0.25}], [ROLLOUT]
     )

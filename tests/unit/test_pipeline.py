@@ -629,8 +629,8 @@ def test_kept_rollouts_carry_the_advantage_they_were_trained_with(tokenizer: Any
 def run_with_dev(tokenizer: Any, out: Path, best: int, *stages: dict[str, Any], every: int = 1) -> Run:
     """`best` is the update after which all four dev problems are solved; one less for each update away from it."""
     run = make_run(tokenizer, out, varied, *stages, evaluation={"every": every})
-    run.dev = problems(4, first=200)
-    ids = run.dev["id"].to_pylist()
+    dev = run.dev = problems(4, first=200)
+    ids = dev["id"].to_pylist()
     crew: Any = run.crew
 
     def script(prompt_id: str, index: int, seed: int) -> tuple[str, float]:
