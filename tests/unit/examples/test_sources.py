@@ -49,6 +49,6 @@ def test_two_sources_that_share_problems_hold_back_what_either_holds_back(tmp_pa
 
 @pytest.mark.parametrize(("key", "value"), [("dev", 8), ("held_out", 10)])
 def test_a_file_of_which_nothing_is_left_to_train_on_is_refused(tmp_path: Path, key: str, value: int) -> None:
-    source = SourceConfig(**{"path": user_file(tmp_path, 10), "held_out": 2} | {key: value})
+    source = SourceConfig.model_validate({"path": user_file(tmp_path, 10), "held_out": 2} | {key: value})
     with pytest.raises(InputError, match=f"problems, and data.{key} is {value}: lower it"):
         load_all([source], 0)
