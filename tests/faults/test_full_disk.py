@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,17 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", folder], check=True)
 
 
+def wait_for(folder: Path, deadline_s: float = 300.0) -> None:
+    end = time.monotonic() + deadline_s
+    while not folder.is_dir():
+        assert time.monotonic() < end, f"no {folder} within {deadline_s:.0f} s"
+        time.sleep(0.01)
+
+
 def test_a_full_disk_ends_the_run_in_one_line_and_resume_goes_on(undisturbed: Any, small_disk: Path) -> None:
     out = small_disk / "out"
     run = Command(["train", undisturbed.run_file, "--out", out], small_disk.parent)
-    run.until("^srl +1/4")
+    wait_for(out / "checkpoints" / "update-000002-stage-1")  # two updates before the next one
     filler = small_disk / "filler"
     with filler.open("wb") as stream:
         stream.write(b"\0" * (shutil.disk_usage(small_disk).free - 300_000))
