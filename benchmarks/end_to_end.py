@@ -1,14 +1,15 @@
 """Whole training steps: `srl-rlvr train` against TRL's GRPOTrainer, each in a process of its own, step by step in turn.
 
     python benchmarks/end_to_end.py            six steps of either side, RLVR and SRL; the first of each is dropped
-    python benchmarks/end_to_end.py --quick    two steps, two samples of a prompt, 16 tokens
+    python benchmarks/end_to_end.py --quick    two steps on a random model of 4 million parameters: it works
     python benchmarks/end_to_end.py --task srl    one of the two only
 
 RLVR: sums of two one-digit numbers, 8 problems × 8 samples of up to 64 tokens. SRL: word problems with six expert
 steps, one problem × 6 steps × 8 samples of up to 60 tokens; TRL is given one row for each step, as one would make it do
 SRL, and the line break as its end token. Same model (SmolLM2-135M-Instruct, fp32, all weights), prompts in the same
 order, reward functions, group, temperature, clip range, learning rate, threads and allocator; TRL's other settings are
-its defaults. A step is everything between two steps: sampling, verification, update, hand-over of weights.
+its defaults. A step is everything between two steps: sampling, verification, update, hand-over of weights. Groups whose
+rewards are all alike have no gradient: ours leaves them out of the update, TRL computes them.
 Prints the reward of every step of both sides, a table, and one JSON line.
 """
 
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--model", default=MODEL, help=argparse.SUPPRESS)
     parser.add_argument("--task", choices=list(TASKS))
     options = parser.parse_args()
     steps, group = (2, 2) if options.quick else (6, GROUP)
@@ -44,20 +47,48 @@ def main() -> None:
         in_the_actors_environment()
         with tempfile.TemporaryDirectory() as folder:
             run = _run_ours if options.side == "srl-rlvr" else _run_trl
-            if options.quick:
-                TASKS[options.task]["max_tokens"] = 16
-            run(options.task, steps, group, Path(folder))
+            engine, context = ("transformers", 1024) if options.quick else ("vllm", 512)
+            run(Job(options.task, options.model, steps, group, engine, context), Path(folder))
         return
     figures = {}
-    for task in [options.task] if options.task else TASKS:
-        found = _in_turn(task, steps, options.quick)
-        figures[f"{task}_vs_trl"] = _report(task, found, group)
+    with tempfile.TemporaryDirectory() as folder:
+        model = _random_model(Path(folder) / "model") if options.quick else MODEL
+        for task in [options.task] if options.task else TASKS:
+            found = _in_turn(task, steps, ["--model", model, *(["--quick"] if options.quick else [])])
+            figures[f"{task}_vs_trl"] = _report(task, found, group)
     print(json.dumps({"benchmark": "end_to_end", "figures": figures, "machine": machine(), "commit": commit()}))
 
 
-def _in_turn(task: str, steps: int, quick: bool) -> dict[str, list[dict[str, float]]]:
+@dataclass(frozen=True)
+class Job:
+    """What both sides are to do."""
+
+    task: str
+    model: str
+    steps: int
+    group: int
+    engine: str
+    max_context: int
+
+    @property
+    def prompts(self) -> int:
+        return TASKS[self.task]["prompts"]
+
+    @property
+    def max_tokens(self) -> int:
+        return TASKS[self.task]["max_tokens"]
+
+
+def _random_model(folder: Path) -> str:
+    from srl_rlvr import small_base
+
+    small_base.build(folder, families=["gsm_symbolic"], updates=1)
+    return str(folder)
+
+
+def _in_turn(task: str, steps: int, arguments: list[str]) -> dict[str, list[dict[str, float]]]:
     """Both sides start and wait; then each makes one step while the other waits."""
-    command = [sys.executable, __file__, "--task", task, *(["--quick"] if quick else [])]
+    command = [sys.executable, __file__, "--task", task, *arguments]
     children = {
         side: subprocess.Popen([*command, "--side", side], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for side in SIDES
@@ -123,23 +154,24 @@ class Gate:
         print("@" + json.dumps(message), flush=True)
 
 
-def _run_file(task: str, steps: int, group: int, folder: Path) -> Path:
-    shape = TASKS[task]
-    _write_problems(task, folder / "problems.jsonl")
+def _run_file(job: Job, folder: Path) -> Path:
+    _write_problems(job.task, folder / "problems.jsonl")
     text = f"""
-name = "end-to-end-{task}"
+name = "end-to-end-{job.task}"
 [model]
-base = "{MODEL}"
-max_context = 512
+base = "{job.model}"
+max_context = {job.max_context}
+[engine]
+kind = "{job.engine}"
 [[data]]
 path = "problems.jsonl"
 held_out = 4
 [[stages]]
-kind = "{task}"
-steps = {steps}
-prompts_per_step = {shape["prompts"]}
-group_size = {group}
-max_tokens = {shape["max_tokens"]}
+kind = "{job.task}"
+steps = {job.steps}
+prompts_per_step = {job.prompts}
+group_size = {job.group}
+max_tokens = {job.max_tokens}
 learning_rate = {LEARNING_RATE}
 warmup_steps = 0
 clip_high = {CLIP_HIGH}
@@ -167,7 +199,7 @@ def _write_problems(task: str, path: Path) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
-def _run_ours(task: str, steps: int, group: int, folder: Path) -> None:
+def _run_ours(job: Job, folder: Path) -> None:
     """The command itself; its progress display is where a step is known to end."""
     from srl_rlvr.cli import main as command
     from srl_rlvr.cli import session
@@ -186,10 +218,10 @@ def _run_ours(task: str, steps: int, group: int, folder: Path) -> None:
             gate.wait()
 
     session.Progress = Turns
-    command(["train", str(_run_file(task, steps, group, folder)), "--out", str(folder / "out")])
+    command(["train", str(_run_file(job, folder)), "--out", str(folder / "out")])
 
 
-def _run_trl(task: str, steps: int, group: int, folder: Path) -> None:
+def _run_trl(job: Job, folder: Path) -> None:
     from datasets import Dataset
     from transformers import TrainerCallback
 
@@ -199,10 +231,10 @@ def _run_trl(task: str, steps: int, group: int, folder: Path) -> None:
 
     trl = import_trl()
     gate, rewards = Gate(), []
-    model = base_models.resolve(MODEL, model_cache())
+    model = base_models.resolve(job.model, model_cache())
     tokenizer = base_models.load_tokenizer(model)
-    rows = _rows_in_our_order(task, steps, group, folder, tokenizer)
-    if task == "srl":  # a step ends with its line break
+    rows = _rows_in_our_order(job, folder, tokenizer)
+    if job.task == "srl":  # a step ends with its line break
         tokenizer.eos_token_id = tokenizer.encode("\n", add_special_tokens=False)[0]
     network = base_models.load_model(model)
     network.generation_config.eos_token_id = tokenizer.eos_token_id
@@ -213,7 +245,7 @@ def _run_trl(task: str, steps: int, group: int, folder: Path) -> None:
         for row, ids in enumerate(completion_ids):
             name, reference, metadata = (columns[key][row] for key in ("verifier", "reference", "metadata"))
             ended = tokenizer.eos_token_id in ids
-            text = tokenizer.decode([token for token in ids if task == "srl" or token != tokenizer.eos_token_id])
+            text = tokenizer.decode([token for token in ids if job.task == "srl" or token != tokenizer.eos_token_id])
             about = json.loads(metadata) | {"finish_reason": "stop" if ended else "length"}
             found.append(find_verifier(name)(text, reference, about).reward)
         rewards.append(sum(found) / len(found))
@@ -234,11 +266,11 @@ def _run_trl(task: str, steps: int, group: int, folder: Path) -> None:
         save_strategy="no",
         disable_tqdm=True,
         shuffle_dataset=False,
-        max_steps=steps,
-        num_generations=group,
-        per_device_train_batch_size=group,
-        gradient_accumulation_steps=TASKS[task]["prompts"],
-        max_completion_length=TASKS[task]["max_tokens"],
+        max_steps=job.steps,
+        num_generations=job.group,
+        per_device_train_batch_size=job.group,
+        gradient_accumulation_steps=job.prompts,
+        max_completion_length=job.max_tokens,
         temperature=1.0,
         epsilon_high=CLIP_HIGH,
         learning_rate=LEARNING_RATE,
@@ -258,22 +290,22 @@ def _run_trl(task: str, steps: int, group: int, folder: Path) -> None:
     trainer.train()
 
 
-def _rows_in_our_order(task: str, steps: int, group: int, folder: Path, tokenizer: Any) -> list[dict[str, Any]]:
-    """The prompts of `steps` updates as text, in the order in which our run draws them."""
+def _rows_in_our_order(job: Job, folder: Path, tokenizer: Any) -> list[dict[str, Any]]:
+    """The prompts of all updates as text, in the order in which our run draws them."""
     from srl_rlvr import config as configs
     from srl_rlvr.examples import sources
     from srl_rlvr.examples.curriculum import Order
     from srl_rlvr.stages import rlvr, srl
 
-    config = configs.load(_run_file(task, steps, group, folder))
+    config = configs.load(_run_file(job, folder))
     stage: Any = config.stages[0]
     examples, _, _ = sources.load_all(config.data, config.seed)
-    if task == "srl":
+    if job.task == "srl":
         prompts = srl.prompts(examples, tokenizer, stage, config.think)
     else:
         prompts = rlvr.prompts(examples, tokenizer, stage.label, config.think)
     order = Order(prompts["trunk_id"].to_pylist(), config.seed, stage.label)
-    drawn = [row for i in range(steps) for row in order.take(i * TASKS[task]["prompts"], TASKS[task]["prompts"])]
+    drawn = [row for i in range(job.steps) for row in order.take(i * job.prompts, job.prompts)]
     keys = ("verifier", "reference", "metadata")
     return [
         {"prompt": tokenizer.decode(row["token_ids"])} | {key: row[key] for key in keys}
