@@ -1,6 +1,7 @@
-"""A small honest base model, made in minutes: it can do each move of the generated families and cannot chain them.
+"""A small honest base model, made in minutes: pretrained on the single moves of generated families.
 
-It stands before problems of several steps as a large model stands before competition problems. Its pretraining text:
+It is to stand before problems of several steps as a large model stands before competition problems: it can move, and
+cannot chain. How near it comes to that is in docs/results.md. Its pretraining text:
 
 - *openings*: a problem in the chat form, and the first line of its solution, no more;
 - *sheets*: lines of solutions in the order of chance, no two of one problem, then an answer line and the end.

@@ -11,7 +11,7 @@ from typing import Any
 def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         "base",
-        help="make a small base model that can do single moves and cannot chain them",
+        help="make a small base model, pretrained on single moves",
         description="`base build` pretrains a Llama of 4 million parameters on single moves of generated families,\n"
         "never on solutions of several steps: a fast base on which learning shows.",
         epilog='example:\n  srl-rlvr base build --out out/base\n  srl-rlvr train RUN.toml --set model.base="out/base"',
