@@ -13,7 +13,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "base",
         help="make a small base model, pretrained on single moves",
         description="`base build` pretrains a Llama of 4 million parameters on single moves of generated families,\n"
-        "never on solutions of several steps: a fast base on which learning shows.",
+        "never on solutions of several steps, so that training has to teach how to chain them.",
         epilog='example:\n  srl-rlvr base build --out out/base\n  srl-rlvr train RUN.toml --set model.base="out/base"',
     )
     parser.add_argument("action", choices=["build"])
