@@ -55,7 +55,7 @@ def train(config: RunConfig, out: Path, resume: bool, command: str) -> int:
         pipeline.check_fits_context(evaluated, tokenizer, config, limit)
     _check_steps(config, train_examples)
     _check_verifiers({name for table in (train_examples, dev, held_out) for name in table["verifier"].to_pylist()})
-    _check_disk(model, out)
+    _check_disk(model, out, with_best=dev.num_rows > 0)
     _begin_folder(out, config)
     stages = [(stage.label, _steps(stage, train_examples.num_rows)) for stage in config.stages]
     with Progress(stages) as progress, PeakMemory(state.peak_memory_gib) as memory:
@@ -143,11 +143,11 @@ def _check_verifiers(names: set[str]) -> None:
             )
 
 
-def _check_disk(model: Path, out: Path) -> None:
-    """Checkpoints (weights and two moments), one of them half written, the best, and the model must find room."""
+def _check_disk(model: Path, out: Path, with_best: bool) -> None:
+    """Three checkpoints (weights and two moments; one is half written), the best, and the model must find room."""
     weights = sum(file.stat().st_size for file in model.glob("*.safetensors"))
     place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
-    needed, free = 13 * weights, shutil.disk_usage(place).free
+    needed, free = (13 if with_best else 10) * weights, shutil.disk_usage(place).free
     if free < needed:
         raise InputError(
             f"{place} has {free / 2**30:.1f} GiB free; checkpoints and the model need {needed / 2**30:.1f} GiB: free "

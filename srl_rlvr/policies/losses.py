@@ -74,8 +74,7 @@ def policy_gradient_loss(
 
 def cross_entropy_loss(logprobs_T: torch.Tensor) -> TokenLoss:
     """Sum of -log π over the expert's tokens."""
-    zero = torch.zeros((), device=logprobs_T.device)
-    return TokenLoss(-logprobs_T.sum(), zero, zero)
+    return likelihood_loss(logprobs_T, torch.ones_like(logprobs_T))
 
 
 def likelihood_loss(logprobs_T: torch.Tensor, weights_T: torch.Tensor) -> TokenLoss:
