@@ -60,21 +60,37 @@ class History:
 
 
 def write(out: Path, state: State, history: History, config: str, save_learner: Callable[[Path], None]) -> Path:
-    """One whole checkpoint under `out/checkpoints`; older ones are deleted once it stands.
+    """One whole checkpoint under `out/checkpoints`; older ones go once it stands. Raises as `_in_one_piece`."""
 
-    Raises RunError where it could not be written: then nothing of it is left and the older ones stay.
+    def fill(folder: Path) -> None:
+        save_learner(folder)
+        pq.write_table(history.metrics_table(), folder / "metrics.parquet")
+        pq.write_table(history.rollout_table(), folder / "rollouts.parquet")
+        (folder / "config.json").write_text(config)
+        (folder / "state.json").write_text(json.dumps(asdict(state), indent=2))
+
+    final = out / "checkpoints" / f"update-{state.version:06d}-stage-{state.stage}"
+    _in_one_piece(out, final, fill)
+    for old in _complete(out)[:-_KEEP]:
+        shutil.rmtree(old)
+    return final
+
+
+def write_best(out: Path, save_learner: Callable[[Path], None]) -> None:
+    """The learner's present state as `out/best`, in place of an older one. Raises as `_in_one_piece`."""
+    _in_one_piece(out, out / BEST, save_learner)
+
+
+def _in_one_piece(out: Path, final: Path, fill: Callable[[Path], None]) -> None:
+    """Have a folder beside `final` filled and give it that name once it is whole.
+
+    Raises RunError where it could not be written: then nothing of it is left and what stood there stays.
     """
-    root = out / "checkpoints"
-    final = root / f"update-{state.version:06d}-stage-{state.stage}"
-    partial = root / f".{final.name}"
+    partial = final.with_name(f".{final.name}")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        save_learner(partial)
-        pq.write_table(history.metrics_table(), partial / "metrics.parquet")
-        pq.write_table(history.rollout_table(), partial / "rollouts.parquet")
-        (partial / "config.json").write_text(config)
-        (partial / "state.json").write_text(json.dumps(asdict(state), indent=2))
+        fill(partial)
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
     except (OSError, RunError) as error:
@@ -87,24 +103,6 @@ def write(out: Path, state: State, history: History, config: str, save_learner: 
             f"cannot write checkpoint {final}: {str(error).strip().splitlines()[0]} ({free_gib:.1f} GiB free); "
             f"{kept}; free some space and go on with --resume"
         ) from None
-    for old in _complete(out)[:-_KEEP]:
-        shutil.rmtree(old)
-    return final
-
-
-def write_best(out: Path, save_learner: Callable[[Path], None]) -> Path:
-    """The learner's present state as `out/best`, in place of an older one. Raises RunError if it cannot be written."""
-    final, partial = out / BEST, out / f".{BEST}"
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save_learner(partial)
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-    except (OSError, RunError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise RunError(f"cannot write {final}: {str(error).strip().splitlines()[0]}; free some space") from None
-    return final
 
 
 def latest(out: Path) -> Path | None:

@@ -86,6 +86,19 @@ def test_what_a_killed_run_left_half_written_is_no_checkpoint(tmp_path: Path) ->
     assert names(tmp_path) == ["update-000001-stage-0", "update-000002-stage-0"]
 
 
+def test_best_weights_that_cannot_be_written_leave_the_better_ones_of_before(tmp_path: Path) -> None:
+    checkpoints.write_best(tmp_path, save_learner)
+
+    def fails(folder: Path) -> None:
+        (folder / "learner.pt").write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    with pytest.raises(RunError, match="cannot write checkpoint .*best: No space left .*go on with --resume"):
+        checkpoints.write_best(tmp_path, fails)
+    assert [path.name for path in tmp_path.iterdir()] == [checkpoints.BEST]
+    assert (tmp_path / checkpoints.BEST / "learner.pt").read_bytes() == b"weights"
+
+
 def test_a_run_without_checkpoints_has_no_latest(tmp_path: Path) -> None:
     assert checkpoints.latest(tmp_path) is None
 
