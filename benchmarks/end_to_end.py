@@ -82,7 +82,7 @@ class Job:
 def _random_model(folder: Path) -> str:
     from srl_rlvr import small_base
 
-    small_base.build(folder, families=["gsm_symbolic"], updates=1)
+    small_base.build(folder, families={"gsm_symbolic": {}}, problems=200, updates=1)
     return str(folder)
 
 

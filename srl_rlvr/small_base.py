@@ -3,8 +3,9 @@
 It is to stand before problems of several steps as a large model stands before competition problems: it can move, and
 cannot chain. How near it comes to that is in docs/results.md. Its pretraining text:
 
-- *openings*: a problem in the chat form, and the first line of its solution, no more;
-- *sheets*: lines of solutions in the order of chance, no two of one problem, then an answer line and the end.
+- *openings*: a problem in the chat form, given, and the first line of its solution, predicted; short problems first;
+- *sheets*: lines of solutions in the order of chance, no two of one problem, then an answer line and the end. They come
+  when openings have taught it to copy from the problem: with them from the start it learns to look at nothing.
 
 No text holds two lines of one solution, so that whatever chains moves was learned in training afterwards.
 A Llama of 4 million parameters; its tokenizer writes each digit, and each line break, as one token.
@@ -15,7 +16,7 @@ from __future__ import annotations
 import math
 import random
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,11 @@ from srl_rlvr.model_types import task_llm
 from srl_rlvr.policies.losses import UpdateSpec
 from srl_rlvr.seeds import derived_seed
 
-FAMILIES = ("sums", "number_sorting", "leg_counting")
+FAMILIES: dict[str, dict[str, Any]] = {  # with the params that its problems are drawn with
+    "sums": {"min_terms": 2, "max_terms": 8, "min_digits": 1, "max_digits": 1},
+    "number_filtering": {"min_numbers": 2, "max_numbers": 7, "min_decimals": 0, "max_decimals": 0},
+    "number_sorting": {"min_numbers": 3, "max_numbers": 7, "max_decimals": 0, "min_value": -9, "max_value": 9},
+}
 VOCABULARY = 512
 END = "<|im_end|>"
 _SPECIAL = [END, "<|im_start|>"]
@@ -36,45 +41,46 @@ _TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 _LONGEST_SHEET = 8
-_PROBLEMS = 20_000  # of each family, at most
+_FOR_TOKENIZER = 2_000  # problems of each family
+_SHEETS_AFTER = 0.2  # of all updates; then they are a fourth of the texts
+_ALL_LENGTHS_AFTER = 0.45  # of all updates; before that only the shorter problems are drawn
 
 
 def build(
     folder: Path,
     *,
-    families: Sequence[str] = FAMILIES,
+    families: Mapping[str, dict[str, Any]] = FAMILIES,
     seed: int = 0,
-    updates: int = 1_500,
-    texts_per_update: int = 64,
-    learning_rate: float = 2e-3,
+    updates: int = 1_000,
+    texts_per_update: int = 32,
+    problems: int = 10_000,
+    learning_rate: float = 1e-3,
     observe: Callable[[int, dict[str, float]], None] = lambda update, metrics: None,
 ) -> None:
     """Write the pretrained model, its tokenizer and its card to `folder`, in Hugging Face layout.
 
-    The same seed gives the same model on the same machine. `observe` is told each update's metrics.
-    Raises InputError where a family is not known.
+    `problems` are drawn of each family. The same seed gives the same model on the same machine. `observe` is told each
+    update's metrics. Raises InputError where a family or a param is not known or there are fewer problems.
     """
     from srl_rlvr.policies.text import TextPolicy
 
-    count = min(_PROBLEMS, texts_per_update * (updates + 1))
-    problems = [
-        row
-        for name in families
-        for row in generated.generate(name, count, derived_seed("base", name, seed)).to_pylist()
-    ]
+    rows = {
+        name: generated.generate(name, problems, derived_seed("base", name, seed), params).to_pylist()
+        for name, params in families.items()
+    }
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    tokenizer = train_tokenizer(problems)
+    tokenizer = train_tokenizer([row for of_family in rows.values() for row in of_family[:_FOR_TOKENIZER]])
     tokenizer.save_pretrained(partial)
     _random_model(tokenizer, seed).save_pretrained(partial)
     policy = TextPolicy(partial, tokens_per_microbatch=4096, weight_decay=0.01, seed=seed)
-    stream = texts(problems, tokenizer, seed)
+    texts = Texts(list(rows.values()), tokenizer, seed)
     for update in range(updates):
-        batch = _as_samples([next(stream) for _ in range(texts_per_update)])
+        batch = _as_samples(texts.batch(texts_per_update, update / updates))
         rate = learning_rate * _schedule(update, updates)
         observe(update, policy.update(batch, UpdateSpec("cross_entropy", rate)))
-    card = {"model_type": task_llm.NAME, "base": "none", "families": list(families), "seed": seed, "updates": updates}
+    card = {"model_type": task_llm.NAME, "base": "none", "families": dict(families), "seed": seed, "updates": updates}
     policy.save_model(partial, card)
     partial.rename(folder)
 
@@ -107,35 +113,34 @@ def train_tokenizer(problems: Sequence[dict[str, Any]], vocabulary: int = VOCABU
     return fast
 
 
-def texts(problems: Sequence[dict[str, Any]], tokenizer: Any, seed: int) -> Iterator[tuple[list[int], list[int]]]:
-    """Endless (given, to be predicted) token sequences, an opening and a sheet in turn."""
-    draw = random.Random(f"base:{seed}")
-    by_family: dict[str, list[dict[str, Any]]] = {}
-    for row in problems:
-        by_family.setdefault(row["task"], []).append(row)
-    families = list(by_family.values())
-    header = _common_prefix([task_llm.encode_prompt(tokenizer, text, think=False) for text in ("A", "0")])
-    while True:
-        opening = task_llm.encode_solution(tokenizer, draw.choice(problems), think=False).trunk(1)
-        yield opening[:header], opening[header:]
-        yield (
-            [tokenizer.eos_token_id],
-            _sheet(draw.sample(draw.choice(families), 1 + draw.randint(1, _LONGEST_SHEET)), draw, tokenizer),
-        )
+class Texts:
+    """What is learned from: (given, to be predicted) token sequences, drawn from problems by family."""
 
+    def __init__(self, families: Sequence[Sequence[dict[str, Any]]], tokenizer: Any, seed: int):
+        self._families = [sorted(rows, key=lambda row: len(row["prompt"])) for rows in families]
+        self._tokenizer = tokenizer
+        self._draw = random.Random(f"base:{seed}")
 
-def _sheet(problems: Sequence[dict[str, Any]], draw: random.Random, tokenizer: Any) -> list[int]:
-    """One line of each problem (of one family) but the last, whose answer line ends the sheet."""
-    *others, last = problems
-    lines = [f"{draw.choice(problem['steps'])}\n" for problem in others] + [f"Answer: {last['reference']}"]
-    return [token for line in lines for token in tokenizer.encode(line, add_special_tokens=False)] + [
-        tokenizer.eos_token_id
-    ]
+    def batch(self, count: int, progress: float) -> list[tuple[list[int], list[int]]]:
+        """The texts of one update; `progress` in [0, 1) says how far the pretraining is."""
+        sheets = count // 4 if progress >= _SHEETS_AFTER else 0
+        lengths = min(1.0, 0.1 + 0.9 * progress / _ALL_LENGTHS_AFTER)
+        return [self._opening(lengths) for _ in range(count - sheets)] + [self._sheet() for _ in range(sheets)]
 
+    def _opening(self, lengths: float) -> tuple[list[int], list[int]]:
+        """Of a problem among the shorter ones: `lengths` is the share that is drawn from."""
+        rows = self._draw.choice(self._families)
+        row = rows[self._draw.randrange(math.ceil(lengths * len(rows)))]
+        solution = task_llm.encode_solution(self._tokenizer, row, think=False)
+        return solution.prompt, solution.steps[0]
 
-def _common_prefix(sequences: Sequence[list[int]]) -> int:
-    """How many tokens all of them begin with."""
-    return next(i for i, tokens in enumerate(zip(*sequences, strict=False)) if len(set(tokens)) > 1)
+    def _sheet(self) -> tuple[list[int], list[int]]:
+        """One line of each of a few problems, but of the last its answer, which ends the sheet."""
+        *others, last = self._draw.sample(self._draw.choice(self._families), 1 + self._draw.randint(1, _LONGEST_SHEET))
+        lines = [f"{self._draw.choice(row['steps'])}\n" for row in others] + [f"Answer: {last['reference']}"]
+        tokens = [token for line in lines for token in self._tokenizer.encode(line, add_special_tokens=False)]
+        end = self._tokenizer.eos_token_id
+        return [end], [*tokens, end]
 
 
 def _as_samples(batch: Sequence[tuple[list[int], list[int]]]) -> pa.Table:
@@ -179,6 +184,7 @@ def _random_model(tokenizer: Any, seed: int) -> Any:
             num_key_value_heads=4,
             max_position_embeddings=1024,
             tie_word_embeddings=True,
+            initializer_range=1 / 16,  # 1 / sqrt(hidden_size); with the usual 0.02 copying comes several times later
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.eos_token_id,

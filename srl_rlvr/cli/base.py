@@ -23,9 +23,10 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         metavar="NAME",
         action="append",
         dest="families",
-        help="a family whose moves it learns; repeatable (default: sums, number_sorting, leg_counting)",
+        help="a family whose moves it learns; repeatable (default: sums, number_filtering, number_sorting)",
     )
-    parser.add_argument("--updates", metavar="N", type=int, default=1500, help="of 64 texts each (default: 1500)")
+    parser.add_argument("--updates", metavar="N", type=int, default=1000, help="of 32 texts each (default: 1000)")
+    parser.add_argument("--problems", metavar="N", type=int, default=10_000, help="of each family (default: 10000)")
     parser.add_argument("--seed", metavar="N", type=int, default=0)
     return parser
 
@@ -34,8 +35,9 @@ def run(options: argparse.Namespace) -> int:
     from srl_rlvr import small_base
     from srl_rlvr.errors import InputError
 
-    if options.updates < 1:
-        raise InputError(f"--updates is {options.updates}; it should be 1 or more")
+    for flag in ("updates", "problems"):
+        if getattr(options, flag) < 1:
+            raise InputError(f"--{flag} is {getattr(options, flag)}; it should be 1 or more")
     if options.out.exists():
         raise InputError(f"{options.out} is there already; name another folder by --out")
     began = time.monotonic()
@@ -47,7 +49,8 @@ def run(options: argparse.Namespace) -> int:
 
     small_base.build(
         options.out,
-        families=options.families or small_base.FAMILIES,
+        families={name: {} for name in options.families} if options.families else small_base.FAMILIES,
+        problems=options.problems,
         seed=options.seed,
         updates=options.updates,
         observe=observe,

@@ -19,12 +19,19 @@ from srl_rlvr.policies import base_models
 
 @pytest.fixture(scope="module")
 def problems() -> list[dict[str, Any]]:
-    return [row for name in small_base.FAMILIES for row in generated.generate(name, 60, 7).to_pylist()]
+    families = small_base.FAMILIES.items()
+    return [row for name, params in families for row in generated.generate(name, 60, 7, params).to_pylist()]
 
 
 @pytest.fixture(scope="module")
 def tokenizer(problems: list[dict[str, Any]]) -> Any:
     return small_base.train_tokenizer(problems)
+
+
+@pytest.fixture
+def texts(problems: list[dict[str, Any]], tokenizer: Any) -> small_base.Texts:
+    by_family = [[row for row in problems if row["task"] == name] for name in small_base.FAMILIES]
+    return small_base.Texts(by_family, tokenizer, seed=0)
 
 
 def test_digits_and_line_breaks_are_tokens_of_their_own(tokenizer: Any) -> None:
@@ -36,13 +43,15 @@ def test_digits_and_line_breaks_are_tokens_of_their_own(tokenizer: Any) -> None:
     ]
 
 
-def test_no_text_holds_two_lines_of_one_solution(problems: list[dict[str, Any]], tokenizer: Any) -> None:
+def test_no_text_holds_two_lines_of_one_solution(
+    problems: list[dict[str, Any]], tokenizer: Any, texts: small_base.Texts
+) -> None:
     owners: dict[str, set[str]] = {}
     for row in problems:
         for line in (*row["steps"], f"Answer: {row['reference']}"):
             owners.setdefault(line, set()).add(row["id"])
     pairs = 0
-    for given, predicted in itertools.islice(small_base.texts(problems, tokenizer, 0), 600):
+    for given, predicted in texts.batch(600, progress=0.9):
         text = tokenizer.decode(given + predicted)
         lines = text.rpartition("assistant\n")[2].removeprefix("<|im_end|>").removesuffix("<|im_end|>")
         found = [owners[line] for line in lines.strip().split("\n")]
@@ -54,19 +63,25 @@ def test_no_text_holds_two_lines_of_one_solution(problems: list[dict[str, Any]],
     assert pairs > 500
 
 
-def test_an_opening_is_the_chat_form_and_the_first_step(problems: list[dict[str, Any]], tokenizer: Any) -> None:
-    given, predicted = next(small_base.texts(problems, tokenizer, 1))
-    whole = given + predicted
-    row = next(r for r in problems if task_llm.encode_solution(tokenizer, r, think=False).trunk(1) == whole)
-    assert tokenizer.decode(whole).endswith(f"{row['prompt']}<|im_end|>\n<|im_start|>assistant\n{row['steps'][0]}\n")
-    assert tokenizer.decode(given).endswith("<|im_start|>user\n")
+def test_an_opening_is_a_problem_and_the_first_step_that_is_predicted(
+    problems: list[dict[str, Any]], tokenizer: Any, texts: small_base.Texts
+) -> None:
+    for given, predicted in texts.batch(8, progress=0.9)[:6]:
+        row = next(r for r in problems if task_llm.encode_prompt(tokenizer, r["prompt"], think=False) == given)
+        assert tokenizer.decode(predicted) == f"{row['steps'][0]}\n"
+
+
+def test_short_problems_come_first_and_sheets_after_a_fifth(tokenizer: Any, texts: small_base.Texts) -> None:
+    first, late = texts.batch(64, progress=0.0), texts.batch(64, progress=0.9)
+    assert max(len(given) for given, _ in first) < max(len(given) for given, _ in late)
+    assert [sum(given == [tokenizer.eos_token_id] for given, _ in batch) for batch in (first, late)] == [0, 16]
 
 
 def test_the_same_seed_builds_the_same_model(tmp_path: Path) -> None:
     seen: list[float] = []
     for name in ("a", "b"):
         small_base.build(
-            tmp_path / name, families=["sums"], seed=3, updates=2, texts_per_update=8,
+            tmp_path / name, families={"sums": {}}, seed=3, updates=2, texts_per_update=8, problems=40,
             observe=lambda update, metrics: seen.append(metrics["loss"]),
         )  # fmt: skip
     assert seen[:2] == seen[2:]
@@ -74,12 +89,12 @@ def test_the_same_seed_builds_the_same_model(tmp_path: Path) -> None:
     assert all(torch.equal(p, q) for p, q in zip(first.parameters(), second.parameters(), strict=True))
     assert 3e6 < sum(p.numel() for p in first.parameters()) < 5e6
     card = json.loads((tmp_path / "a" / "model_card.json").read_text())
-    assert card["families"] == ["sums"] and card["updates"] == 2
+    assert card["families"] == {"sums": {}} and card["updates"] == 2
     assert base_models.load_tokenizer(tmp_path / "a").eos_token == small_base.END
     assert not list(tmp_path.glob(".*"))
 
 
 def test_an_unknown_family_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="family 'summs' is not known; did you mean 'sums'"):
-        small_base.build(tmp_path / "a", families=["summs"], updates=1)
+        small_base.build(tmp_path / "a", families={"summs": {}}, updates=1)
     assert not list(tmp_path.iterdir())
