@@ -10,7 +10,7 @@ TORCH := $(shell sed -n 's/^torch==//p' requirements-cpu.lock)
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help install install-dev quickstart test test-integration test-faults lint format bench clean
+.PHONY: help install install-dev quickstart test test-integration test-faults lint format bench paper-table clean
 
 help:
 	@echo "make install            the environment in $(VENV), from requirements-cpu.lock"
@@ -19,7 +19,8 @@ help:
 	@echo "make test-integration   tests that start Ray and engines"
 	@echo "make test-faults        tests that kill and hang parts of a running system"
 	@echo "make lint               ruff, formatting, types (make format repairs the first two)"
-	@echo "make bench              every benchmark"
+	@echo "make bench              every benchmark but the next"
+	@echo "make paper-table        which stages learn most from how many demonstrations: hours, can be interrupted"
 	@echo "make clean              removes $(VENV) and caches"
 
 install: $(VENV)/.installed
@@ -70,10 +71,13 @@ format: install-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+paper-table: install-dev
+	@$(BIN)/python benchmarks/paper_table.py
+
 bench: install-dev
 	@for file in benchmarks/*.py; do \
 		[ -e "$$file" ] || { echo "error: benchmarks/ holds no benchmark" >&2; exit 2; }; \
-		case $$file in */_*) continue;; esac; \
+		case $$file in */_*|*/paper_table.py) continue;; esac; \
 		echo "== $$file"; $(BIN)/python "$$file"; \
 	done
 

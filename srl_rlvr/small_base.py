@@ -4,8 +4,11 @@ It is to stand before problems of several steps as a large model stands before c
 cannot chain. How near it comes to that is in docs/results.md. Its pretraining text:
 
 - *openings*: a problem in the chat form, given, and the first line of its solution, predicted; short problems first;
-- *sheets*: lines of solutions in the order of chance, no two of one problem, then an answer line and the end. They come
-  when openings have taught it to copy from the problem: with them from the start it learns to look at nothing.
+- *echoes*: a problem in the chat form and a piece of it again, whose end is predicted: what comes after what;
+- *sheets*: lines of solutions in the order of chance, no two of one problem, then an answer line and the end.
+
+Echoes and sheets come when openings have taught it to look at the problem: with sheets from the start it does not learn
+that. Without echoes no chain is learned from a few dozen solutions, by whatever method.
 
 No text holds two lines of one solution, so that whatever chains moves was learned in training afterwards.
 A Llama of 4 million parameters; its tokenizer writes each digit, and each line break, as one token.
@@ -29,9 +32,9 @@ from srl_rlvr.policies.losses import UpdateSpec
 from srl_rlvr.seeds import derived_seed
 
 FAMILIES: dict[str, dict[str, Any]] = {  # with the params that its problems are drawn with
-    "sums": {"min_terms": 2, "max_terms": 8, "min_digits": 1, "max_digits": 1},
     "number_filtering": {"min_numbers": 2, "max_numbers": 7, "min_decimals": 0, "max_decimals": 0},
     "number_sorting": {"min_numbers": 3, "max_numbers": 7, "max_decimals": 0, "min_value": -9, "max_value": 9},
+    "word_sorting": {"min_words": 3, "max_words": 7, "max_word_length": 4},
 }
 VOCABULARY = 512
 END = "<|im_end|>"
@@ -41,8 +44,9 @@ _TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 _LONGEST_SHEET = 8
+_ECHO_GIVEN, _ECHO_PREDICTED = 4, 20  # tokens at most
 _FOR_TOKENIZER = 2_000  # problems of each family
-_SHEETS_AFTER = 0.2  # of all updates; then they are a fourth of the texts
+_ONLY_OPENINGS_UNTIL = 0.2  # of all updates; then half of the texts are openings, a fourth echoes, a fourth sheets
 _ALL_LENGTHS_AFTER = 0.45  # of all updates; before that only the shorter problems are drawn
 
 
@@ -51,7 +55,7 @@ def build(
     *,
     families: Mapping[str, dict[str, Any]] = FAMILIES,
     seed: int = 0,
-    updates: int = 1_000,
+    updates: int = 1_200,
     texts_per_update: int = 32,
     problems: int = 10_000,
     learning_rate: float = 1e-3,
@@ -123,9 +127,13 @@ class Texts:
 
     def batch(self, count: int, progress: float) -> list[tuple[list[int], list[int]]]:
         """The texts of one update; `progress` in [0, 1) says how far the pretraining is."""
-        sheets = count // 4 if progress >= _SHEETS_AFTER else 0
+        others = count // 4 if progress >= _ONLY_OPENINGS_UNTIL else 0
         lengths = min(1.0, 0.1 + 0.9 * progress / _ALL_LENGTHS_AFTER)
-        return [self._opening(lengths) for _ in range(count - sheets)] + [self._sheet() for _ in range(sheets)]
+        return (
+            [self._opening(lengths) for _ in range(count - 2 * others)]
+            + [self._echo() for _ in range(others)]
+            + [self._sheet() for _ in range(others)]
+        )
 
     def _opening(self, lengths: float) -> tuple[list[int], list[int]]:
         """Of a problem among the shorter ones: `lengths` is the share that is drawn from."""
@@ -133,6 +141,14 @@ class Texts:
         row = rows[self._draw.randrange(math.ceil(lengths * len(rows)))]
         solution = task_llm.encode_solution(self._tokenizer, row, think=False)
         return solution.prompt, solution.steps[0]
+
+    def _echo(self) -> tuple[list[int], list[int]]:
+        row = self._draw.choice(self._draw.choice(self._families))
+        tokens = self._tokenizer.encode(row["prompt"], add_special_tokens=False)
+        start = self._draw.randrange(len(tokens) - 1)
+        given = min(start + self._draw.randint(1, _ECHO_GIVEN), len(tokens) - 1)
+        prompt = task_llm.encode_prompt(self._tokenizer, row["prompt"], think=False)
+        return prompt + tokens[start:given], tokens[given : given + _ECHO_PREDICTED]
 
     def _sheet(self) -> tuple[list[int], list[int]]:
         """One line of each of a few problems, but of the last its answer, which ends the sheet."""

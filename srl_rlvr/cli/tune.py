@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
     status = "FAILED"
     try:
         results = _search(config, space, options.run_file.resolve(), out)
-        rows = sorted(results, key=lambda row: -row["best"])
+        rows = sorted(results, key=lambda row: (-row["best"], row["overrides"]))
         (out / "trials.json").write_text(json.dumps(rows, indent=2) + "\n")
         _print_trials(rows)
         scored = [row for row in rows if not row["error"]]

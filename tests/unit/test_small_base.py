@@ -51,7 +51,8 @@ def test_no_text_holds_two_lines_of_one_solution(
         for line in (*row["steps"], f"Answer: {row['reference']}"):
             owners.setdefault(line, set()).add(row["id"])
     pairs = 0
-    for given, predicted in texts.batch(600, progress=0.9):
+    batch = texts.batch(600, progress=0.9)
+    for given, predicted in batch[:300] + batch[450:]:  # openings and sheets
         text = tokenizer.decode(given + predicted)
         lines = text.rpartition("assistant\n")[2].removeprefix("<|im_end|>").removesuffix("<|im_end|>")
         found = [owners[line] for line in lines.strip().split("\n")]
@@ -66,12 +67,19 @@ def test_no_text_holds_two_lines_of_one_solution(
 def test_an_opening_is_a_problem_and_the_first_step_that_is_predicted(
     problems: list[dict[str, Any]], tokenizer: Any, texts: small_base.Texts
 ) -> None:
-    for given, predicted in texts.batch(8, progress=0.9)[:6]:
+    for given, predicted in texts.batch(8, progress=0.9)[:4]:
         row = next(r for r in problems if task_llm.encode_prompt(tokenizer, r["prompt"], think=False) == given)
         assert tokenizer.decode(predicted) == f"{row['steps'][0]}\n"
 
 
-def test_short_problems_come_first_and_sheets_after_a_fifth(tokenizer: Any, texts: small_base.Texts) -> None:
+def test_an_echo_is_a_piece_of_its_own_problem(tokenizer: Any, texts: small_base.Texts) -> None:
+    for given, predicted in texts.batch(32, progress=0.9)[16:24]:
+        problem, _, piece = tokenizer.decode(given).rpartition("<|im_end|>\n<|im_start|>assistant\n")
+        assert piece + tokenizer.decode(predicted) in problem
+        assert piece and predicted
+
+
+def test_short_problems_come_first_and_only_openings_until_a_fifth(tokenizer: Any, texts: small_base.Texts) -> None:
     first, late = texts.batch(64, progress=0.0), texts.batch(64, progress=0.9)
     assert max(len(given) for given, _ in first) < max(len(given) for given, _ in late)
     assert [sum(given == [tokenizer.eos_token_id] for given, _ in batch) for batch in (first, late)] == [0, 16]
