@@ -195,6 +195,7 @@ def run(cell: Cell, place: Place) -> None:
     line = {
         "cell": vars(cell),
         "recipe": recipe(cell, place),
+        "base": base_digest(place),
         "minutes": minutes,
         "here": score(model, here, task, cell.seed),
         "longer": score(model, longer, task, cell.seed),
@@ -206,16 +207,24 @@ def run(cell: Cell, place: Place) -> None:
 
 
 def recipe(cell: Cell, place: Place) -> str:
-    """Names how a cell is run: a score of another recipe does not count."""
+    """Names how a cell is run."""
     return hashlib.sha256(run_file(cell, place, SEQUENCES[cell.sequence]).encode()).hexdigest()[:12]
 
 
 def read_scores(place: Place) -> dict[Cell, Any]:
+    """The newest line of each cell; those of another recipe or another base do not count."""
     if not place.scores.is_file():
         return {}
     lines = [json.loads(line) for line in place.scores.read_text().splitlines()]
-    found = {Cell(**line["cell"]): line for line in lines}
+    base = base_digest(place) if place.base.is_dir() else lines[-1]["base"]
+    found = {Cell(**line["cell"]): line for line in lines if line["base"] == base}
     return {cell: line for cell, line in found.items() if line["recipe"] == recipe(cell, place)}
+
+
+def base_digest(place: Place) -> str:
+    """Machines of other instruction sets round otherwise, so they make another base of the same seed."""
+    with (place.base / "model.safetensors").open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
 def run_file(cell: Cell, place: Place, stages: list[tuple[str, float]]) -> str:
@@ -306,12 +315,14 @@ def print_table(found: dict[Cell, Any]) -> None:
 
 def plot(found: dict[Cell, Any], path: Path) -> None:
     """Greedy pass rate against demonstrations, a line for each sequence, of the family with several columns."""
+    family = next(name for name, task in TASKS.items() if len(task.demonstrations) > 1)
+    if not any(cell.family == family for cell in found):
+        return
     import matplotlib
 
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    family = next(name for name, task in TASKS.items() if len(task.demonstrations) > 1)
     figure, axes = pyplot.subplots(figsize=(7, 4))
     for sequence in SEQUENCES:
         of: dict[int, list[float]] = {}
