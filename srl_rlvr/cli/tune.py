@@ -61,6 +61,8 @@ def run(options: argparse.Namespace) -> int:
         rows = sorted(results, key=lambda row: (-row["best"], row["overrides"]))
         (out / "trials.json").write_text(json.dumps(rows, indent=2) + "\n")
         _print_trials(rows)
+        if not all(row["done"] or row["error"] for row in results):
+            raise RunError(f"stopped before all trials were done; go on with --out {out} --resume")
         scored = [row for row in rows if not row["error"]]
         if not scored:
             raise RunError(f"no trial came to an end: {rows[0]['error']}; their output is below {out / _TRIALS}")
@@ -116,6 +118,7 @@ def _search(config: RunConfig, space: SearchSpace, run_file: Path, out: Path) ->
             "overrides": [search_space.override(key, value) for key, value in (result.config or {}).items()],
             "best": float((result.metrics or {}).get("best", -1.0)),
             "updates": int((result.metrics or {}).get("updates", 0)),
+            "done": bool((result.metrics or {}).get("done")),
             "error": str(result.error).strip().splitlines()[-1] if result.error else "",
         }
         for result in found
