@@ -8,7 +8,7 @@ cannot chain. How near it comes to that is in docs/results.md. Its pretraining t
 - *sheets*: lines of solutions in the order of chance, no two of one problem, then an answer line and the end.
 
 Echoes and sheets come when openings have taught it to look at the problem: with sheets from the start it does not learn
-that. Without echoes no chain is learned from a few dozen solutions, by whatever method.
+that. Without echoes neither SFT nor SRL learned any chain from 64 solutions (docs/results.md).
 
 No text holds two lines of one solution, so that whatever chains moves was learned in training afterwards.
 A Llama of 4 million parameters; its tokenizer writes each digit, and each line break, as one token.
