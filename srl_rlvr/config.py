@@ -11,7 +11,7 @@ import json
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -304,7 +304,7 @@ def parse(tree: dict[str, Any], origin: str) -> RunConfig:
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
-        raise InputError(f"{origin}: {_explain(error)}") from None
+        raise InputError(f"{origin}: {explain(error)}") from None
 
 
 def dump(config: RunConfig) -> str:
@@ -363,13 +363,13 @@ def _child(node: Any, part: str, override: str) -> Any:
     return node.setdefault(part, {})
 
 
-def _explain(error: ValidationError) -> str:
-    """The first fault as `where: what (what to do)`."""
+def explain(error: ValidationError, root: type[BaseModel] = RunConfig) -> str:
+    """The first fault of a tree of `root` as `where: what (what to do)`."""
     fault = error.errors()[0]
     where = _where(fault["loc"])
     value = fault.get("input")
     if fault["type"] == "extra_forbidden":
-        known = _known_keys(fault["loc"])
+        known = _known_keys(fault["loc"], root)
         near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1, cutoff=0.4)
         hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
         return f"{where}: unknown key; {hint}"
@@ -402,17 +402,13 @@ def _where(location: tuple[int | str, ...]) -> str:
 _STAGES: dict[str, type[BaseModel]] = {"sft": SftStage, "dpo": DpoStage, "srl": SrlStage, "rlvr": RlvrStage}
 
 
-def _known_keys(location: tuple[int | str, ...]) -> list[str]:
-    model: type[BaseModel] = RunConfig
+def _known_keys(location: tuple[int | str, ...], root: type[BaseModel]) -> list[str]:
+    model = root
     for previous, part in zip((None, *location), location[:-1], strict=False):
-        if isinstance(part, int):
-            continue
         if isinstance(previous, int) and part in _STAGES:
-            model = _STAGES[part]
-        elif part == "data":
-            model = SourceConfig
-        elif part in model.model_fields and part != "stages":
-            annotation = model.model_fields[part].annotation
-            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-                model = annotation
+            model = _STAGES[str(part)]
+        elif part in model.model_fields:
+            annotation = model.model_fields[str(part)].annotation
+            inner = (annotation, *get_args(annotation))  # a section, a list of them, a table of them
+            model = next((each for each in inner if isinstance(each, type) and issubclass(each, BaseModel)), model)
     return sorted(model.model_fields)

@@ -64,9 +64,7 @@ def load(path: Path, run_file: Path) -> SearchSpace:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not valid TOML: {error}") from None
     except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(map(str, fault["loc"]))
-        raise InputError(f"{path}: {where}: {fault['msg'].removeprefix('Value error, ')}") from None
+        raise InputError(f"{path}: {configs.explain(error, SearchSpace)}") from None
     for key, values in space.keys.items():
         for value in values.choice or values.integer or values.uniform or values.log_uniform or []:
             try:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from srl_rlvr import checkpoints, search_space
 from srl_rlvr import config as configs
 from srl_rlvr.config import RunConfig
 from srl_rlvr.errors import InputError, RunError
+from srl_rlvr.pipeline import Stopped
 from srl_rlvr.registry.tracking import make_tracker
 from srl_rlvr.search_space import SearchSpace
 
@@ -49,11 +51,9 @@ def run(options: argparse.Namespace) -> int:
     config = configs.load(options.run_file)
     space = search_space.load(options.space_file, options.run_file)
     out = (options.out or Path("out") / f"{config.name}-tune").resolve()
-    if (out / _NAME).exists() and not options.resume:
-        raise InputError(f"{out} holds a search already: go on with --resume, or name another folder by --out")
+    _begin_folder(out, config, space, options.resume)
     # A run of its own in MLflow, beside those of its trials: the store is there before they come.
     tracker = make_tracker(config, out / _TRIALS / _NAME, print)
-    (out / _TRIALS).mkdir(parents=True, exist_ok=True)
     tracker.start(config.model_copy(update={"name": f"{config.name}-tune"}))
     status = "FAILED"
     try:
@@ -62,7 +62,10 @@ def run(options: argparse.Namespace) -> int:
         (out / "trials.json").write_text(json.dumps(rows, indent=2) + "\n")
         _print_trials(rows)
         if not all(row["done"] or row["error"] for row in results):
-            raise RunError(f"stopped before all trials were done; go on with --out {out} --resume")
+            command = shlex.join(
+                ["srl-rlvr", "tune", str(options.run_file), str(options.space_file), "--out", str(out)]
+            )
+            raise Stopped(f"stopped before all trials were done; go on with: {command} --resume")
         scored = [row for row in rows if not row["error"]]
         if not scored:
             raise RunError(f"no trial came to an end: {rows[0]['error']}; their output is below {out / _TRIALS}")
@@ -73,6 +76,24 @@ def run(options: argparse.Namespace) -> int:
         tracker.end(status)
     print(f"run     {out / 'best.toml'}")
     return 0
+
+
+def _begin_folder(out: Path, config: RunConfig, space: SearchSpace, resume: bool) -> None:
+    now = {"run": config.model_dump(mode="json"), "space": space.model_dump(mode="json")}
+    file = out / "search.json"
+    if file.is_file():
+        if not resume:
+            raise InputError(f"{out} holds a search already: go on with --resume, or name another folder by --out")
+        changed = [name for name, value in json.loads(file.read_text()).items() if value != now[name]]
+        if changed:
+            raise InputError(
+                f"{out} was begun with another {changed[0]} file: resume with the same, or use another --out"
+            )
+    try:
+        (out / _TRIALS).mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(now, indent=2) + "\n")
+    except OSError as error:
+        raise InputError(f"cannot write to {out}: {error.strerror}; name another folder by --out") from None
 
 
 def _search(config: RunConfig, space: SearchSpace, run_file: Path, out: Path) -> list[dict[str, Any]]:
@@ -116,7 +137,7 @@ def _search(config: RunConfig, space: SearchSpace, run_file: Path, out: Path) ->
     return [
         {
             "overrides": [search_space.override(key, value) for key, value in (result.config or {}).items()],
-            "best": float((result.metrics or {}).get("best", -1.0)),
+            "best": float((result.metrics or {}).get("best", 0.0)),
             "updates": int((result.metrics or {}).get("updates", 0)),
             "done": bool((result.metrics or {}).get("done")),
             "error": str(result.error).strip().splitlines()[-1] if result.error else "",

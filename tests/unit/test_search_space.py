@@ -48,10 +48,10 @@ def test_an_override_is_what_set_reads(run_file: Path, value: object) -> None:
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("[keys]\n", "keys: Dictionary should have at least 1 item"),
+        ("[keys]\n", "keys: dictionary should have at least 1 item"),
         (
             '[keys]\n"stages.srl.steps" = { integer = [4] }',
-            "stages.srl.steps.integer: List should have at",
+            "stages.srl.steps.integer: list should have at",
         ),
         ('[keys]\n"seed" = { integer = [4, 4] }', "keys.seed: integer goes from the smaller to the larger number"),
         ('[keys]\n"seed" = { integer = [4, 5], choice = [1] }', "keys.seed: give one of choice, uniform"),
@@ -59,7 +59,10 @@ def test_an_override_is_what_set_reads(run_file: Path, value: object) -> None:
         ('[keys]\n"stages.srl.stepps" = { integer = [4, 5] }', "stages.srl.stepps = 4 does not fit"),
         ('[keys]\n"stages.srl.steps" = { integer = [0, 5] }', "stages.srl.steps = 0 does not fit"),
         ('[keys]\n"stages.rlvr.steps" = { integer = [1, 5] }', "there is no 'rlvr' among 1 entries"),
-        ("trials = 0\n[keys]\nseed = { choice = [1] }", "trials: Input should be greater than or equal to 1"),
+        ("trials = 0\n[keys]\nseed = { choice = [1] }", "trials: input should be greater than or equal to 1"),
+        ("trails = 3\n[keys]\nseed = { choice = [1] }", "trails: unknown key; did you mean 'trials'?"),
+        ("[keys]\nseed = { chioce = [1] }", "keys.seed.chioce: unknown key; did you mean 'choice'?"),
+        ("keys = 3", "keys: must be a table of keys, not 3"),
         ("keys", "not valid TOML"),
     ],
 )
