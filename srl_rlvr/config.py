@@ -141,6 +141,9 @@ class SrlStage(PolicyGradientStage):
     """Step prompts from the experts' steps, rewarded by similarity to the expert's next action."""
     measure: Literal["characters", "words", "tokens", "lcs"] = "characters"
     """Units that the similarity compares."""
+    expert_in_group: bool = False
+    """The expert's own action joins each group of samples, with its reward of 1: what the policy never samples is
+    learned, too, and no longer once every sample is right. Not with `think`: the expert's thoughts are not known."""
 
 
 class RlvrStage(PolicyGradientStage):
@@ -263,13 +266,16 @@ class RunConfig(Section):
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
-    def _distinct_stages(self) -> RunConfig:
+    def _stages_fit(self) -> RunConfig:
         labels = [stage.label for stage in self.stages]
         repeated = {label for label in labels if labels.count(label) > 1}
         if repeated:
             raise ValueError(f"two stages are called '{min(repeated)}': give each its own 'name'")
         if "base" in labels:
             raise ValueError("a stage cannot be called 'base': results use it for the model before training")
+        for stage in self.stages:
+            if self.think and isinstance(stage, SrlStage) and stage.expert_in_group:
+                raise ValueError(f"stage '{stage.label}': expert_in_group does not go with think = true")
         return self
 
 

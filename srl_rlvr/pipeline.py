@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,6 +34,7 @@ from srl_rlvr.seeds import derived_seed
 from srl_rlvr.stages import dpo, policy_gradient_spec, rlvr, sft, srl
 
 PASSED = 1.0 - 1e-6
+_EXPERT_REWARD = 1.0  # of any measure: the similarity of a step to itself
 _RECENT_STEPS = 8  # that say how many groups carry signal
 
 
@@ -171,7 +172,10 @@ class Run:
             prompts = srl.prompts(self.train, self.tokenizer, stage, self.config.think)
         else:
             prompts = rlvr.prompts(self.train, self.tokenizer, stage.label, self.config.think, stage.invalid_reward)
-        stream = Stream(stage, prompts, self._selector(stage, prompts))
+        experts = {}
+        if isinstance(stage, SrlStage) and stage.expert_in_group:
+            experts = srl.expert_actions(self.train, self.tokenizer)
+        stream = Stream(stage, prompts, self._selector(stage, prompts), experts)
         self.observer.stage(stage.label, stage.kind, stage.steps)
         for step in range(self.state.step, stage.steps):
             self._send_ahead(stream, step)
@@ -218,7 +222,7 @@ class Run:
     def _collect(self, stream: Stream, step: int) -> Batch:
         """Draw prompts until `prompts_per_step` groups carry signal, or the refills are used up (DAPO, section 3.2)."""
         stage = stream.stage
-        batch = Batch(stage, self.state.version, self.config.max_staleness)
+        batch = Batch(stage, self.state.version, self.config.max_staleness, stream.experts)
         rows, prompts, ticket = stream.sent.popleft()
         refills = 0 if self.config.max_staleness else stage.max_refills
         for attempt in range(1 + refills):
@@ -348,10 +352,17 @@ class Batch:
     `version` is the learner's; a rollout may be `max_staleness` older, which the importance weights correct for.
     """
 
-    def __init__(self, stage: PolicyGradientStage, version: int, max_staleness: int = 0):
+    def __init__(
+        self,
+        stage: PolicyGradientStage,
+        version: int,
+        max_staleness: int = 0,
+        experts: Mapping[str, list[int]] | None = None,
+    ):
         self.stage = stage
         self.version = version
         self.max_staleness = max_staleness
+        self.experts = experts or {}
         self.with_signal = 0
         self.advantage_of: dict[tuple[str, int], float] = {}
         self._samples: list[pa.Table] = []
@@ -418,17 +429,38 @@ class Batch:
         judged_P_G = pc.not_equal(verdicts["outcome"], records.FAILED).to_numpy().reshape(shape)  # type: ignore[attr-defined]
         rows: list[np.ndarray] = []
         advantages: list[np.ndarray] = []
+        prompt_ids = prompts["id"].to_pylist()
         for g, (rewards, judged) in enumerate(zip(rewards_P_G, judged_P_G, strict=True)):
             rewards = rewards[judged]
             self.rewards.append(rewards)
             deviation = float(rewards.std()) if len(rewards) else 0.0
             self._stds.append(deviation)
-            if len(rewards) >= 2 and deviation > self.stage.min_reward_std:
+            expert = self.experts.get(prompt_ids[g])
+            group = rewards if expert is None else np.append(rewards, _EXPERT_REWARD)
+            if len(group) >= 2 and float(group.std()) > self.stage.min_reward_std:
+                found = group_advantages(group, self.stage.advantage)
                 rows.append(g * size + np.flatnonzero(judged))
-                advantages.append(group_advantages(rewards, self.stage.advantage))
+                advantages.append(found[: len(rewards)])
+                if expert is not None:
+                    self._samples.append(self._expert_sample(prompts.slice(g, 1), expert, found[-1]))
         self.with_signal += len(rows)
         if rows:
             self._keep(prompts, rollouts, np.concatenate(rows), np.concatenate(advantages))
+
+    def _expert_sample(self, prompt: pa.Table, tokens: list[int], advantage: float) -> pa.Table:
+        """Without behaviour log-probabilities: no engine drew it."""
+        [asked] = prompt.to_pylist()
+        row = {
+            "prompt_id": asked["id"],
+            "sample_index": self.stage.group_size,
+            "trunk_id": asked["trunk_id"],
+            "policy_version": self.version,
+            "prompt_ids": asked["token_ids"],
+            "completion_ids": tokens,
+            "behavior_logprobs": [float("nan")] * len(tokens),
+            "advantage": float(advantage),
+        }
+        return records.build("Sample", [row])
 
     def _keep(self, prompts: pa.Table, rollouts: pa.Table, rows: np.ndarray, advantages: np.ndarray) -> None:
         """The rollouts in `rows` and their prompts become samples with these advantages."""
@@ -479,6 +511,7 @@ class Stream:
     stage: SrlStage | RlvrStage
     prompts: pa.Table
     selector: Selector
+    experts: Mapping[str, list[int]]  # by prompt id: tokens of the action that joins its group
     sent: deque[tuple[list[int], pa.Table, Any]] = field(
         default_factory=deque
     )  # rows, prompts, ticket; first: this step

@@ -37,6 +37,7 @@ from srl_rlvr.policies.output_head import head_logprobs
 from srl_rlvr.policies.prefix_tree import Forest, Pack, Tree, build_trees, plant, plant_one_by_one
 
 _BETAS = (0.9, 0.99)
+_SUMS: tuple[str, ...] = ("loss", "kl", "clip_fraction", "entropy", "divergence", "drawn")  # over tokens
 
 
 class CompletionLogprobs(torch.nn.Module):
@@ -136,6 +137,8 @@ class TextPolicy:
         Returns metrics averaged over completion tokens: loss, kl, clip_fraction, entropy (estimated by -log π of
         the sampled tokens), divergence (k3 estimate of KL(engine || learner) before the update), grad_norm; of pairs
         the loss is averaged over them, and `preferred` is the share whose chosen answer has the larger margin.
+        A behaviour log-probability of NaN marks an expert's token, which no engine drew: its importance weight is 1,
+        and it counts for neither entropy nor divergence.
         Raises ValueError where a prompt is no prefix of its trunk or the loss is not finite.
         """
         for group in self.optimizer.param_groups:
@@ -242,7 +245,7 @@ class TextPolicy:
         denominator = samples_seen * spec.constant_length if spec.constant_length else tokens_seen
         if spec.loss == "preference":
             denominator = samples_seen / 2  # pairs
-        sums: dict[str, float] = dict.fromkeys(("loss", "kl", "clip_fraction", "entropy", "divergence"), 0.0)
+        sums = dict.fromkeys(_SUMS, 0.0)
         self.optimizer.zero_grad(set_to_none=True)
         forests = self._share(trees)
         for index, passes in enumerate(forests):
@@ -254,7 +257,9 @@ class TextPolicy:
             total = torch.tensor(list(sums.values()), dtype=torch.float64, device=self.device)
             dist.all_reduce(total)
             sums = dict(zip(sums, total.tolist(), strict=True))
+        drawn = max(sums.pop("drawn"), 1.0)
         metrics = {name: value / tokens_seen for name, value in sums.items()}
+        metrics |= {name: sums[name] / drawn for name in ("entropy", "divergence")}
         metrics["loss"] = sums["loss"] / denominator
         parameters = [p for p in self.network.parameters() if p.requires_grad]
         metrics["grad_norm"] = float(_whole(torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)))
@@ -285,7 +290,7 @@ class TextPolicy:
         if len(packs) > 1:
             with torch.no_grad():
                 self.forward(packs[0], None, memory, writes=True)
-        sums: dict[str, float] = dict.fromkeys(("loss", "kl", "clip_fraction", "entropy", "divergence"), 0.0)
+        sums = dict.fromkeys(_SUMS, 0.0)
         for number in (*range(1, len(packs)), 0):
             pack, weight = passes[number]
             with contextlib.nullcontext() if synchronize and number == 0 else self._no_sync():
@@ -308,6 +313,7 @@ class TextPolicy:
         now_T = logprobs_T.detach()
         flat_T = columns["starts"][pack.token_rows.cpu().numpy()] + pack.token_indices.cpu().numpy()
         behavior_T = torch.from_numpy(columns["behavior"][flat_T]).to(self.device)
+        drawn_T = ~behavior_T.isnan()  # the rest are an expert's tokens
         if spec.loss == "cross_entropy":
             result = cross_entropy_loss(logprobs_T)
             divergence = 0.0
@@ -320,6 +326,7 @@ class TextPolicy:
             old_T = now_T
             if old is not None:
                 old_T = torch.from_numpy(np.concatenate(old)[flat_T]).to(self.device)
+            behavior_T = torch.where(drawn_T, behavior_T, old_T)
             result = policy_gradient_loss(logprobs_T, old_T, behavior_T, advantages_T, reference_T, spec)
             gap = (old_T - behavior_T).double()
             divergence = float((torch.expm1(gap) - gap).sum())
@@ -327,8 +334,9 @@ class TextPolicy:
             "loss": float(result.loss.detach()),
             "kl": float(result.kl),
             "clip_fraction": float(result.clipped),
-            "entropy": float(-now_T.sum()),
+            "entropy": float(-now_T[drawn_T].sum()),
             "divergence": divergence,
+            "drawn": float(drawn_T.sum()),
         }
         return sums, result.loss
 

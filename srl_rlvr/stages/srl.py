@@ -44,6 +44,12 @@ def prompts(examples: pa.Table, tokenizer: Any, stage: SrlStage, think: bool) ->
     return records.build("Prompt", rows)
 
 
+def expert_actions(examples: pa.Table, tokenizer: Any) -> dict[str, list[int]]:
+    """The tokens of the expert's step by prompt id."""
+    solutions = {row["id"]: task_llm.encode_solution(tokenizer, row, think=False) for row in with_steps(examples)}
+    return {f"{id}:{k}": tokens for id, solution in solutions.items() for k, tokens in enumerate(solution.steps)}
+
+
 def with_steps(examples: pa.Table) -> list[dict[str, Any]]:
     """The rows of `examples`. Raises InputError naming the first that has no expert steps."""
     rows = examples.to_pylist()

@@ -108,6 +108,11 @@ def test_a_stage_cannot_take_the_name_of_the_model_before_training(tmp_path: Pat
     assert "cannot be called 'base'" in refusal(tmp_path, RUN + 'name = "base"')
 
 
+def test_an_expert_whose_thoughts_are_not_known_cannot_join_a_group(tmp_path: Path) -> None:
+    expected = "stage 'srl': expert_in_group does not go with think = true"
+    assert refusal(tmp_path, "think = true\n" + RUN + "expert_in_group = true") == expected
+
+
 @pytest.mark.parametrize("content", [b"x = = 3", b"\xff\xfe", b"[data\n"])
 def test_a_file_that_is_no_toml_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "run.toml"

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -168,8 +169,9 @@ SFT = {"kind": "sft", "epochs": 2, "batch_size": 4}
 # Groups
 
 
-def group(rewards: list[tuple[str, float]], **stage: Any) -> Batch:
-    batch = Batch(configs.RlvrStage(kind="rlvr", group_size=len(rewards), **stage), version=0)
+def group(rewards: list[tuple[str, float]], expert: list[int] | None = None, **stage: Any) -> Batch:
+    of_expert = {"p": expert} if expert else {}
+    batch = Batch(configs.RlvrStage(kind="rlvr", group_size=len(rewards), **stage), version=0, experts=of_expert)
     prompt = records.build(
         "Prompt",
         [
@@ -218,6 +220,19 @@ def test_a_group_without_signal_teaches_nothing_and_is_counted(rewards: list[tup
     assert batch.samples.num_rows == 0 and batch.with_signal == 0
     assert batch.metrics["groups_drawn"] == 1.0 and batch.metrics["groups_with_signal"] == 0.0
     assert sum(batch.metrics[name] for name in records.OUTCOMES) == 3.0
+
+
+def test_the_expert_joins_a_group_and_is_none_of_its_samples() -> None:
+    batch = group([("scored", 0.5), ("failed", 0.0), ("scored", 0.5)], expert=[7, 8, 0], advantage="dr_grpo")
+    assert advantages(batch) == pytest.approx({0: -1 / 6, 2: -1 / 6, 3: 1 / 3})
+    [expert] = [row for row in batch.samples.to_pylist() if row["sample_index"] == 3]
+    assert (expert["prompt_ids"], expert["completion_ids"]) == ([5, 6], [7, 8, 0])
+    assert np.isnan(expert["behavior_logprobs"]).all()
+    assert batch.metrics["reward"] == 0.5 and batch.metrics["groups_with_signal"] == 1.0
+
+
+def test_a_group_that_is_right_throughout_is_not_taught_the_expert_again() -> None:
+    assert group([("scored", 1.0)] * 3, expert=[7, 8, 0]).samples.num_rows == 0
 
 
 def add(batch: Batch, prompts: pa.Table, rollouts: pa.Table, verdicts: pa.Table) -> None:

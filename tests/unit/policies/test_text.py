@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -339,6 +340,18 @@ def test_divergence_is_zero_where_engine_and_learner_agree(tiny_model: Path) -> 
     agreed = [sample | {"behavior": row.tolist()} for sample, row in zip(TREE, values, strict=True)]
     assert policy.update(cases.table(agreed), spec(temperature=0.9))["divergence"] == pytest.approx(0, abs=1e-6)
     assert policy.update(cases.table(TREE), spec(temperature=0.9))["divergence"] > 0.01
+
+
+def test_what_no_engine_drew_weighs_as_if_the_policy_had_drawn_it(tiny_model: Path) -> None:
+    policy, other = make_policy(tiny_model), make_policy(tiny_model)
+    values = policy.logprobs(cases.table(TREE), 0.9)
+    drawn = [sample | {"behavior": row.tolist()} for sample, row in zip(TREE, values, strict=True)]
+    experts = [sample | {"behavior": [math.nan] * len(sample["behavior"])} for sample in TREE]
+    expected = policy.update(cases.table(drawn), spec(temperature=0.9))
+    found = other.update(cases.table(experts), spec(temperature=0.9))
+    assert found["divergence"] == found["entropy"] == 0.0
+    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+    assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
 
 
 @pytest.mark.parametrize("rank", [0, RANK], ids=["full", "lora"])
