@@ -274,9 +274,9 @@ mlflow = false
 
 def score(model: Path, examples: Any, task: Task, seed: int) -> dict[str, Any]:
     """Of each problem: whether it was solved greedily, by how many of 8 samples, and tokens of the greedy answer."""
+    from srl_rlvr.batch import PASSED
     from srl_rlvr.cli import inference
     from srl_rlvr.engines import SamplingSpec
-    from srl_rlvr.pipeline import PASSED
     from srl_rlvr.stages import rlvr
 
     options = Namespace(model=str(model), limit=None, engine="transformers", max_tokens=task.tokens, max_context=512)

@@ -3,15 +3,13 @@ says anything about learning."""
 
 from __future__ import annotations
 
-import json
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
+from unit.scripted import Notes, Script, ScriptedCrew, mixed, problems, varied
 
 from srl_rlvr import checkpoints, pipeline, records
 from srl_rlvr import config as configs
@@ -19,123 +17,15 @@ from srl_rlvr.checkpoints import History, State
 from srl_rlvr.engines import SamplingSpec
 from srl_rlvr.errors import InputError, RunError
 from srl_rlvr.examples.curriculum import Order
-from srl_rlvr.pipeline import Batch, Run, Stopped
+from srl_rlvr.pipeline import Run, Stopped
 from srl_rlvr.policies import base_models
 from srl_rlvr.policies.losses import UpdateSpec
 from srl_rlvr.stages import sft
-
-# (outcome, reward) of one sample, from its prompt id, its index and the batch's seed
-Script = Callable[[str, int, int], tuple[str, float]]
-
-
-def mixed(prompt_id: str, index: int, seed: int) -> tuple[str, float]:
-    """Some groups constant, some not, some verifications failed; decided by nothing but the arguments."""
-    rng = random.Random(f"{prompt_id}/{seed}")
-    if rng.random() < 0.4:
-        return records.SCORED, 0.0
-    rng = random.Random(f"{prompt_id}/{index}/{seed}")
-    return rng.choice([(records.SCORED, 1.0), (records.SCORED, 0.25), (records.INVALID, -1.0), (records.FAILED, 0.0)])
-
-
-def varied(prompt_id: str, index: int, seed: int) -> tuple[str, float]:
-    return records.SCORED, float(index % 2)
-
-
-class ScriptedCrew:
-    """Answers as the script says, and keeps a log of what it was asked."""
-
-    def __init__(self, script: Script):
-        self.script = script
-        self.log: list[Any] = []
-        self.received: list[list[str]] = []
-        self.learned = self.served = 0  # versions
-        self.holds = 0  # the update whose weights the learner holds
-
-    def sample(self, prompts: pa.Table, spec: SamplingSpec) -> tuple[pa.Table, pa.Table, dict[str, float]]:
-        return self.receive(self.send(prompts, spec))
-
-    def send(self, prompts: pa.Table, spec: SamplingSpec) -> Any:
-        """Sampled at once, by the weights that are served when it is sent: no real rollout is older."""
-        self.log.append(("sample", prompts["stage"][0].as_py(), prompts["id"].to_pylist(), spec))
-        rollouts, verdicts = [], []
-        for prompt_id in prompts["id"].to_pylist():
-            for index in range(spec.samples):
-                outcome, reward = self.script(prompt_id, index, spec.seed)
-                rollouts.append(
-                    {
-                        "prompt_id": prompt_id, "sample_index": index, "policy_version": self.served,
-                        "token_ids": [5 + index, 0], "logprobs": [-1.0, -2.0], "text": "x", "finish_reason": "stop",
-                    }
-                )  # fmt: skip
-                verdicts.append(
-                    {
-                        "prompt_id": prompt_id, "sample_index": index, "outcome": outcome, "reward": reward,
-                        "components": "{}", "detail": "",
-                    }
-                )  # fmt: skip
-        seconds = {"sample_s": 1.0, "verify_s": 0.5}
-        return prompts, (records.build("Rollout", rollouts), records.build("Verdict", verdicts), seconds)
-
-    def receive(self, ticket: Any) -> tuple[pa.Table, pa.Table, dict[str, float]]:
-        prompts, answers = ticket
-        if prompts["stage"][0].as_py() != "evaluation":
-            self.received.append(prompts["id"].to_pylist())
-        return answers
-
-    def update(self, samples: pa.Table, spec: UpdateSpec) -> dict[str, float]:
-        records.check("Sample", samples)
-        self.log.append(("update", samples.to_pylist(), spec))
-        self.learned += 1
-        self.holds = self.learned
-        return {"loss": 0.5, "grad_norm": 1.0} | ({"preferred": 1.0} if spec.loss == "preference" else {})
-
-    def begin_stage(self, keep_reference: bool) -> None:
-        self.log.append(("begin_stage", keep_reference))
-
-    def hand_over(self) -> None:
-        self.served = self.learned
-
-    def save(self, folder: Path) -> None:
-        (folder / "learner.pt").write_text(json.dumps(self.holds))
-
-    def commit(self, folder: Path) -> None:
-        assert (folder / "learner.pt").is_file() and not folder.name.startswith(".")
-
-    def load(self, folder: Path, version: int | None = None) -> None:
-        self.holds = json.loads((folder / "learner.pt").read_text())
-        self.learned = self.holds if version is None else version
-
-
-class Notes:
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.steps: list[dict[str, Any]] = []
-
-    def stage(self, label: str, kind: str, steps: int) -> None: ...
-
-    def phase(self, text: str) -> None: ...
-
-    def step(self, metrics: dict[str, Any]) -> None:
-        self.steps.append(metrics)
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny_model: Path) -> Any:
     return base_models.load_tokenizer(tiny_model)
-
-
-def problems(count: int, first: int = 0) -> pa.Table:
-    rows = [
-        records.example(
-            model_type="task_llm", task="sums", prompt=f"{n} + 1 + 1", steps=[f"{n} + 1 = {n + 1}"] * (1 + n % 3),
-            reference=str(n + 2), verifier="number", difficulty=1 + n % 3,
-        )
-        for n in range(first, first + count)
-    ]  # fmt: skip
-    return records.build("Example", rows)
 
 
 def make_run(tokenizer: Any, out: Path, script: Script, *stages: dict[str, Any], **settings: Any) -> Run:
@@ -164,132 +54,6 @@ def notes(run: Run) -> list[str]:
 RLVR = {"kind": "rlvr", "steps": 3, "prompts_per_step": 2, "group_size": 4, "max_refills": 2}
 SRL = {"kind": "srl", "steps": 5, "prompts_per_step": 3, "group_size": 3, "max_refills": 1, "kl": 0.1}
 SFT = {"kind": "sft", "epochs": 2, "batch_size": 4}
-
-
-# Groups
-
-
-def group(rewards: list[tuple[str, float]], expert: list[int] | None = None, **stage: Any) -> Batch:
-    of_expert = {"p": expert} if expert else {}
-    batch = Batch(configs.RlvrStage(kind="rlvr", group_size=len(rewards), **stage), version=0, experts=of_expert)
-    prompt = records.build(
-        "Prompt",
-        [
-            {
-                "id": "p", "example_id": "p", "stage": "rlvr", "step_index": -1, "token_ids": [5, 6], "trunk_id": "p",
-                "offset": 2, "verifier": "number", "reference": "1", "metadata": "{}",
-            }
-        ],
-    )  # fmt: skip
-    crew = ScriptedCrew(lambda _, index, __: rewards[index])
-    batch.add(prompt, *crew.sample(prompt, SamplingSpec(len(rewards), 1.0, 4)))
-    return batch
-
-
-def advantages(batch: Batch) -> dict[int, float]:
-    return {row["sample_index"]: row["advantage"] for row in batch.samples.to_pylist()}
-
-
-def test_failed_verdicts_leave_the_group_mean_alone() -> None:
-    batch = group([("scored", 1.0), ("failed", -7.0), ("scored", 0.0), ("invalid", -1.0)], advantage="dr_grpo")
-    assert advantages(batch) == pytest.approx({0: 1.0, 2: 0.0, 3: -1.0})
-    assert batch.metrics["reward"] == pytest.approx(0.0) and batch.metrics["pass_rate"] == pytest.approx(1 / 3)
-    assert [batch.metrics[name] for name in records.OUTCOMES] == [2.0, 1.0, 1.0]
-
-
-def test_each_sample_has_the_advantage_of_its_own_reward() -> None:
-    batch = group([("scored", r) for r in (0.5, 0.0, 1.0, 0.25)], advantage="dr_grpo")
-    assert advantages(batch) == pytest.approx({0: 0.0625, 1: -0.4375, 2: 0.5625, 3: -0.1875})
-    for row in batch.samples.to_pylist():
-        assert row["completion_ids"] == [5 + row["sample_index"], 0]
-        assert batch.advantage_of["p", row["sample_index"]] == pytest.approx(row["advantage"])
-
-
-@pytest.mark.parametrize(
-    "rewards",
-    [
-        [("scored", 1.0)] * 3,
-        [("scored", 1.0), ("failed", 0.0), ("failed", 0.0)],
-        [("failed", 0.0)] * 3,
-        [("scored", 0.5), ("scored", 0.5005), ("failed", 0.0)],
-    ],
-    ids=["constant", "one judged", "none judged", "below the deviation asked for"],
-)
-def test_a_group_without_signal_teaches_nothing_and_is_counted(rewards: list[tuple[str, float]]) -> None:
-    batch = group(rewards)
-    assert batch.samples.num_rows == 0 and batch.with_signal == 0
-    assert batch.metrics["groups_drawn"] == 1.0 and batch.metrics["groups_with_signal"] == 0.0
-    assert sum(batch.metrics[name] for name in records.OUTCOMES) == 3.0
-
-
-def test_the_expert_joins_a_group_and_is_none_of_its_samples() -> None:
-    batch = group([("scored", 0.5), ("failed", 0.0), ("scored", 0.5)], expert=[7, 8, 0], advantage="dr_grpo")
-    assert advantages(batch) == pytest.approx({0: -1 / 6, 2: -1 / 6, 3: 1 / 3})
-    [expert] = [row for row in batch.samples.to_pylist() if row["sample_index"] == 3]
-    assert (expert["prompt_ids"], expert["completion_ids"]) == ([5, 6], [7, 8, 0])
-    assert np.isnan(expert["behavior_logprobs"]).all()
-    assert batch.metrics["reward"] == 0.5 and batch.metrics["groups_with_signal"] == 1.0
-
-
-def test_a_group_that_is_right_throughout_is_not_taught_the_expert_again() -> None:
-    assert group([("scored", 1.0)] * 3, expert=[7, 8, 0]).samples.num_rows == 0
-
-
-def add(batch: Batch, prompts: pa.Table, rollouts: pa.Table, verdicts: pa.Table) -> None:
-    batch.add(prompts, rollouts, verdicts, {"sample_s": 0.0, "verify_s": 0.0})
-
-
-@pytest.fixture
-def answered(tokenizer: Any) -> tuple[Batch, pa.Table, pa.Table, pa.Table]:
-    prompts = pipeline.rlvr.prompts(problems(2), tokenizer, "rlvr", False)
-    rollouts, verdicts, _ = ScriptedCrew(varied).sample(prompts, SamplingSpec(2, 1.0, 4))
-    return Batch(configs.RlvrStage(kind="rlvr", group_size=2), version=0), prompts, rollouts, verdicts
-
-
-def test_rollouts_of_another_prompt_are_refused(answered: tuple[Batch, pa.Table, pa.Table, pa.Table]) -> None:
-    batch, prompts, rollouts, verdicts = answered
-    backwards = pa.array([2, 3, 0, 1])
-    for tables in ((rollouts.take(backwards), verdicts), (rollouts, verdicts.take(backwards))):
-        with pytest.raises(RunError, match=r"^(rollout|verdict) 0 of \w+ stands where 0 of \w+ should$"):
-            add(batch, prompts, *tables)
-
-
-def test_a_missing_rollout_or_verdict_is_refused(answered: tuple[Batch, pa.Table, pa.Table, pa.Table]) -> None:
-    batch, prompts, rollouts, verdicts = answered
-    with pytest.raises(RunError, match="^2 prompts × 2: got 4 rollouts and 3 verdicts$"):
-        add(batch, prompts, rollouts, verdicts.slice(1))
-    with pytest.raises(RunError, match="^2 prompts × 2: got 3 rollouts and 4 verdicts$"):
-        add(batch, prompts, rollouts.slice(1), verdicts)
-
-
-def test_samples_of_a_group_in_another_order_are_refused(
-    answered: tuple[Batch, pa.Table, pa.Table, pa.Table],
-) -> None:
-    batch, prompts, rollouts, verdicts = answered
-    with pytest.raises(RunError, match=r"^verdict 1 of (\w+) stands where 0 of \1 should$"):
-        add(batch, prompts, rollouts, verdicts.take(pa.array([1, 0, 2, 3])))
-
-
-@pytest.mark.parametrize(("learner", "max_staleness"), [(1, 0), (-1, 0), (3, 2), (-1, 2)])
-def test_a_rollout_that_is_too_old_or_of_a_later_policy_is_refused(
-    answered: tuple[Batch, pa.Table, pa.Table, pa.Table], learner: int, max_staleness: int
-) -> None:
-    batch, prompts, rollouts, verdicts = answered
-    batch.version, batch.max_staleness = learner, max_staleness
-    with pytest.raises(
-        RunError,
-        match=f"is of policy version 0, the learner's is {learner}, and max_staleness is {max_staleness}$",
-    ):
-        add(batch, prompts, rollouts, verdicts)
-
-
-def test_staleness_is_the_mean_age_of_the_rollouts(answered: tuple[Batch, pa.Table, pa.Table, pa.Table]) -> None:
-    batch, prompts, rollouts, verdicts = answered
-    batch.version = batch.max_staleness = 2
-    versions = pa.array([0, 1, 2, 2])
-    add(batch, prompts, rollouts.set_column(2, rollouts.schema.field(2), versions), verdicts)
-    assert batch.metrics["staleness"] == 0.75
-    assert batch.samples["policy_version"].to_pylist() == versions.to_pylist()
 
 
 # Steps
@@ -332,11 +96,6 @@ def test_what_goes_wrong_is_said_in_the_step_where_it_shows(
     run.execute()
     (warning,) = [note for note in notes(run) if note.startswith("WARNING")]
     assert warning.startswith("WARNING: rlvr, step 1: engine and learner diverge: KL(engine || learner) is 0.300")
-
-
-def test_metrics_tell_what_well_formed_answers_earned_and_how_many_were_cut_off() -> None:
-    batch = group([("scored", 1.0), ("scored", 0.5), ("invalid", -1.0), ("failed", 0.0)])
-    assert batch.metrics["scored_reward"] == 0.75 and batch.metrics["truncated"] == 0.0
 
 
 @pytest.mark.parametrize("script", [varied, mixed], ids=["without refills", "with refills"])
