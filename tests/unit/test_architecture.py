@@ -53,7 +53,11 @@ def core() -> list[Path]:
 
 
 def test_the_algorithm_never_imports_ray() -> None:
-    algorithm = [PACKAGE / "pipeline.py", PACKAGE / "batch.py", *modules("stages", "policies", "engines", "model_types")]
+    algorithm = [
+        PACKAGE / "pipeline.py",
+        PACKAGE / "batch.py",
+        *modules("stages", "policies", "engines", "model_types"),
+    ]
     assert offenders(algorithm, "ray") == []
 
 
