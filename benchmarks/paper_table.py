@@ -1,14 +1,15 @@
 """Which sequence of stages learns most from how many demonstrations: the claim of Deng et al. (2510.25992), small.
 
     python benchmarks/paper_table.py            every cell that has no score yet, then the table and the plot
-    python benchmarks/paper_table.py --quick    two cells of a few updates: it works
+    python benchmarks/paper_table.py --quick    three cells of a few updates: it works
     python benchmarks/paper_table.py --table    only the table and the plot, of the scores that are there
     python benchmarks/paper_table.py --only number_filtering-16 --seeds 5    cells whose names begin so, of five seeds
 
-A cell is one run of `srl-rlvr train` (family, demonstrations, sequence, seed) on the model of `srl-rlvr base build`,
-and the scores of its result on held-out problems and on problems with longer solutions than any shown. Every stage
-keeps its best weights by 100 dev problems. Two cells run at once, each on one core. Runs lie in `out/paper_table/`:
-one that was interrupted goes on where it was. Scores are lines of `benchmarks/paper_table.jsonl`, kept with the code.
+A cell is one run of `srl-rlvr train` (family, demonstrations, sequence, seed) on the model of `srl-rlvr base build`
+(one family: on SmolLM2-135M-Instruct with LoRA), and the scores of its result on held-out problems and on problems with
+longer solutions than any shown. Every stage keeps its best weights by 50 dev problems. TRL's SFT→GRPO is a sequence as
+any other (`_trl_sequence.py`). Two cells run at once, each on one core. Runs lie in `out/paper_table/`: one that was
+interrupted goes on where it was. Scores are lines of `benchmarks/paper_table.jsonl`, kept with the code.
 
 Leads are paired by problem and bootstrapped over seeds and problems; the best sequences are chosen anew in each draw.
 """
@@ -27,12 +28,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import _trl_sequence
 import numpy as np
 from _machine import commit, machine
 
 HERE = Path(__file__).parent
 OUT = Path("out/paper_table")
 SAMPLES, DRAWS = 8, 10_000
+TRL = "trl-sft-grpo"  # by TRL's trainers
+SMOLLM2_NAME = "smollm2-135m-instruct"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained: its part of the run file, and the stages that sequences are made of."""
+
+    setting: str
+    stages: dict[str, str]
+    updates: dict[str, int]  # of each stage, that take about as long as each other
+    batch: int  # solutions or groups in an update
+    every: int  # updates between two looks at the dev problems
 
 
 @dataclass(frozen=True)
@@ -42,8 +57,38 @@ class Task:
     demonstrations: Sequence[int]
     step_tokens: int
     tokens: int  # of the longest solution here
+    model: str = ""  # the small base where it is left out
 
 
+def stages(sft: float, srl: float, rlvr: float, batch: int) -> dict[str, str]:
+    """By name, with these rates; `form` is SFT as a short warm-up, `guided` is SRL with the expert in the group."""
+    supervised = f'kind = "sft"\nlearning_rate = {sft}\nepochs = {{epochs}}\nbatch_size = {batch}'
+    groups = f"steps = {{steps}}\nprompts_per_step = {batch}\nmax_tokens = "
+    steps = f'kind = "srl"\nlearning_rate = {srl}\n{groups}{{step_tokens}}'
+    return {
+        "sft": supervised,
+        "form": supervised + '\nname = "form"',
+        "srl": steps,
+        "guided": steps + '\nname = "guided"\nexpert_in_group = true',
+        "rlvr": f'kind = "rlvr"\nlearning_rate = {rlvr}\n{groups}{{tokens}}',
+    }
+
+
+SMALL = Recipe(
+    '[model]\nbase = "../base"\nmax_context = 512\n\n[engine]\nkind = "transformers"\nthreads = 1\n',
+    stages(sft=5e-4, srl=3e-4, rlvr=3e-4, batch=16),
+    {"sft": 120, "form": 120, "srl": 80, "guided": 80, "rlvr": 24},
+    batch=16,
+    every=20,
+)
+SMOLLM2 = Recipe(
+    f'[model]\nbase = "{SMOLLM2_NAME}"\nmax_context = 256\nlora_rank = 16\n\n'
+    "[engine]\nkv_cache_gib = 0.5\nthreads = 1\n",
+    stages(sft=5e-4, srl=3e-4, rlvr=2e-4, batch=8),
+    {"sft": 24, "form": 24, "srl": 24, "guided": 24, "rlvr": 16},
+    batch=8,
+    every=4,
+)
 TASKS = {
     "number_filtering": Task(
         {"min_numbers": 4, "max_numbers": 5, "min_decimals": 0, "max_decimals": 0},
@@ -66,20 +111,26 @@ TASKS = {
         step_tokens=32,
         tokens=140,
     ),
+    "basic_arithmetic": Task(
+        {"min_terms": 4, "max_terms": 4, "operators": ["+"], "allow_parentheses": False, "allow_negation": False},
+        {"min_terms": 6, "max_terms": 6},
+        (16,),
+        step_tokens=20,
+        tokens=64,
+        model=SMOLLM2_NAME,
+    ),
 }
-SFT = 'kind = "sft"\nlearning_rate = 5e-4\nepochs = {epochs}\nbatch_size = 16'
-SRL = 'kind = "srl"\nlearning_rate = 3e-4\nsteps = {steps}\nprompts_per_step = 16\nmax_tokens = {step_tokens}'
-RLVR = 'kind = "rlvr"\nlearning_rate = 3e-4\nsteps = {steps}\nprompts_per_step = 16\nmax_tokens = {tokens}'
-FORM = SFT.replace('kind = "sft"', 'kind = "sft"\nname = "form"')
-UPDATES = {SFT: 160, SRL: 140, RLVR: 36, FORM: 160}  # that take about as long as each other
-SEQUENCES: dict[str, list[tuple[str, float]]] = {  # stages, and their share of that time
+SEQUENCES: dict[str, list[tuple[str, float]]] = {  # stages, and their share of the time
     "base": [],
-    "sft": [(SFT, 1.0)],
-    "rlvr": [(RLVR, 1.0)],
-    "srl": [(SRL, 1.0)],
-    "sft-rlvr": [(SFT, 0.5), (RLVR, 0.5)],
-    "srl-rlvr": [(SRL, 0.5), (RLVR, 0.5)],
-    "sft-srl-rlvr": [(FORM, 0.1), (SRL, 0.45), (RLVR, 0.45)],
+    "sft": [("sft", 1.0)],
+    "rlvr": [("rlvr", 1.0)],
+    "srl": [("srl", 1.0)],
+    "guided-srl": [("guided", 1.0)],
+    "sft-rlvr": [("sft", 0.5), ("rlvr", 0.5)],
+    "srl-rlvr": [("srl", 0.5), ("rlvr", 0.5)],
+    "guided-srl-rlvr": [("guided", 0.5), ("rlvr", 0.5)],
+    "sft-srl-rlvr": [("form", 0.1), ("srl", 0.45), ("rlvr", 0.45)],
+    TRL: [("sft", 0.5), ("rlvr", 0.5)],
 }
 
 
@@ -101,10 +152,9 @@ class Place:
 
     out: Path
     scores: Path
-    dev: int = 100
+    dev: int = 50
     held_out: int = 200
     updates: float = 1.0  # share of the full number
-    every: int = 10
 
     @property
     def base(self) -> Path:
@@ -112,7 +162,7 @@ class Place:
 
 
 FULL = Place(OUT, HERE / "paper_table.jsonl")
-QUICK = Place(OUT.with_name("paper_table_quick"), OUT.with_name("paper_table_quick") / "scores.jsonl", 8, 8, 0.02, 4)
+QUICK = Place(OUT.with_name("paper_table_quick"), OUT.with_name("paper_table_quick") / "scores.jsonl", 8, 8, 0.02)
 
 
 def main() -> None:
@@ -126,7 +176,7 @@ def main() -> None:
     place = QUICK if options.quick else FULL
     cells = [cell for cell in all_cells(options.seeds) if cell.name.startswith(options.only)]
     if options.quick:
-        cells = [Cell("number_filtering", 64, sequence, 0) for sequence in ("base", "sft-srl-rlvr")]
+        cells = [Cell("number_filtering", 16, sequence, 0) for sequence in ("base", "sft-srl-rlvr", TRL)]
     if options.cell:
         run(next(cell for cell in all_cells(options.seeds) if cell.name == options.cell), place)
         return
@@ -151,7 +201,8 @@ def all_cells(seeds: int) -> list[Cell]:
         for family, task in TASKS.items()
         for demonstrations in task.demonstrations
         for sequence in SEQUENCES
-        if sequence != "base" or demonstrations == 64
+        if not (sequence == "base" and demonstrations != task.demonstrations[0])
+        and not (sequence == TRL and task.model)
     ]
 
 
@@ -181,21 +232,24 @@ def run(cell: Cell, place: Place) -> None:
 
     folder = place.out / cell.name
     folder.mkdir(parents=True, exist_ok=True)
+    task = TASKS[cell.family]
     (folder / "run.toml").write_text(run_file(cell, place, SEQUENCES[cell.sequence] or SEQUENCES["sft"]))
     config = configs.load(folder / "run.toml")
-    model, minutes = place.base, 0.0
-    if SEQUENCES[cell.sequence]:
-        session.train(config, folder / "run", resume=True, command=cell.name)
-        model = folder / "run" / "model"
-        minutes = json.loads((folder / "run" / "result.json").read_text())["minutes"]
-    task = TASKS[cell.family]
+    model, minutes = task.model or place.base, 0.0
+    if cell.sequence == TRL:
+        minutes, model = _trl_sequence.train(config, place.base, folder), folder / "model"
+    elif SEQUENCES[cell.sequence]:
+        of_recipe = folder / f"run-{recipe(cell, place)}"
+        session.train(config, of_recipe, resume=True, command=cell.name)
+        model = of_recipe / "model"
+        minutes = json.loads((of_recipe / "result.json").read_text())["minutes"]
     _, _, here = sources.load_all(config.data, config.seed)
     seed = derived_seed("longer", cell.seed)
     longer = generated.generate(cell.family, place.held_out, seed, task.params | task.longer)
     line = {
         "cell": vars(cell),
         "recipe": recipe(cell, place),
-        "base": base_digest(place),
+        "base": task.model or base_digest(place),
         "minutes": minutes,
         "here": score(model, here, task, cell.seed),
         "longer": score(model, longer, task, cell.seed),
@@ -216,8 +270,10 @@ def read_scores(place: Place) -> dict[Cell, Any]:
     if not place.scores.is_file():
         return {}
     lines = [json.loads(line) for line in place.scores.read_text().splitlines()]
-    base = base_digest(place) if place.base.is_dir() else lines[-1]["base"]
-    found = {Cell(**line["cell"]): line for line in lines if line["base"] == base}
+    small = [line["base"] for line in lines if not TASKS[line["cell"]["family"]].model]
+    base = base_digest(place) if place.base.is_dir() else small[-1:]
+    bases = {family: task.model or base for family, task in TASKS.items()}
+    found = {Cell(**line["cell"]): line for line in lines if line["base"] in bases[line["cell"]["family"]]}
     return {cell: line for cell, line in found.items() if line["recipe"] == recipe(cell, place)}
 
 
@@ -227,27 +283,21 @@ def base_digest(place: Place) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
-def run_file(cell: Cell, place: Place, stages: list[tuple[str, float]]) -> str:
+def run_file(cell: Cell, place: Place, sequence: list[tuple[str, float]]) -> str:
     task = TASKS[cell.family]
+    how = SMOLLM2 if task.model else SMALL
     texts = []
-    for text, share in stages:
-        steps = max(1, round(UPDATES[text] * share * place.updates))
-        epochs = max(1, steps * 16 // cell.demonstrations)
-        filled = text.format(steps=steps, epochs=epochs, step_tokens=task.step_tokens, tokens=task.tokens)
+    for name, share in sequence:
+        steps = max(1, round(how.updates[name] * share * place.updates))
+        epochs = max(1, steps * how.batch // cell.demonstrations)
+        filled = how.stages[name].format(steps=steps, epochs=epochs, step_tokens=task.step_tokens, tokens=task.tokens)
         texts.append(f"[[stages]]\n{filled}\n")
     params = ", ".join(f"{name} = {json.dumps(value)}" for name, value in task.params.items())
     return f"""name = "{cell.name}"
 seed = {cell.seed}
 checkpoint_every = 1000
 
-[model]
-base = "../base"
-max_context = 512
-
-[engine]
-kind = "transformers"
-threads = 1
-
+{how.setting}
 [learner]
 threads = 1
 
@@ -264,7 +314,7 @@ held_out = {place.held_out}
 {"".join(texts)}
 [evaluation]
 max_tokens = {task.tokens}
-every = {place.every}
+every = {how.every}
 on_stages = false
 
 [tracking]
@@ -272,7 +322,7 @@ mlflow = false
 """
 
 
-def score(model: Path, examples: Any, task: Task, seed: int) -> dict[str, Any]:
+def score(model: Path | str, examples: Any, task: Task, seed: int) -> dict[str, Any]:
     """Of each problem: whether it was solved greedily, by how many of 8 samples, and tokens of the greedy answer."""
     from srl_rlvr.batch import PASSED
     from srl_rlvr.cli import inference
@@ -339,19 +389,19 @@ def plot(found: dict[Cell, Any], path: Path) -> None:
 
 
 def base_pass8(found: dict[Cell, Any]) -> float | None:
-    """Of the family that the base solves most of."""
+    """Of the family that the small base solves most of."""
     of: dict[str, list[np.ndarray]] = {}
     for cell, scores in found.items():
-        if cell.sequence == "base":
+        if cell.sequence == "base" and not TASKS[cell.family].model:
             of.setdefault(cell.family, []).append(np.array(scores["here"]["of_8"]) > 0)
     return round(max(float(np.mean(solved)) for solved in of.values()), 4) if of else None
 
 
 def lead(found: dict[Cell, Any], demonstrations: int) -> tuple[float | None, float | None, float | None]:
     """(lower, mean, upper) of the 95 % interval of the lead of the best sequence with SRL over the best without; the
-    mean over the families that have all of their cells."""
+    mean over the families of the small base that have all of their cells."""
     families = []
-    for family in TASKS:
+    for family in [name for name, task in TASKS.items() if not task.model]:
         solved: dict[str, np.ndarray] = {}  # [seeds, problems]
         for sequence in SEQUENCES:
             key = (family, demonstrations, sequence)
