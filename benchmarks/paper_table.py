@@ -271,9 +271,10 @@ def read_scores(place: Place) -> dict[Cell, Any]:
         return {}
     lines = [json.loads(line) for line in place.scores.read_text().splitlines()]
     small = [line["base"] for line in lines if not TASKS[line["cell"]["family"]].model]
-    base = base_digest(place) if place.base.is_dir() else small[-1:]
-    bases = {family: task.model or base for family, task in TASKS.items()}
-    found = {Cell(**line["cell"]): line for line in lines if line["base"] in bases[line["cell"]["family"]]}
+    base = base_digest(place) if place.base.is_dir() else "".join(small[-1:])
+    found = {
+        Cell(**line["cell"]): line for line in lines if line["base"] == (TASKS[line["cell"]["family"]].model or base)
+    }
     return {cell: line for cell, line in found.items() if line["recipe"] == recipe(cell, place)}
 
 
