@@ -22,6 +22,7 @@ class Batch:
     """Groups drawn for one update: those with signal become samples, all of them are counted.
 
     `version` is the learner's; a rollout may be `max_staleness` older, which the importance weights correct for.
+    `experts`: by prompt id, the tokens of an action that joins its group as one more member; all prompts or none.
     """
 
     def __init__(
@@ -107,7 +108,7 @@ class Batch:
             self.rewards.append(rewards)
             deviation = float(rewards.std()) if len(rewards) else 0.0
             self._stds.append(deviation)
-            expert = self.experts.get(prompt_ids[g])
+            expert = self.experts[prompt_ids[g]] if self.experts else None
             group = rewards if expert is None else np.append(rewards, _EXPERT_REWARD)
             if len(group) >= 2 and float(group.std()) > self.stage.min_reward_std:
                 found = group_advantages(group, self.stage.advantage)

@@ -20,7 +20,7 @@ from srl_rlvr.examples.curriculum import Order
 from srl_rlvr.pipeline import Run, Stopped
 from srl_rlvr.policies import base_models
 from srl_rlvr.policies.losses import UpdateSpec
-from srl_rlvr.stages import sft
+from srl_rlvr.stages import sft, srl
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +96,19 @@ def test_what_goes_wrong_is_said_in_the_step_where_it_shows(
     run.execute()
     (warning,) = [note for note in notes(run) if note.startswith("WARNING")]
     assert warning.startswith("WARNING: rlvr, step 1: engine and learner diverge: KL(engine || learner) is 0.300")
+
+
+def test_the_experts_step_joins_each_group_of_its_own_prompt(tokenizer: Any, tmp_path: Path) -> None:
+    run = make_run(tokenizer, tmp_path, varied, SRL | {"expert_in_group": True})
+    run.execute()
+    prompts = srl.prompts(run.train, tokenizer, configs.SrlStage.model_validate(SRL), think=False)
+    steps = {row["id"]: row["reference"] for row in prompts.to_pylist()}
+    for _, samples, _ in asked(run, "update"):
+        experts = [row for row in samples if row["sample_index"] == SRL["group_size"]]
+        assert len(experts) == len({row["prompt_id"] for row in samples}) == SRL["prompts_per_step"]
+        for row in experts:
+            text = tokenizer.decode([token for token in row["completion_ids"] if token != tokenizer.eos_token_id])
+            assert text == steps[row["prompt_id"]]
 
 
 @pytest.mark.parametrize("script", [varied, mixed], ids=["without refills", "with refills"])
