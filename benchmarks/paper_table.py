@@ -367,7 +367,7 @@ def print_table(found: dict[Cell, Any]) -> None:
 def plot(found: dict[Cell, Any], path: Path) -> None:
     """Greedy pass rate against demonstrations, a line for each sequence, of the family with several columns."""
     family = next(name for name, task in TASKS.items() if len(task.demonstrations) > 1)
-    if not any(cell.family == family for cell in found):
+    if not any(cell.family == family and cell.sequence != "base" for cell in found):
         return
     import matplotlib
 
