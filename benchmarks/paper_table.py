@@ -5,8 +5,8 @@
     python benchmarks/paper_table.py --table    only the table and the plot, of the scores that are there
     python benchmarks/paper_table.py --only number_filtering-16 --seeds 5    cells whose names begin so, of five seeds
 
-A cell is one run of `srl-rlvr train` (family, demonstrations, sequence, seed) on the model of `srl-rlvr base build`
-(one family: on SmolLM2-135M-Instruct with LoRA), and the scores of its result on held-out problems and on problems with
+A cell is one run of `srl-rlvr train` (task, demonstrations, sequence, seed) on the model of `srl-rlvr base build`
+(one task: on SmolLM2-135M-Instruct with LoRA), and the scores of its result on held-out problems and on problems with
 longer solutions than any shown. Every stage keeps its best weights by 50 dev problems. TRL's SFT→GRPO is a sequence as
 any other (`_trl_sequence.py`). Two cells run at once, each on one core. Runs lie in `out/paper_table/`: one that was
 interrupted goes on where it was. Scores are lines of `benchmarks/paper_table.jsonl`, kept with the code.
@@ -52,6 +52,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Task:
+    family: str
     params: dict[str, Any]
     longer: dict[str, Any]  # params of solutions longer than any shown
     demonstrations: Sequence[int]
@@ -91,6 +92,7 @@ SMOLLM2 = Recipe(
 )
 TASKS = {
     "number_filtering": Task(
+        "number_filtering",
         {"min_numbers": 4, "max_numbers": 5, "min_decimals": 0, "max_decimals": 0},
         {"min_numbers": 7, "max_numbers": 7},
         (16, 64, 256),
@@ -98,6 +100,7 @@ TASKS = {
         tokens=140,
     ),
     "number_sorting": Task(
+        "number_sorting",
         {"min_numbers": 4, "max_numbers": 5, "max_decimals": 0, "min_value": -9, "max_value": 9},
         {"min_numbers": 7, "max_numbers": 7},
         (64,),
@@ -105,13 +108,15 @@ TASKS = {
         tokens=150,
     ),
     "word_sorting": Task(
+        "word_sorting",
         {"min_words": 4, "max_words": 5, "max_word_length": 4},
         {"min_words": 7, "max_words": 7},
         (64,),
         step_tokens=32,
         tokens=140,
     ),
-    "basic_arithmetic": Task(
+    "smollm2_sums": Task(
+        "basic_arithmetic",
         {"min_terms": 4, "max_terms": 4, "operators": ["+"], "allow_parentheses": False, "allow_negation": False},
         {"min_terms": 6, "max_terms": 6},
         (16,),
@@ -136,14 +141,14 @@ SEQUENCES: dict[str, list[tuple[str, float]]] = {  # stages, and their share of 
 
 @dataclass(frozen=True)
 class Cell:
-    family: str
+    task: str
     demonstrations: int
     sequence: str
     seed: int
 
     @property
     def name(self) -> str:
-        return f"{self.family}-{self.demonstrations}-{self.sequence}-{self.seed}"
+        return f"{self.task}-{self.demonstrations}-{self.sequence}-{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -196,12 +201,12 @@ def main() -> None:
 
 def all_cells(seeds: int) -> list[Cell]:
     return [
-        Cell(family, demonstrations, sequence, seed)
+        Cell(name, demonstrations, sequence, seed)
         for seed in range(seeds)
-        for family, task in TASKS.items()
+        for name, task in TASKS.items()
         for demonstrations in task.demonstrations
         for sequence in SEQUENCES
-        if not (sequence == "base" and demonstrations != task.demonstrations[0])
+        if not (not SEQUENCES[sequence] and demonstrations != task.demonstrations[0])
         and not (sequence == TRL and task.model)
     ]
 
@@ -232,7 +237,7 @@ def run(cell: Cell, place: Place) -> None:
 
     folder = place.out / cell.name
     folder.mkdir(parents=True, exist_ok=True)
-    task = TASKS[cell.family]
+    task = TASKS[cell.task]
     (folder / "run.toml").write_text(run_file(cell, place, SEQUENCES[cell.sequence] or SEQUENCES["sft"]))
     config = configs.load(folder / "run.toml")
     model, minutes = task.model or place.base, 0.0
@@ -245,14 +250,14 @@ def run(cell: Cell, place: Place) -> None:
         minutes = json.loads((of_recipe / "result.json").read_text())["minutes"]
     _, _, here = sources.load_all(config.data, config.seed)
     seed = derived_seed("longer", cell.seed)
-    longer = generated.generate(cell.family, place.held_out, seed, task.params | task.longer)
+    longer = generated.generate(task.family, place.held_out, seed, task.params | task.longer)
     line = {
         "cell": vars(cell),
         "recipe": recipe(cell, place),
         "base": task.model or base_digest(place),
         "minutes": minutes,
-        "here": score(model, here, task, cell.seed),
-        "longer": score(model, longer, task, cell.seed),
+        "here": score(model, here, cell, SAMPLES),
+        "longer": score(model, longer, cell),
         "commit": commit(),
         "machine": machine()["cpu"],
     }
@@ -270,10 +275,10 @@ def read_scores(place: Place) -> dict[Cell, Any]:
     if not place.scores.is_file():
         return {}
     lines = [json.loads(line) for line in place.scores.read_text().splitlines()]
-    small = [line["base"] for line in lines if not TASKS[line["cell"]["family"]].model]
+    small = [line["base"] for line in lines if not TASKS[line["cell"]["task"]].model]
     base = base_digest(place) if place.base.is_dir() else "".join(small[-1:])
     found = {
-        Cell(**line["cell"]): line for line in lines if line["base"] == (TASKS[line["cell"]["family"]].model or base)
+        Cell(**line["cell"]): line for line in lines if line["base"] == (TASKS[line["cell"]["task"]].model or base)
     }
     return {cell: line for cell, line in found.items() if line["recipe"] == recipe(cell, place)}
 
@@ -285,7 +290,7 @@ def base_digest(place: Place) -> str:
 
 
 def run_file(cell: Cell, place: Place, sequence: list[tuple[str, float]]) -> str:
-    task = TASKS[cell.family]
+    task = TASKS[cell.task]
     how = SMOLLM2 if task.model else SMALL
     texts = []
     for name, share in sequence:
@@ -306,7 +311,7 @@ threads = 1
 workers = 1
 
 [[data]]
-family = "{cell.family}"
+family = "{task.family}"
 params = {{ {params} }}
 train = {cell.demonstrations}
 dev = {place.dev}
@@ -323,31 +328,35 @@ mlflow = false
 """
 
 
-def score(model: Path | str, examples: Any, task: Task, seed: int) -> dict[str, Any]:
-    """Of each problem: whether it was solved greedily, by how many of 8 samples, and tokens of the greedy answer."""
+def score(model: Path | str, examples: Any, cell: Cell, samples: int = 0) -> dict[str, Any]:
+    """Of each problem: whether it was solved greedily, tokens of that answer, and how many of `samples` solved it."""
     from srl_rlvr.batch import PASSED
     from srl_rlvr.cli import inference
     from srl_rlvr.engines import SamplingSpec
     from srl_rlvr.stages import rlvr
 
-    options = Namespace(model=str(model), limit=None, engine="transformers", max_tokens=task.tokens, max_context=512)
+    options = Namespace(
+        model=str(model), limit=None, engine="transformers", max_tokens=TASKS[cell.task].tokens, max_context=512
+    )
     with inference.open_model(options) as opened:
         prompts = rlvr.prompts(examples, opened.tokenizer, "evaluation", think=False)
         greedy, verdicts, _ = opened.sample(prompts, SamplingSpec(1, 0.0, opened.max_tokens))
-        _, sampled, _ = opened.sample(prompts, SamplingSpec(SAMPLES, 1.0, opened.max_tokens, seed=seed))
-    passed = sampled["reward"].to_numpy().reshape(-1, SAMPLES) >= PASSED
-    return {
-        "greedy": (verdicts["reward"].to_numpy() >= PASSED).astype(int).tolist(),
-        "of_8": passed.sum(1).tolist(),
-        "tokens": [len(ids) for ids in greedy["token_ids"].to_pylist()],
-    }
+        found = {
+            "greedy": (verdicts["reward"].to_numpy() >= PASSED).astype(int).tolist(),
+            "tokens": [len(ids) for ids in greedy["token_ids"].to_pylist()],
+        }
+        if samples:
+            _, sampled, _ = opened.sample(prompts, SamplingSpec(samples, 1.0, opened.max_tokens, seed=cell.seed))
+            passed = sampled["reward"].to_numpy().reshape(-1, samples) >= PASSED
+            found["of_8"] = passed.sum(1).tolist()
+    return found
 
 
 def print_table(found: dict[Cell, Any]) -> None:
     columns = ("greedy", "95 %", "sampled", "pass@8", "longer", "tokens", "minutes")
-    print(f"{'family':<16}{'demos':>6}  {'sequence':<14}{'seeds':>5}" + "".join(f"{name:>10}" for name in columns))
-    for family, n, sequence in dict.fromkeys((c.family, c.demonstrations, c.sequence) for c in found):
-        of = [s for c, s in found.items() if (c.family, c.demonstrations, c.sequence) == (family, n, sequence)]
+    print(f"{'task':<16}{'demos':>6}  {'sequence':<14}{'seeds':>5}" + "".join(f"{name:>10}" for name in columns))
+    for task, n, sequence in dict.fromkeys((c.task, c.demonstrations, c.sequence) for c in found):
+        of = [s for c, s in found.items() if (c.task, c.demonstrations, c.sequence) == (task, n, sequence)]
         here = [s["here"] for s in of]
         solved = np.array([h["greedy"] for h in here], float)
         low, high = np.quantile([solved[draw].mean() for draw in draws(solved.shape, 1000)], (0.025, 0.975))
@@ -361,13 +370,13 @@ def print_table(found: dict[Cell, Any]) -> None:
             f"{np.mean([h['tokens'] for h in here]):.0f}",
             f"{np.mean([s['minutes'] for s in of]):.1f}",
         )
-        print(f"{family:<16}{n:>6}  {sequence:<14}{len(of):>5}" + "".join(f"{text:>10}" for text in shown))
+        print(f"{task:<16}{n:>6}  {sequence:<14}{len(of):>5}" + "".join(f"{text:>10}" for text in shown))
 
 
 def plot(found: dict[Cell, Any], path: Path) -> None:
-    """Greedy pass rate against demonstrations, a line for each sequence, of the family with several columns."""
-    family = next(name for name, task in TASKS.items() if len(task.demonstrations) > 1)
-    if not any(cell.family == family and cell.sequence != "base" for cell in found):
+    """Greedy pass rate against demonstrations, a line for each sequence, of the task with several columns."""
+    task = next(name for name, of in TASKS.items() if len(of.demonstrations) > 1)
+    if not any(cell.task == task and SEQUENCES[cell.sequence] for cell in found):
         return
     import matplotlib
 
@@ -378,47 +387,48 @@ def plot(found: dict[Cell, Any], path: Path) -> None:
     for sequence in SEQUENCES:
         of: dict[int, list[float]] = {}
         for cell, scores in found.items():
-            if (cell.family, cell.sequence) == (family, sequence):
+            if (cell.task, cell.sequence) == (task, sequence):
                 of.setdefault(cell.demonstrations, []).append(float(np.mean(scores["here"]["greedy"])))
-        if of and sequence != "base":
+        if of and SEQUENCES[sequence]:
             axes.plot(sorted(of), [100 * np.mean(of[n]) for n in sorted(of)], marker="o", label=sequence)
-    axes.set(xscale="log", xlabel=f"demonstrations ({family})", ylabel="held-out problems solved greedily, %")
-    axes.set_xticks(TASKS[family].demonstrations, map(str, TASKS[family].demonstrations))
+    axes.set(xscale="log", xlabel=f"demonstrations ({task})", ylabel="held-out problems solved greedily, %")
+    axes.set_xticks(TASKS[task].demonstrations, map(str, TASKS[task].demonstrations))
     axes.legend()
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
 
 
 def base_pass8(found: dict[Cell, Any]) -> float | None:
-    """Of the family that the small base solves most of."""
+    """Of the task that the small base solves most of."""
     of: dict[str, list[np.ndarray]] = {}
     for cell, scores in found.items():
-        if cell.sequence == "base" and not TASKS[cell.family].model:
-            of.setdefault(cell.family, []).append(np.array(scores["here"]["of_8"]) > 0)
+        if not SEQUENCES[cell.sequence] and not TASKS[cell.task].model:
+            of.setdefault(cell.task, []).append(np.array(scores["here"]["of_8"]) > 0)
     return round(max(float(np.mean(solved)) for solved in of.values()), 4) if of else None
 
 
 def lead(found: dict[Cell, Any], demonstrations: int) -> tuple[float | None, float | None, float | None]:
     """(lower, mean, upper) of the 95 % interval of the lead of the best sequence with SRL over the best without; the
-    mean over the families of the small base that have all of their cells."""
-    families = []
-    for family in [name for name, task in TASKS.items() if not task.model]:
+    mean over the tasks of the small base that have all of their cells."""
+    tasks = []
+    for task in [name for name, of in TASKS.items() if not of.model]:
         solved: dict[str, np.ndarray] = {}  # [seeds, problems]
         for sequence in SEQUENCES:
-            key = (family, demonstrations, sequence)
-            rows = [s["here"]["greedy"] for c, s in found.items() if (c.family, c.demonstrations, c.sequence) == key]
+            key = (task, demonstrations, sequence)
+            rows = [s["here"]["greedy"] for c, s in found.items() if (c.task, c.demonstrations, c.sequence) == key]
             if rows:
                 solved[sequence] = np.array(rows, float)
-        if set(solved) >= set(SEQUENCES) - {"base"} and len({rows.shape for rows in solved.values()}) == 1:
-            families.append(solved)
-    if not families:
+        trained = {name for name, stages in SEQUENCES.items() if stages}
+        if set(solved) >= trained and len({rows.shape for rows in solved.values()}) == 1:
+            tasks.append(solved)
+    if not tasks:
         return None, None, None
     gaps = [
         [best_lead({name: rows[draw].mean() for name, rows in solved.items()}) for draw in draws(shape, DRAWS)]
-        for solved in families
+        for solved in tasks
         for shape in [solved["srl"].shape]
     ]
-    mean = np.mean([best_lead({name: rows.mean() for name, rows in solved.items()}) for solved in families])
+    mean = np.mean([best_lead({name: rows.mean() for name, rows in solved.items()}) for solved in tasks])
     low, high = np.quantile(np.mean(gaps, axis=0), (0.025, 0.975))
     return round(float(low), 4), round(float(mean), 4), round(float(high), 4)
 

@@ -4,13 +4,17 @@ It is to stand before problems of several steps as a large model stands before c
 cannot chain. How near it comes to that is in docs/results.md. Its pretraining text:
 
 - *openings*: a problem in the chat form, given, and the first line of its solution, predicted; short problems first;
+- *moves*: a problem and one line of its solution, given, and the next line, predicted;
+- *rewritings*: the lines of a solution without its problem, given, and the line that gathers them, predicted; or that
+  line, given, and the answer, predicted;
 - *echoes*: a problem in the chat form and a piece of it again, whose end is predicted: what comes after what;
 - *sheets*: lines of solutions in the order of chance, no two of one problem, then an answer line and the end.
 
-Echoes and sheets come when openings have taught it to look at the problem: with sheets from the start it does not learn
-that. Without echoes neither SFT nor SRL learned any chain from 64 solutions (docs/results.md).
+The others come when openings have taught it to look at the problem: with sheets from the start it does not learn that.
+Without echoes neither SFT nor SRL learned any chain from 64 solutions, and without rewritings 16 solutions did not
+teach the last two lines (docs/results.md).
 
-No text holds two lines of one solution, so that whatever chains moves was learned in training afterwards.
+No text predicts more than one line of one solution, so that whatever chains moves was learned in training afterwards.
 A Llama of 4 million parameters; its tokenizer writes each digit, and each line break, as one token.
 """
 
@@ -46,8 +50,8 @@ _TEMPLATE = (
 _LONGEST_SHEET = 8
 _ECHO_GIVEN, _ECHO_PREDICTED = 4, 20  # tokens at most
 _FOR_TOKENIZER = 2_000  # problems of each family
-_ONLY_OPENINGS_UNTIL = 0.2  # of all updates; then half of the texts are openings, a fourth echoes, a fourth sheets
-_ALL_LENGTHS_AFTER = 0.45  # of all updates; before that only the shorter problems are drawn
+_ONLY_OPENINGS_UNTIL = 0.15  # of all updates
+_ALL_LENGTHS_AFTER = 0.4  # of all updates
 
 
 def build(
@@ -55,7 +59,7 @@ def build(
     *,
     families: Mapping[str, dict[str, Any]] = FAMILIES,
     seed: int = 0,
-    updates: int = 1_200,
+    updates: int = 2_400,
     texts_per_update: int = 32,
     problems: int = 10_000,
     learning_rate: float = 1e-3,
@@ -127,20 +131,39 @@ class Texts:
 
     def batch(self, count: int, progress: float) -> list[tuple[list[int], list[int]]]:
         """The texts of one update; `progress` in [0, 1) says how far the pretraining is."""
-        others = count // 4 if progress >= _ONLY_OPENINGS_UNTIL else 0
-        lengths = min(1.0, 0.1 + 0.9 * progress / _ALL_LENGTHS_AFTER)
+        if progress < _ONLY_OPENINGS_UNTIL:
+            lengths = min(1.0, 0.1 + 4 * progress)
+            return [self._opening(lengths) for _ in range(count)]
+        others = (progress - _ONLY_OPENINGS_UNTIL) / (_ALL_LENGTHS_AFTER - _ONLY_OPENINGS_UNTIL)
+        lengths = min(1.0, 0.3 + 0.7 * others)
         return (
-            [self._opening(lengths) for _ in range(count - 2 * others)]
-            + [self._echo() for _ in range(others)]
-            + [self._sheet() for _ in range(others)]
+            [self._opening(lengths) for _ in range(count // 4)]
+            + [self._move(lengths) for _ in range(3 * count // 8)]
+            + [self._rewriting(lengths) for _ in range(count // 4)]
+            + [self._echo() for _ in range(count // 16)]
+            + [self._sheet() for _ in range(count // 16)]
         )
 
-    def _opening(self, lengths: float) -> tuple[list[int], list[int]]:
+    def _solution(self, lengths: float) -> task_llm.Solution:
         """Of a problem among the shorter ones: `lengths` is the share that is drawn from."""
         rows = self._draw.choice(self._families)
         row = rows[self._draw.randrange(math.ceil(lengths * len(rows)))]
-        solution = task_llm.encode_solution(self._tokenizer, row, think=False)
+        return task_llm.encode_solution(self._tokenizer, row, think=False)
+
+    def _opening(self, lengths: float) -> tuple[list[int], list[int]]:
+        solution = self._solution(lengths)
         return solution.prompt, solution.steps[0]
+
+    def _move(self, lengths: float) -> tuple[list[int], list[int]]:
+        solution = self._solution(lengths)
+        k = self._draw.randrange(1, max(2, len(solution.steps) - 1))
+        return solution.prompt + solution.steps[k - 1], solution.steps[k]
+
+    def _rewriting(self, lengths: float) -> tuple[list[int], list[int]]:
+        *lines, last, answer = self._solution(lengths).steps
+        gathers = self._draw.choice((False, True, True))
+        given = [token for line in lines for token in line] if gathers else last
+        return [self._tokenizer.eos_token_id, *given], last if gathers else answer
 
     def _echo(self) -> tuple[list[int], list[int]]:
         row = self._draw.choice(self._draw.choice(self._families))

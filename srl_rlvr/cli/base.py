@@ -25,7 +25,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         dest="families",
         help="a family whose moves it learns; repeatable (default: number_filtering, number_sorting, word_sorting)",
     )
-    parser.add_argument("--updates", metavar="N", type=int, default=1200, help="of 32 texts each (default: 1200)")
+    parser.add_argument("--updates", metavar="N", type=int, default=2400, help="of 32 texts each (default: 2400)")
     parser.add_argument("--problems", metavar="N", type=int, default=10_000, help="of each family (default: 10000)")
     parser.add_argument("--seed", metavar="N", type=int, default=0)
     return parser

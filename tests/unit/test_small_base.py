@@ -43,7 +43,11 @@ def test_digits_and_line_breaks_are_tokens_of_their_own(tokenizer: Any) -> None:
     ]
 
 
-def test_no_text_holds_two_lines_of_one_solution(
+# What a batch of 64 texts is made of, once the openings are no longer alone.
+OPENINGS, MOVES, REWRITINGS, ECHOES = slice(0, 16), slice(16, 40), slice(40, 56), slice(56, 60)
+
+
+def test_no_text_predicts_more_than_one_line_of_one_solution(
     problems: list[dict[str, Any]], tokenizer: Any, texts: small_base.Texts
 ) -> None:
     owners: dict[str, set[str]] = {}
@@ -51,38 +55,59 @@ def test_no_text_holds_two_lines_of_one_solution(
         for line in (*row["steps"], f"Answer: {row['reference']}"):
             owners.setdefault(line, set()).add(row["id"])
     pairs = 0
-    batch = texts.batch(600, progress=0.9)
-    for given, predicted in batch[:300] + batch[450:]:  # openings and sheets
-        text = tokenizer.decode(given + predicted)
-        lines = text.rpartition("assistant\n")[2].removeprefix("<|im_end|>").removesuffix("<|im_end|>")
-        found = [owners[line] for line in lines.strip().split("\n")]
-        if "assistant" in text:
-            assert len(found) == 1
-        for one, other in itertools.combinations(found, 2):
-            pairs += 1
-            assert len(one | other) > 1
-    assert pairs > 500
+    for _ in range(10):
+        batch = texts.batch(64, progress=0.9)
+        del batch[ECHOES]
+        for _, predicted in batch:
+            lines = tokenizer.decode(predicted).removesuffix(small_base.END).strip().split("\n")
+            for one, other in itertools.combinations([owners[line] for line in lines], 2):
+                pairs += 1
+                assert len(one | other) > 1
+    assert pairs > 200
 
 
 def test_an_opening_is_a_problem_and_the_first_step_that_is_predicted(
     problems: list[dict[str, Any]], tokenizer: Any, texts: small_base.Texts
 ) -> None:
-    for given, predicted in texts.batch(8, progress=0.9)[:4]:
-        row = next(r for r in problems if task_llm.encode_prompt(tokenizer, r["prompt"], think=False) == given)
-        assert tokenizer.decode(predicted) == f"{row['steps'][0]}\n"
+    prompts = [task_llm.encode_prompt(tokenizer, row["prompt"], think=False) for row in problems]
+    for given, predicted in texts.batch(64, progress=0.9)[OPENINGS]:
+        assert tokenizer.decode(predicted) == f"{problems[prompts.index(given)]['steps'][0]}\n"
+
+
+def test_a_move_is_a_problem_with_one_line_and_the_next_line_is_predicted(
+    problems: list[dict[str, Any]], tokenizer: Any, texts: small_base.Texts
+) -> None:
+    prompts = [(task_llm.encode_prompt(tokenizer, row["prompt"], think=False), row["steps"]) for row in problems]
+    for given, predicted in texts.batch(64, progress=0.9)[MOVES]:
+        end, steps = next((len(prompt), steps) for prompt, steps in prompts if given[: len(prompt)] == prompt)
+        pairs = [(f"{one}\n", f"{next_one}\n") for one, next_one in itertools.pairwise(steps)]
+        assert (tokenizer.decode(given[end:]), tokenizer.decode(predicted)) in pairs
+
+
+def test_a_rewriting_gathers_lines_without_their_problem(
+    problems: list[dict[str, Any]], tokenizer: Any, texts: small_base.Texts
+) -> None:
+    gathered = {}
+    for row in problems:
+        *lines, last = [f"{step}\n" for step in row["steps"]]
+        gathered["".join(lines)] = last
+        gathered[last] = f"Answer: {row['reference']}{small_base.END}"
+    for given, predicted in texts.batch(64, progress=0.9)[REWRITINGS]:
+        assert given[0] == tokenizer.eos_token_id
+        assert gathered[tokenizer.decode(given[1:])] == tokenizer.decode(predicted)
 
 
 def test_an_echo_is_a_piece_of_its_own_problem(tokenizer: Any, texts: small_base.Texts) -> None:
-    for given, predicted in texts.batch(32, progress=0.9)[16:24]:
+    for given, predicted in texts.batch(64, progress=0.9)[ECHOES]:
         problem, _, piece = tokenizer.decode(given).rpartition("<|im_end|>\n<|im_start|>assistant\n")
         assert piece + tokenizer.decode(predicted) in problem
         assert piece and predicted
 
 
-def test_short_problems_come_first_and_only_openings_until_a_fifth(tokenizer: Any, texts: small_base.Texts) -> None:
+def test_short_problems_come_first_and_only_openings_at_first(tokenizer: Any, texts: small_base.Texts) -> None:
     first, late = texts.batch(64, progress=0.0), texts.batch(64, progress=0.9)
-    assert max(len(given) for given, _ in first) < max(len(given) for given, _ in late)
-    assert [sum(given == [tokenizer.eos_token_id] for given, _ in batch) for batch in (first, late)] == [0, 16]
+    assert max(len(given) for given, _ in first) < max(len(given) for given, _ in late[OPENINGS])
+    assert [sum(given[0] == tokenizer.eos_token_id for given, _ in batch) for batch in (first, late)] == [0, 20]
 
 
 def test_the_same_seed_builds_the_same_model(tmp_path: Path) -> None:
