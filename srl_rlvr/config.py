@@ -141,6 +141,8 @@ class SrlStage(PolicyGradientStage):
     """Step prompts from the experts' steps, rewarded by similarity to the expert's next action."""
     measure: Literal["characters", "words", "tokens", "lcs"] = "characters"
     """Units that the similarity compares."""
+    lines_per_action: int = Field(default=1, ge=0)
+    """Expert steps that make one action; 0 takes the whole solution as one. `max_tokens` has to hold it."""
     expert_in_group: bool = False
     """The expert's own action joins each group of samples, with its reward of 1: what the policy never samples is
     learned, too, and no longer once every sample is right. Not with `think`: the expert's thoughts are not known."""

@@ -172,7 +172,7 @@ class Run:
             prompts = rlvr.prompts(self.train, self.tokenizer, stage.label, self.config.think, stage.invalid_reward)
         experts = {}
         if isinstance(stage, SrlStage) and stage.expert_in_group:
-            experts = srl.expert_actions(self.train, self.tokenizer)
+            experts = srl.expert_actions(self.train, self.tokenizer, stage)
         stream = Stream(stage, prompts, self._selector(stage, prompts), experts)
         self.observer.stage(stage.label, stage.kind, stage.steps)
         for step in range(self.state.step, stage.steps):

@@ -1,7 +1,7 @@
 """Supervised reinforcement learning (Deng et al., 2510.25992): each expert step is asked for on its own.
 
-A solution of N steps gives N prompts, prefixes of one trunk; the reward is the similarity of the policy's action
-to the expert's step.
+A solution of N steps gives N prompts (or one for every `lines_per_action` of them), prefixes of one trunk; the reward
+is the similarity of the policy's action to the expert's.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def prompts(examples: pa.Table, tokenizer: Any, stage: SrlStage, think: bool) ->
     metadata = json.dumps({"think": think, "measure": stage.measure})
     for example in with_steps(examples):
         solution = task_llm.encode_solution(tokenizer, example, think)
-        for k, text in enumerate(solution.texts):
+        for k, text, _ in _actions(solution, stage.lines_per_action):
             trunk = solution.trunk(k)
             rows.append(
                 {
@@ -44,10 +44,23 @@ def prompts(examples: pa.Table, tokenizer: Any, stage: SrlStage, think: bool) ->
     return records.build("Prompt", rows)
 
 
-def expert_actions(examples: pa.Table, tokenizer: Any) -> dict[str, list[int]]:
-    """The tokens of the expert's step by prompt id."""
+def expert_actions(examples: pa.Table, tokenizer: Any, stage: SrlStage) -> dict[str, list[int]]:
+    """The tokens of the expert's action by prompt id."""
     solutions = {row["id"]: task_llm.encode_solution(tokenizer, row, think=False) for row in with_steps(examples)}
-    return {f"{id}:{k}": tokens for id, solution in solutions.items() for k, tokens in enumerate(solution.steps)}
+    return {
+        f"{id}:{k}": tokens
+        for id, solution in solutions.items()
+        for k, _, tokens in _actions(solution, stage.lines_per_action)
+    }
+
+
+def _actions(solution: task_llm.Solution, lines: int) -> list[tuple[int, str, list[int]]]:
+    """Of each action of so many lines (0: all): its first line, its text and its tokens."""
+    size, count = lines or len(solution.steps), len(solution.steps)
+    return [
+        (k, "".join(solution.texts[k : k + size]), [token for step in solution.steps[k : k + size] for token in step])
+        for k in range(0, count, size)
+    ]
 
 
 def with_steps(examples: pa.Table) -> list[dict[str, Any]]:
@@ -63,11 +76,12 @@ def with_steps(examples: pa.Table) -> list[dict[str, Any]]:
 
 
 def sampling(stage: SrlStage, think: bool, seed: int) -> SamplingSpec:
-    """An action ends with its line break (or the end of the text); under `think` the monologue comes first."""
+    """An action ends with its last line break (or the end of the text); under `think` the monologue comes first."""
+    ends = ("\n",) * stage.lines_per_action
     return SamplingSpec(
         samples=stage.group_size,
         temperature=stage.temperature,
         max_tokens=stage.max_tokens,
-        stops=(THINK_STOP, "\n") if think else ("\n",),
+        stops=(THINK_STOP, *ends) if think and ends else ends,
         seed=seed,
     )

@@ -88,6 +88,22 @@ def test_references_carry_their_line_breaks_and_the_last_is_the_answer(tokenizer
     assert prompts["reference"].to_pylist() == ["3 + 4 = 7\n", "7 + 5 = 12\n", "Answer: 12"]
 
 
+@pytest.mark.parametrize(
+    ("lines", "wanted"),
+    [(2, ["3 + 4 = 7\n7 + 5 = 12\n", "Answer: 12"]), (0, ["3 + 4 = 7\n7 + 5 = 12\nAnswer: 12"])],
+)
+def test_an_action_of_several_lines(tokenizer: Any, lines: int, wanted: list[str]) -> None:
+    stage, problems = srl_stage(lines_per_action=lines), examples("3 + 4 + 5")
+    rows = srl.prompts(problems, tokenizer, stage, False).to_pylist()
+    assert [row["reference"] for row in rows] == wanted
+    assert srl.sampling(stage, think=False, seed=0).stops == ("\n",) * lines
+    experts = srl.expert_actions(problems, tokenizer, stage)
+    assert [tokenizer.decode(experts[row["id"]], skip_special_tokens=True) for row in rows] == wanted
+    solution = sft.samples(problems, tokenizer, think=False).to_pylist()[0]
+    whole = solution["prompt_ids"] + solution["completion_ids"]
+    assert [row["token_ids"] + experts[row["id"]] for row in rows][-1] == whole
+
+
 def test_srl_is_rewarded_by_similarity_in_the_stages_units(tokenizer: Any) -> None:
     prompts = srl.prompts(examples("1 + 1"), tokenizer, srl_stage(measure="words", name="early"), True)
     assert set(prompts["verifier"].to_pylist()) == {"similarity"} and set(prompts["stage"].to_pylist()) == {"early"}
@@ -130,6 +146,7 @@ def test_the_question_stands_in_the_users_turn_and_the_answer_is_open(tokenizer:
 def test_under_think_the_monologue_comes_before_each_action(tokenizer: Any) -> None:
     assert "<think> and </think>" in tokenizer.decode(task_llm.encode_prompt(tokenizer, "1 + 1", think=True))
     assert srl.sampling(srl_stage(), think=True, seed=0).stops == ("</think>", "\n")
+    assert srl.sampling(srl_stage(lines_per_action=2), think=True, seed=0).stops == ("</think>", "\n", "\n")
     taught = sft.samples(examples("1 + 1"), tokenizer, think=True)["completion_ids"][0].as_py()
     text = tokenizer.decode(taught, skip_special_tokens=True)
     assert text == "<think></think>1 + 1 = 2\n<think></think>Answer: 2"
