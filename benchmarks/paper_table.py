@@ -34,7 +34,8 @@ from _machine import commit, machine
 
 HERE = Path(__file__).parent
 OUT = Path("out/paper_table")
-SAMPLES, DRAWS = 8, 10_000
+SAMPLES, SAMPLED = 8, 100  # answers to each of so many held-out problems, beside the greedy one to all
+DRAWS = 10_000
 TRL = "trl-sft-grpo"  # by TRL's trainers
 SMOLLM2_NAME = "smollm2-135m-instruct"
 
@@ -80,10 +81,10 @@ def stages(sft: float, srl: float, rlvr: float, solutions: int, steps: str) -> d
 
 SMALL = Recipe(
     '[model]\nbase = "../base"\nmax_context = 512\n\n[engine]\nkind = "transformers"\nthreads = 1\n',
-    stages(5e-4, 3e-4, 3e-4, 16, 'prompts_per_step = 32\ngroup_size = 4\nmeasure = "words"'),
-    {"sft": 120, "form": 120, "srl": 50, "guided": 50, "rlvr": 24},
+    stages(5e-4, 4e-4, 1e-4, 16, 'prompts_per_step = 32\ngroup_size = 4\nmeasure = "words"'),
+    {"sft": 120, "form": 120, "srl": 50, "guided": 50, "rlvr": 32},
     batch=16,
-    every=20,
+    every=15,
 )
 SMOLLM2 = Recipe(
     f'[model]\nbase = "{SMOLLM2_NAME}"\nmax_context = 256\nlora_rank = 16\n\n'
@@ -134,11 +135,11 @@ SEQUENCES: dict[str, list[tuple[str, float]]] = {  # stages, and their share of 
     "rlvr": [("rlvr", 1.0)],
     "srl": [("srl", 1.0)],
     "guided-srl": [("guided", 1.0)],
-    "sft-rlvr": [("sft", 0.5), ("rlvr", 0.5)],
+    "sft-rlvr": [("sft", 0.25), ("rlvr", 0.75)],
     "srl-rlvr": [("srl", 0.6), ("rlvr", 0.4)],
     "guided-srl-rlvr": [("guided", 0.6), ("rlvr", 0.4)],
     "sft-srl-rlvr": [("form", 0.1), ("srl", 0.5), ("rlvr", 0.4)],
-    TRL: [("sft", 0.5), ("rlvr", 0.5)],
+    TRL: [("sft", 0.25), ("rlvr", 0.75)],
 }
 
 
@@ -148,10 +149,12 @@ class Cell:
     demonstrations: int
     sequence: str
     seed: int
+    changes: str = ""  # to its run file, as by --set
 
     @property
     def name(self) -> str:
-        return f"{self.task}-{self.demonstrations}-{self.sequence}-{self.seed}"
+        changes = "".join(f"-{change.replace('/', ':')}" for change in self.changes.split())
+        return f"{self.task}-{self.demonstrations}-{self.sequence}-{self.seed}{changes}"
 
 
 @dataclass(frozen=True)
@@ -192,8 +195,7 @@ def main() -> None:
         build_base(place, 5 if options.quick else None)
         done = read_scores(place)
         missing = [cell for cell in cells if cell not in done]
-        with ThreadPoolExecutor(2) as pool:
-            list(pool.map(lambda cell: in_a_process(cell, options), missing))
+        in_processes(__file__, missing, place, options)
     found = {cell: scores for cell, scores in read_scores(place).items() if cell in cells}
     print_table(found)
     if not options.quick:
@@ -220,15 +222,20 @@ def build_base(place: Place, updates: int | None) -> None:
         subprocess.run([*command, *(["--updates", str(updates)] if updates else [])], check=True, stdout=sys.stderr)
 
 
-def in_a_process(cell: Cell, options: Namespace) -> None:
-    """A cell that fails is said and left without a score; the others go on."""
-    command = [sys.executable, __file__, "--cell", cell.name, "--seeds", str(options.seeds)]
-    log = (QUICK if options.quick else FULL).out / f"{cell.name}.log"
-    with log.open("a") as file:
-        failed = subprocess.run(
-            [*command, *(["--quick"] if options.quick else [])], stdout=file, stderr=subprocess.STDOUT
-        ).returncode
-    print(f"{cell.name}: {f'failed, see {log}' if failed else 'done'}", file=sys.stderr, flush=True)
+def in_processes(script: str, cells: Sequence[Cell], place: Place, options: Namespace) -> None:
+    """Two at once. A cell that fails is said and left without a score; the others go on."""
+
+    def one(cell: Cell) -> None:
+        command = [sys.executable, script, "--cell", cell.name, "--seeds", str(options.seeds)]
+        log = place.out / f"{cell.name}.log"
+        with log.open("a") as file:
+            failed = subprocess.run(
+                [*command, *(["--quick"] if options.quick else [])], stdout=file, stderr=subprocess.STDOUT
+            ).returncode
+        print(f"{cell.name}: {f'failed, see {log}' if failed else 'done'}", file=sys.stderr, flush=True)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(one, cells))
 
 
 def run(cell: Cell, place: Place) -> None:
@@ -242,7 +249,7 @@ def run(cell: Cell, place: Place) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     task = TASKS[cell.task]
     (folder / "run.toml").write_text(run_file(cell, place, SEQUENCES[cell.sequence] or SEQUENCES["sft"]))
-    config = configs.load(folder / "run.toml")
+    config = configs.load(folder / "run.toml", cell.changes.split())
     model, minutes = task.model or place.base, 0.0
     if cell.sequence == TRL:
         minutes, model = _trl_sequence.train(config, place.base, folder), folder / "model"
@@ -270,7 +277,8 @@ def run(cell: Cell, place: Place) -> None:
 
 def recipe(cell: Cell, place: Place) -> str:
     """Names how a cell is run."""
-    return hashlib.sha256(run_file(cell, place, SEQUENCES[cell.sequence]).encode()).hexdigest()[:12]
+    text = run_file(cell, place, SEQUENCES[cell.sequence]) + cell.changes
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def read_scores(place: Place) -> dict[Cell, Any]:
@@ -349,7 +357,8 @@ def score(model: Path | str, examples: Any, cell: Cell, samples: int = 0) -> dic
             "tokens": [len(ids) for ids in greedy["token_ids"].to_pylist()],
         }
         if samples:
-            _, sampled, _ = opened.sample(prompts, SamplingSpec(samples, 1.0, opened.max_tokens, seed=cell.seed))
+            asked = prompts.slice(0, SAMPLED)
+            _, sampled, _ = opened.sample(asked, SamplingSpec(samples, 1.0, opened.max_tokens, seed=cell.seed))
             passed = sampled["reward"].to_numpy().reshape(-1, samples) >= PASSED
             found["of_8"] = passed.sum(1).tolist()
     return found

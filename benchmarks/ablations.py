@@ -1,0 +1,87 @@
+"""What each setting of the stages is worth: one change at a time to one cell of the paper table.
+
+    python benchmarks/ablations.py            every change that has no score yet, then the table
+    python benchmarks/ablations.py --quick    two changes of a few updates: it works
+    python benchmarks/ablations.py --table    only the table, of the scores that are there
+
+The cell is SRL with the expert in its group, then RLVR, on 64 demonstrations of number_sorting from the small base
+(which the first run builds); runs and scores are kept as those of `paper_table.py`, in `benchmarks/ablations.jsonl`.
+`autojunk` is no row: it is off by the definition of the reward, and on it changes nothing below 200 characters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+
+import numpy as np
+import paper_table as table
+from paper_table import Cell
+
+SRL, RLVR = "stages.guided.", "stages.rlvr."
+
+
+def both(change: str) -> str:
+    return f"{SRL}{change} {RLVR}{change}"
+
+
+CHANGES = {  # of the run file's keys
+    "as in the table": "",
+    "similarity over characters": f"{SRL}measure=characters",
+    "similarity over tokens": f"{SRL}measure=tokens",
+    "actions of two lines": f"{SRL}lines_per_action=2 {SRL}max_tokens=64",
+    "the whole solution as one action": f"{SRL}lines_per_action=0 {SRL}max_tokens=150",
+    "without the expert in the group": f"{SRL}expert_in_group=false",
+    "with thinking, without the expert": f"think=true {SRL}expert_in_group=false {SRL}max_tokens=64",
+    "groups of 8, half as many": f"{SRL}group_size=8 {SRL}prompts_per_step=16",
+    "advantage r - mean (dr_grpo)": both("advantage=dr_grpo"),
+    "advantage leave-one-out (rloo)": both("advantage=rloo"),
+    "no refills (dynamic sampling off)": both("max_refills=0"),
+    "KL 0.01": both("kl=0.01"),
+    "LoRA, rank 8": "model.lora_rank=8",
+    "LoRA, rank 64": "model.lora_rank=64",
+}
+FULL = dataclasses.replace(table.FULL, scores=table.HERE / "ablations.jsonl")
+QUICK = dataclasses.replace(table.QUICK, scores=table.QUICK.out / "ablations.jsonl")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--cell", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    place = QUICK if options.quick else FULL
+    cells = [cell(changes, seed) for seed in range(options.seeds) for changes in CHANGES.values()]
+    if options.cell:
+        table.run(next(cell for cell in cells if cell.name == options.cell), place)
+        return
+    if options.quick:
+        cells = cells[2:4]
+    if not options.table:
+        table.build_base(place, 5 if options.quick else None)
+        done = table.read_scores(place)
+        table.in_processes(__file__, [cell for cell in cells if cell not in done], place, options)
+    found = table.read_scores(place)
+    print(f"{'change':<36}{'seeds':>5}{'greedy':>10}{'sampled':>10}{'pass@8':>10}{'longer':>10}{'minutes':>10}")
+    for name, changes in CHANGES.items():
+        of = [scores for c, scores in found.items() if c == cell(changes, c.seed)]
+        if of:
+            sampled = np.array([scores["here"]["of_8"] for scores in of])
+            columns = (
+                f"{np.mean([scores['here']['greedy'] for scores in of]):.1%}",
+                f"{sampled.mean() / table.SAMPLES:.1%}",
+                f"{(sampled > 0).mean():.1%}",
+                f"{np.mean([scores['longer']['greedy'] for scores in of]):.1%}",
+                f"{np.mean([scores['minutes'] for scores in of]):.1f}",
+            )
+            print(f"{name:<36}{len(of):>5}" + "".join(f"{text:>10}" for text in columns))
+
+
+def cell(changes: str, seed: int) -> Cell:
+    return Cell("number_sorting", 64, "guided-srl-rlvr", seed, changes)
+
+
+if __name__ == "__main__":
+    main()
