@@ -132,7 +132,7 @@ TASKS = {
 SEQUENCES: dict[str, list[tuple[str, float]]] = {  # stages, and their share of the time
     "base": [],
     "sft": [("sft", 1.0)],
-    "rlvr": [("rlvr", 1.0)],
+    "rlvr": [("rlvr", 0.4)],  # without signal each batch is refilled twice
     "srl": [("srl", 1.0)],
     "guided-srl": [("guided", 1.0)],
     "sft-rlvr": [("sft", 0.25), ("rlvr", 0.75)],
