@@ -405,6 +405,7 @@ def plot(found: dict[Cell, Any], path: Path) -> None:
             axes.plot(sorted(of), [100 * np.mean(of[n]) for n in sorted(of)], marker="o", label=sequence)
     axes.set(xscale="log", xlabel=f"demonstrations ({task})", ylabel="held-out problems solved greedily, %")
     axes.set_xticks(TASKS[task].demonstrations, map(str, TASKS[task].demonstrations))
+    axes.minorticks_off()
     axes.legend()
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
