@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
-import numpy as np
 import paper_table as table
 from paper_table import Cell
 
@@ -64,19 +63,8 @@ def main() -> None:
         done = table.read_scores(place)
         table.in_processes(__file__, [cell for cell in cells if cell not in done], place, options)
     found = table.read_scores(place)
-    print(f"{'change':<36}{'seeds':>5}{'greedy':>10}{'sampled':>10}{'pass@8':>10}{'longer':>10}{'minutes':>10}")
-    for name, changes in CHANGES.items():
-        of = [scores for c, scores in found.items() if c == cell(changes, c.seed)]
-        if of:
-            sampled = np.array([scores["here"]["of_8"] for scores in of])
-            columns = (
-                f"{np.mean([scores['here']['greedy'] for scores in of]):.1%}",
-                f"{sampled.mean() / table.SAMPLES:.1%}",
-                f"{(sampled > 0).mean():.1%}",
-                f"{np.mean([scores['longer']['greedy'] for scores in of]):.1%}",
-                f"{np.mean([scores['minutes'] for scores in of]):.1f}",
-            )
-            print(f"{name:<36}{len(of):>5}" + "".join(f"{text:>10}" for text in columns))
+    rows = {name: [found[c] for c in cells if c in found and c.changes == of] for name, of in CHANGES.items()}
+    table.print_table({name: scores for name, scores in rows.items() if scores})
 
 
 def cell(changes: str, seed: int) -> Cell:

@@ -47,7 +47,7 @@ class Recipe:
     setting: str
     stages: dict[str, str]
     updates: dict[str, int]  # of each stage, that take about as long as each other
-    batch: int  # solutions or groups in an update
+    batch: int  # solutions (SFT) or problems (RLVR) in an update
     every: int  # updates between two looks at the dev problems
 
 
@@ -62,26 +62,24 @@ class Task:
     model: str = ""  # the small base where it is left out
 
 
-def stages(sft: float, srl: float, rlvr: float, solutions: int, steps: str) -> dict[str, str]:
-    """By name, with these rates: batches of so many solutions or problems, and `steps` of SRL.
-
-    `form` is SFT as a short warm-up, `guided` is SRL with the expert in the group.
-    """
-    supervised = f'kind = "sft"\nlearning_rate = {sft}\nepochs = {{epochs}}\nbatch_size = {solutions}'
-    by_step = f'kind = "srl"\nlearning_rate = {srl}\nsteps = {{steps}}\nmax_tokens = {{step_tokens}}\n{steps}'
+def stages(sft: float, srl: float, rlvr: float, groups: str) -> dict[str, str]:
+    """By name, with these rates and SRL's `groups`; `form` is SFT as a short warm-up, `guided` is SRL with the expert
+    in the group."""
+    supervised = f'kind = "sft"\nlearning_rate = {sft}\nepochs = {{epochs}}\nbatch_size = {{batch}}'
+    by_step = f'kind = "srl"\nlearning_rate = {srl}\nsteps = {{steps}}\nmax_tokens = {{step_tokens}}\n{groups}'
     return {
         "sft": supervised,
         "form": supervised + '\nname = "form"',
         "srl": by_step,
         "guided": by_step + '\nname = "guided"\nexpert_in_group = true',
         "rlvr": f'kind = "rlvr"\nlearning_rate = {rlvr}\nsteps = {{steps}}\nmax_tokens = {{tokens}}\n'
-        f"prompts_per_step = {solutions}",
+        "prompts_per_step = {batch}",
     }
 
 
 SMALL = Recipe(
     '[model]\nbase = "../base"\nmax_context = 512\n\n[engine]\nkind = "transformers"\nthreads = 1\n',
-    stages(5e-4, 4e-4, 1e-4, 16, 'prompts_per_step = 32\ngroup_size = 4\nmeasure = "words"'),
+    stages(sft=5e-4, srl=4e-4, rlvr=1e-4, groups='prompts_per_step = 32\ngroup_size = 4\nmeasure = "words"'),
     {"sft": 120, "form": 120, "srl": 50, "guided": 50, "rlvr": 32},
     batch=16,
     every=15,
@@ -89,7 +87,7 @@ SMALL = Recipe(
 SMOLLM2 = Recipe(
     f'[model]\nbase = "{SMOLLM2_NAME}"\nmax_context = 256\nlora_rank = 16\n\n'
     "[engine]\nkv_cache_gib = 0.5\nthreads = 1\n",
-    stages(5e-4, 3e-4, 2e-4, 8, "prompts_per_step = 8"),
+    stages(sft=5e-4, srl=3e-4, rlvr=2e-4, groups="prompts_per_step = 8"),
     {"sft": 28, "form": 28, "srl": 32, "guided": 32, "rlvr": 20},
     batch=8,
     every=4,
@@ -153,8 +151,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        changes = "".join(f"-{change.replace('/', ':')}" for change in self.changes.split())
-        return f"{self.task}-{self.demonstrations}-{self.sequence}-{self.seed}{changes}"
+        return "-".join([self.task, str(self.demonstrations), self.sequence, str(self.seed), *self.changes.split()])
 
 
 @dataclass(frozen=True)
@@ -196,8 +193,12 @@ def main() -> None:
         done = read_scores(place)
         missing = [cell for cell in cells if cell not in done]
         in_processes(__file__, missing, place, options)
-    found = {cell: scores for cell, scores in read_scores(place).items() if cell in cells}
-    print_table(found)
+    scores = read_scores(place)
+    found = {cell: scores[cell] for cell in cells if cell in scores}
+    rows: dict[str, list[Any]] = {}
+    for cell, of_cell in found.items():
+        rows.setdefault(f"{cell.task:<16}{cell.demonstrations:>4}  {cell.sequence}", []).append(of_cell)
+    print_table(rows)
     if not options.quick:
         plot(found, HERE.parent / "docs" / "images" / "paper_table.svg")
     figures = {"base_pass8": base_pass8(found)} | {f"lead_low_{n}": lead(found, n)[0] for n in (16, 64)}
@@ -307,7 +308,9 @@ def run_file(cell: Cell, place: Place, sequence: list[tuple[str, float]]) -> str
     for name, share in sequence:
         steps = max(1, round(how.updates[name] * share * place.updates))
         epochs = max(1, steps * how.batch // cell.demonstrations)
-        filled = how.stages[name].format(steps=steps, epochs=epochs, step_tokens=task.step_tokens, tokens=task.tokens)
+        filled = how.stages[name].format(
+            steps=steps, epochs=epochs, batch=how.batch, step_tokens=task.step_tokens, tokens=task.tokens
+        )
         texts.append(f"[[stages]]\n{filled}\n")
     params = ", ".join(f"{name} = {json.dumps(value)}" for name, value in task.params.items())
     return f"""name = "{cell.name}"
@@ -364,16 +367,18 @@ def score(model: Path | str, examples: Any, cell: Cell, samples: int = 0) -> dic
     return found
 
 
-def print_table(found: dict[Cell, Any]) -> None:
-    columns = ("greedy", "95 %", "sampled", "pass@8", "longer", "tokens", "minutes")
-    print(f"{'task':<16}{'demos':>6}  {'sequence':<14}{'seeds':>5}" + "".join(f"{name:>10}" for name in columns))
-    for task, n, sequence in dict.fromkeys((c.task, c.demonstrations, c.sequence) for c in found):
-        of = [s for c, s in found.items() if (c.task, c.demonstrations, c.sequence) == (task, n, sequence)]
+def print_table(rows: dict[str, list[Any]]) -> None:
+    """A line for each label, of the scores of its seeds."""
+    width = max(map(len, rows), default=0)
+    columns = ("seeds", "greedy", "95 %", "sampled", "pass@8", "longer", "tokens", "minutes")
+    print(" " * width + "".join(f"{name:>10}" for name in columns))
+    for label, of in rows.items():
         here = [s["here"] for s in of]
         solved = np.array([h["greedy"] for h in here], float)
         low, high = np.quantile([solved[draw].mean() for draw in draws(solved.shape, 1000)], (0.025, 0.975))
         sampled = np.array([h["of_8"] for h in here])
         shown = (
+            str(len(of)),
             f"{solved.mean():.1%}",
             f"{100 * low:.0f}-{100 * high:.0f}",
             f"{sampled.mean() / SAMPLES:.1%}",
@@ -382,7 +387,7 @@ def print_table(found: dict[Cell, Any]) -> None:
             f"{np.mean([h['tokens'] for h in here]):.0f}",
             f"{np.mean([s['minutes'] for s in of]):.1f}",
         )
-        print(f"{task:<16}{n:>6}  {sequence:<14}{len(of):>5}" + "".join(f"{text:>10}" for text in shown))
+        print(f"{label:<{width}}" + "".join(f"{text:>10}" for text in shown))
 
 
 def plot(found: dict[Cell, Any], path: Path) -> None:
@@ -393,6 +398,7 @@ def plot(found: dict[Cell, Any], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "paper_table"  # the same plot is the same file
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4))

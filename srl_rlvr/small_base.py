@@ -131,6 +131,7 @@ class Texts:
 
     def batch(self, count: int, progress: float) -> list[tuple[list[int], list[int]]]:
         """The texts of one update; `progress` in [0, 1) says how far the pretraining is."""
+        # Shorter problems come first, and first again when the other texts begin.
         if progress < _ONLY_OPENINGS_UNTIL:
             lengths = min(1.0, 0.1 + 4 * progress)
             return [self._opening(lengths) for _ in range(count)]
