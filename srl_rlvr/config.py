@@ -217,6 +217,8 @@ class EvaluationConfig(Section):
     """Evaluate after every stage; else only before the first and after the last."""
     every: int = Field(default=10, ge=1)
     """Updates between two looks at the dev problems (`data.dev`)."""
+    patience: int = Field(default=0, ge=0)
+    """A stage ends early after so many looks in a row below its best; 0: it does not."""
 
 
 class ClusterConfig(Section):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -119,7 +119,7 @@ class Run:
         steps = sft.steps(stage, examples.num_rows)
         selector = Uniform(samples["trunk_id"].to_pylist(), self.config.seed, stage.label, self.state.selector)
         self.observer.stage(stage.label, stage.kind, steps)
-        for step in range(self.state.step, steps):
+        for step in self._steps_left(stage, steps):
             began = time.monotonic()
             rows = selector.take(stage.batch_size)
             metrics = self.crew.update(samples.take(pa.array(rows)), sft.update_spec(stage, step))
@@ -138,7 +138,7 @@ class Run:
         experts = {row["prompt_id"]: row for row in solutions.to_pylist()}
         selector = Uniform(prompts["trunk_id"].to_pylist(), self.config.seed, stage.label, self.state.selector)
         self.observer.stage(stage.label, stage.kind, stage.steps)
-        for step in range(self.state.step, stage.steps):
+        for step in self._steps_left(stage, stage.steps):
             rows = selector.take(stage.prompts_per_step)
             seed = derived_seed(self.config.seed, stage.label, step)
             rollouts, verdicts, metrics = self.crew.sample(prompts.take(pa.array(rows)), dpo.sampling(stage, seed))
@@ -175,7 +175,7 @@ class Run:
             experts = srl.expert_actions(self.train, self.tokenizer, stage)
         stream = Stream(stage, prompts, self._selector(stage, prompts), experts)
         self.observer.stage(stage.label, stage.kind, stage.steps)
-        for step in range(self.state.step, stage.steps):
+        for step in self._steps_left(stage, stage.steps):
             self._send_ahead(stream, step)
             batch = self._collect(stream, step)
             metrics, samples = batch.metrics, batch.samples
@@ -192,6 +192,9 @@ class Run:
             del self.state.pending[0]
             metrics |= self._look_at_dev(stage, step + 1, stage.steps)
             self._finish_step(stage.label, metrics, step == stage.steps - 1)
+        for _, _, ticket in stream.sent:  # of a stage that ended early
+            self.crew.receive(ticket)
+        self.state.pending.clear()
 
     def _send_ahead(self, stream: Stream, step: int) -> None:
         """Send the batch of this step and those that `max_staleness` admits after it, if they are not on their way.
@@ -272,6 +275,18 @@ class Run:
             self.state.best_step, self.state.best_score = done, score
             checkpoints.write_best(self.out, self.crew.save)
         return {"dev": score}
+
+    def _steps_left(self, stage: Stage, steps: int) -> Iterator[int]:
+        """Of a stage of `steps`, until `evaluation.patience` looks in a row found it below its best."""
+        looks = self.config.evaluation.patience
+        for step in range(self.state.step, steps):
+            since_best = step - self.state.best_step
+            if self.dev is not None and looks and since_best >= looks * self.config.evaluation.every:
+                self.observer.note(
+                    f"{stage.label}: ends after step {step}, {since_best} after its best on the dev problems"
+                )
+                return
+            yield step
 
     def _take_best(self, stage: Stage) -> None:
         """The stage ends with the weights that were best on the dev problems."""

@@ -413,9 +413,11 @@ def test_kept_rollouts_carry_the_advantage_they_were_trained_with(tokenizer: Any
 # The best weights on the dev problems
 
 
-def run_with_dev(tokenizer: Any, out: Path, best: int, *stages: dict[str, Any], every: int = 1) -> Run:
+def run_with_dev(
+    tokenizer: Any, out: Path, best: int, *stages: dict[str, Any], every: int = 1, patience: int = 0, **settings: Any
+) -> Run:
     """`best` is the update after which all four dev problems are solved; one less for each update away from it."""
-    run = make_run(tokenizer, out, varied, *stages, evaluation={"every": every})
+    run = make_run(tokenizer, out, varied, *stages, evaluation={"every": every, "patience": patience}, **settings)
     dev = run.dev = problems(4, first=200)
     ids = dev["id"].to_pylist()
     crew: Any = run.crew
@@ -458,6 +460,42 @@ def test_dev_problems_are_looked_at_as_often_as_asked_and_after_the_last_step(to
     run = run_with_dev(tokenizer, tmp_path, 5, {**SRL, "max_refills": 0}, every=3)
     run.execute()
     assert ["dev" in step for step in run.observer.steps] == [False, False, True, False, True]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("patience", "steps"), [(1, 3), (2, 4), (9, 5)])
+@pytest.mark.parametrize("max_staleness", [0, 2])
+def test_a_stage_ends_early_where_so_many_looks_find_it_below_its_best(
+    tokenizer: Any, tmp_path: Path, patience: int, steps: int, max_staleness: int
+) -> None:
+    stages = {**SRL, "max_refills": 0}, {**RLVR, "steps": 1, "max_refills": 0}
+    run = run_with_dev(tokenizer, tmp_path, 2, *stages, patience=patience, max_staleness=max_staleness)
+    run.execute()
+    taken = [row["stage"] for row in run.observer.steps]  # type: ignore[attr-defined]
+    assert taken == ["srl"] * steps + ["rlvr"]
+    assert run.state.stage == 2 and run.state.pending == []
+    crew: Any = run.crew
+    assert sum(entry[0] == "sample" and entry[1] != "evaluation" for entry in crew.log) == len(crew.received)
+
+
+def test_a_stage_that_is_not_looked_at_does_not_end_early(tokenizer: Any, tmp_path: Path) -> None:
+    run = make_run(tokenizer, tmp_path, varied, SRL, evaluation={"every": 1, "patience": 1})
+    run.execute()
+    assert len(run.history.metrics) == SRL["steps"]
+
+
+def test_a_stage_that_was_to_end_early_does_so_after_an_interruption(tokenizer: Any, tmp_path: Path) -> None:
+    run = run_with_dev(tokenizer, tmp_path, 2, SRL, patience=1)
+    asked_to_stop = iter([False, False, True])
+    run.should_stop = lambda: next(asked_to_stop)
+    with pytest.raises(Stopped):
+        run.execute()
+    resumed = run_with_dev(tokenizer, tmp_path, 2, SRL, patience=1)
+    folder = checkpoints.latest(tmp_path)
+    assert folder is not None
+    resumed.state, resumed.history = checkpoints.read(folder)
+    resumed.crew.load(folder)
+    resumed.execute()
+    assert len(resumed.history.metrics) == 3 and resumed.crew.holds == 2  # type: ignore[attr-defined]
 
 
 def test_the_best_is_found_again_after_an_interruption(tokenizer: Any, tmp_path: Path) -> None:
