@@ -5,14 +5,13 @@
     python benchmarks/ablations.py --table    only the table, of the scores that are there
 
 The cell is SRL with the expert in its group, then RLVR, on 64 demonstrations of number_sorting from the small base
-(which the first run builds); runs and scores are kept as those of `paper_table.py`, in `benchmarks/ablations.jsonl`.
+(which the first run builds); runs and scores are kept with those of `paper_table.py`.
 `autojunk` is no row: it is off by the definition of the reward, and on it changes nothing below 200 characters.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 
 import paper_table as table
 from paper_table import Cell
@@ -40,8 +39,6 @@ CHANGES = {  # of the run file's keys
     "LoRA, rank 8": "model.lora_rank=8",
     "LoRA, rank 64": "model.lora_rank=64",
 }
-FULL = dataclasses.replace(table.FULL, scores=table.HERE / "ablations.jsonl")
-QUICK = dataclasses.replace(table.QUICK, scores=table.QUICK.out / "ablations.jsonl")
 
 
 def main() -> None:
@@ -51,7 +48,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--cell", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    place = QUICK if options.quick else FULL
+    place = table.QUICK if options.quick else table.FULL
     cells = [cell(changes, seed) for seed in range(options.seeds) for changes in CHANGES.values()]
     if options.cell:
         table.run(next(cell for cell in cells if cell.name == options.cell), place)

@@ -105,7 +105,7 @@ workers = 1
 kind = "sft"
 learning_rate = 5e-4
 examples = 64
-epochs = {1 if quick else 4}
+epochs = 1
 batch_size = 8
 [[stages]]
 kind = "rlvr"

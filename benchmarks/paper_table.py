@@ -60,6 +60,7 @@ class Task:
     step_tokens: int
     tokens: int  # of the longest solution here
     model: str = ""  # the small base where it is left out
+    sequences: Sequence[str] = ()  # all where they are left out
 
 
 def stages(sft: float, srl: float, rlvr: float, groups: str) -> dict[str, str]:
@@ -125,6 +126,7 @@ TASKS = {
         step_tokens=20,
         tokens=64,
         model=SMOLLM2_NAME,
+        sequences=("sft", "sft-rlvr", "guided-srl-rlvr"),
     ),
 }
 SEQUENCES: dict[str, list[tuple[str, float]]] = {  # stages, and their share of the time
@@ -201,11 +203,7 @@ def main() -> None:
     print_table(rows)
     if not options.quick:
         plot(found, HERE.parent / "docs" / "images" / "paper_table.svg")
-    figures = {"base_pass8": base_pass8(found)}
-    for where, prefix in (("here", ""), ("longer", "longer_")):
-        for n in (16, 64):
-            low, mean, high = lead(found, n, where)
-            figures |= {f"{prefix}lead_{n}": mean, f"{prefix}lead_low_{n}": low, f"{prefix}lead_high_{n}": high}
+    figures = {"base_pass8": base_pass8(found)} | print_leads(found)
     print(json.dumps({"benchmark": "paper_table", "figures": figures, "machine": machine(), "commit": commit()}))
 
 
@@ -215,9 +213,8 @@ def all_cells(seeds: int) -> list[Cell]:
         for seed in range(seeds)
         for name, task in TASKS.items()
         for demonstrations in task.demonstrations
-        for sequence in SEQUENCES
-        if not (not SEQUENCES[sequence] and demonstrations != task.demonstrations[0])
-        and not (sequence == TRL and task.model)
+        for sequence in task.sequences or SEQUENCES
+        if SEQUENCES[sequence] or demonstrations == task.demonstrations[0]
     ]
 
 
@@ -430,31 +427,49 @@ def base_pass8(found: dict[Cell, Any]) -> float | None:
     return round(max(float(np.mean(solved)) for solved in of.values()), 4) if of else None
 
 
-def lead(found: dict[Cell, Any], demonstrations: int, where: str) -> tuple[float | None, float | None, float | None]:
+def print_leads(found: dict[Cell, Any]) -> dict[str, float | None]:
+    """A line for each model and number of demonstrations; the lower bounds by name."""
+    small = [name for name, task in TASKS.items() if not task.model]
+    parts = {"as shown": ["here"], "longer": ["longer"], "both": ["here", "longer"]}
+    figures: dict[str, float | None] = {}
+    print("\nlead of the best sequence with SRL over the best without, points (95 %)")
+    print(f"{'':<24}" + "".join(f"{name:>22}" for name in parts))
+    for prefix, tasks, demonstrations in (("", small, 16), ("", small, 64), ("smollm2_", ["smollm2_sums"], 16)):
+        line = f"{prefix.rstrip('_') or 'small base':<16}{demonstrations:>4}    "
+        for name, of in parts.items():
+            bounds = lead(found, tasks, demonstrations, of)
+            line += f"{'{1:+.1f} ({0:+.1f} to {2:+.1f})'.format(*(100 * b for b in bounds)) if bounds else '-':>22}"
+            suffix = "" if name == "as shown" else f"_{name}"
+            figures[f"{prefix}lead_low_{demonstrations}{suffix}"] = round(bounds[0], 4) if bounds else None
+        print(line)
+    return figures
+
+
+def lead(
+    found: dict[Cell, Any], tasks: Sequence[str], demonstrations: int, parts: Sequence[str]
+) -> tuple[float, float, float] | None:
     """(lower, mean, upper) of the 95 % interval of the lead of the best sequence with SRL over the best without, on
-    problems as those shown ("here") or on longer ones; the mean over the tasks of the small base that have all of their
-    cells."""
-    tasks = []
-    for task in [name for name, of in TASKS.items() if not of.model]:
+    the problems of these `parts` of the scores; the mean over those of `tasks` that have all of their cells."""
+    of_tasks = []
+    for name in tasks:
         solved: dict[str, np.ndarray] = {}  # [seeds, problems]
-        for sequence in SEQUENCES:
-            key = (task, demonstrations, sequence)
-            rows = [s[where]["greedy"] for c, s in found.items() if (c.task, c.demonstrations, c.sequence) == key]
-            if rows:
-                solved[sequence] = np.array(rows, float)
-        trained = {name for name, stages in SEQUENCES.items() if stages}
-        if set(solved) >= trained and len({rows.shape for rows in solved.values()}) == 1:
-            tasks.append(solved)
-    if not tasks:
-        return None, None, None
+        for sequence in [sequence for sequence in TASKS[name].sequences or SEQUENCES if SEQUENCES[sequence]]:
+            key = (name, demonstrations, sequence)
+            rows = [s for c, s in found.items() if (c.task, c.demonstrations, c.sequence) == key]
+            solved[sequence] = np.array([[n for part in parts for n in s[part]["greedy"]] for s in rows], float)
+        shapes = {rows.shape for rows in solved.values()}
+        if len(shapes) == 1 and all(rows.size for rows in solved.values()):
+            of_tasks.append(solved)
+    if not of_tasks:
+        return None
     gaps = [
         [best_lead({name: rows[draw].mean() for name, rows in solved.items()}) for draw in draws(shape, DRAWS)]
-        for solved in tasks
-        for shape in [solved["srl"].shape]
+        for solved in of_tasks
+        for shape in [solved["sft"].shape]
     ]
-    mean = np.mean([best_lead({name: rows.mean() for name, rows in solved.items()}) for solved in tasks])
+    mean = np.mean([best_lead({name: rows.mean() for name, rows in solved.items()}) for solved in of_tasks])
     low, high = np.quantile(np.mean(gaps, axis=0), (0.025, 0.975))
-    return round(float(low), 4), round(float(mean), 4), round(float(high), 4)
+    return float(low), float(mean), float(high)
 
 
 def best_lead(means: dict[str, Any]) -> float:
