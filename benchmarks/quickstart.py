@@ -19,8 +19,8 @@ from typing import Any
 from _machine import commit, machine
 
 # Enough of each stage to reach the peak of memory: the largest batches come in every step.
-_SHORT = ["stages.sft.examples=8", "stages.srl.steps=2", "stages.rlvr.steps=2", "data.0.held_out=32"]
-_QUICK = ["stages.sft.examples=2", "stages.srl.steps=1", "stages.rlvr.steps=1", "data.0.held_out=4", "data.0.train=16",
+_SHORT = ["stages.srl.steps=2", "stages.rlvr.steps=2", "data.0.held_out=32"]
+_QUICK = ["stages.srl.steps=1", "stages.rlvr.steps=1", "data.0.held_out=4", "data.0.train=16",
           "stages.srl.prompts_per_step=2", "stages.rlvr.prompts_per_step=2", "stages.srl.max_refills=0",
           "stages.rlvr.max_refills=0", "evaluation.on_stages=false", "evaluation.max_tokens=24",
           "tracking.mlflow=false"]  # fmt: skip

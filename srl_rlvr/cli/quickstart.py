@@ -15,7 +15,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         "quickstart",
         help="the main job, small, on this machine (about ten minutes on two cores)",
-        description="Teach SmolLM2-135M-Instruct to add up four digits: a short warm-up, SRL, then RLVR.",
+        description="Teach SmolLM2-135M-Instruct to add up four digits: SRL, then RLVR.",
         epilog=f"the run file is {RUN_FILE.name} in the package; `srl-rlvr train` runs your own",
     )
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides",
