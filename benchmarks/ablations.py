@@ -12,7 +12,9 @@ The cell is SRL with the expert in its group, then RLVR, on 64 demonstrations of
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
+import numpy as np
 import paper_table as table
 from paper_table import Cell
 
@@ -62,6 +64,18 @@ def main() -> None:
     found = table.read_scores(place)
     rows = {name: [found[c] for c in cells if c in found and c.changes == of] for name, of in CHANGES.items()}
     table.print_table({name: scores for name, scores in rows.items() if scores})
+    print_gains(rows)
+
+
+def print_gains(rows: dict[str, list[Any]]) -> None:
+    """Of each change over the table's cell, points (95 %), paired by seed and problem."""
+    print()
+    first, *others = (np.array([s["here"]["greedy"] for s in scores], float) for scores in rows.values())
+    for name, solved in zip(list(rows)[1:], others, strict=True):
+        if solved.shape == first.shape:
+            gains = [100 * (solved[draw] - first[draw]).mean() for draw in table.draws(first.shape, table.DRAWS)]
+            low, high = np.quantile(gains, (0.025, 0.975))
+            print(f"{name:<36}{100 * (solved - first).mean():+6.1f} ({low:+.1f} to {high:+.1f})")
 
 
 def cell(changes: str, seed: int) -> Cell:
