@@ -7,7 +7,6 @@ same updates; TRL's other settings are its defaults.
 from __future__ import annotations
 
 import json
-import math
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -45,7 +44,7 @@ def train(config: Any, base: Path, out: Path) -> float:
     options = Namespace(model=str(base), limit=None, engine="transformers", max_tokens=tokens, max_context=512)
     with inference.open_model(options) as opened:
         tokenizer = opened.tokenizer
-        best = Best(network, opened, dev, config.evaluation)
+        best = Best(network, opened, dev, config.evaluation.every, tokens)
         began = time.monotonic()
         solutions = [task_llm.encode_solution(tokenizer, row, think=False) for row in train_examples.to_pylist()]
         arguments = trl.SFTConfig(
@@ -124,27 +123,24 @@ class Reward:
 
 
 class Best:
-    """The weights of a stage that solve most dev problems, of equals the newest, and its early end: the pipeline's
-    rules."""
+    """The weights of a stage that solve most dev problems, of equals the newest: the pipeline's rule."""
 
-    def __init__(self, network: Any, opened: Any, dev: Any, evaluation: Any):
-        self.network, self.opened, self.dev, self.evaluation = network, opened, dev, evaluation
+    def __init__(self, network: Any, opened: Any, dev: Any, every: int, max_tokens: int):
+        self.network, self.opened, self.dev, self.every, self.max_tokens = network, opened, dev, every, max_tokens
 
     def during(self, trainer: Any) -> None:
         """Train, and end with the best weights."""
         from transformers import TrainerCallback
 
-        self.score, self.best_step, looks, every = -1.0, 0, self, self.evaluation.every
+        self.score, looks = -1.0, self
 
         class Looks(TrainerCallback):
             def on_train_begin(self, arguments: Any, state: Any, control: Any, **_: Any) -> None:
                 looks.look(state.global_step)
 
             def on_step_end(self, arguments: Any, state: Any, control: Any, **_: Any) -> None:
-                if state.global_step % every == 0 or state.global_step == state.max_steps:
+                if state.global_step % looks.every == 0 or state.global_step == state.max_steps:
                     looks.look(state.global_step)
-                if state.global_step - looks.best_step >= (looks.evaluation.patience or math.inf) * every:
-                    control.should_training_stop = True
 
         trainer.add_callback(Looks())
         trainer.train()
@@ -158,10 +154,8 @@ class Best:
         flat = weights.flatten(parameter.detach() for parameter in parameters.values())
         shapes = tuple((name, tuple(parameter.shape)) for name, parameter in parameters.items())
         self.opened.engine.load(flat, weights.Manifest(0, shapes, weights.checksum(flat), None))
-        right, judged, _ = pipeline.evaluate(
-            self.dev, self.opened.tokenizer, self.opened, False, self.evaluation.max_tokens
-        )
+        right, judged, _ = pipeline.evaluate(self.dev, self.opened.tokenizer, self.opened, False, self.max_tokens)
         print(f"step {step}: {right} of {judged} dev problems", flush=True)
         if right / judged >= self.score:
-            self.score, self.best_step = right / judged, step
+            self.score = right / judged
             self.weights = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}

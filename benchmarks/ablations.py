@@ -72,7 +72,7 @@ def print_gains(rows: dict[str, list[Any]]) -> None:
     print()
     first, *others = (np.array([s["here"]["greedy"] for s in scores], float) for scores in rows.values())
     for name, solved in zip(list(rows)[1:], others, strict=True):
-        if solved.shape == first.shape:
+        if solved.size and solved.shape == first.shape:
             gains = [100 * (solved[draw] - first[draw]).mean() for draw in table.draws(first.shape, table.DRAWS)]
             low, high = np.quantile(gains, (0.025, 0.975))
             print(f"{name:<36}{100 * (solved - first).mean():+6.1f} ({low:+.1f} to {high:+.1f})")

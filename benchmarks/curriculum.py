@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -42,9 +43,7 @@ def main() -> None:
     print(f"{'seed':>4}{'uniform':>10}{'informative':>13}{'ratio':>8}  dev at the looks of uniform; of informative")
     with tempfile.TemporaryDirectory() as place, ThreadPoolExecutor(2) as both:
         for seed in range(1 if options.quick else options.seeds):
-            uniform, informative = both.map(
-                _curve, *zip(*((Path(place), name, seed, options.quick) for name in CURRICULA), strict=True)
-            )
+            uniform, informative = both.map(partial(_curve, Path(place), seed, options.quick), CURRICULA)
             # Where uniform sampling does not get there it needs more than it drew, so the ratio is at most this.
             needed = min(_samples_to(uniform, TARGET), uniform[-1][0])
             ratios.append(_samples_to(informative, TARGET) / needed)
@@ -56,14 +55,13 @@ def main() -> None:
     print(json.dumps({"benchmark": "curriculum", "figures": figures, "machine": machine(), "commit": commit()}))
 
 
-def _curve(place: Path, curriculum: str, seed: int, quick: bool) -> list[tuple[int, float]]:
+def _curve(place: Path, seed: int, quick: bool, curriculum: str) -> list[tuple[int, float]]:
     """(samples drawn so far, dev pass rate) at each look during RLVR, its beginning left out."""
     folder = place / f"{curriculum}-{seed}"
     folder.mkdir()
     (folder / "run.toml").write_text(_run_file(curriculum, seed, quick))
     command = [sys.executable, "-m", "srl_rlvr", "train", str(folder / "run.toml"), "--out", str(folder / "out")]
-    with (folder / "log").open("w") as log:
-        subprocess.run(command, check=True, stdout=log, stderr=log)
+    subprocess.run(command, check=True, stdout=sys.stderr)
     samples, found = 0, []
     for row in pq.read_table(folder / "out" / "metrics.parquet").to_pylist():
         if row["stage"] == "rlvr":

@@ -438,7 +438,8 @@ def print_leads(found: dict[Cell, Any]) -> dict[str, float | None]:
         line = f"{prefix.rstrip('_') or 'small base':<16}{demonstrations:>4}    "
         for name, of in parts.items():
             bounds = lead(found, tasks, demonstrations, of)
-            line += f"{'{1:+.1f} ({0:+.1f} to {2:+.1f})'.format(*(100 * b for b in bounds)) if bounds else '-':>22}"
+            shown = "{1:+.1f} ({0:+.1f} to {2:+.1f})".format(*(100 * bound for bound in bounds)) if bounds else "-"
+            line += f"{shown:>22}"
             suffix = "" if name == "as shown" else f"_{name}"
             figures[f"{prefix}lead_low_{demonstrations}{suffix}"] = round(bounds[0], 4) if bounds else None
         print(line)
