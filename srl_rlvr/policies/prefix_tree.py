@@ -120,33 +120,39 @@ def build_trees(samples: pa.Table) -> list[Tree]:
 
 
 def plant(trees: Sequence[Tree], token_budget: int, device: torch.device | str = "cpu") -> Iterator[Forest]:
-    """Trees in order, as many at once as their trunks fit the budget; a pack is larger only for one longer sequence."""
-    for group in _within_budget(trees, lambda tree: len(tree.trunk), token_budget):
-        row, starts = _Row(), []
+    """Trees in order, as many at once as their trunks fit the budget; a pack is larger only for one longer sequence.
+
+    A tree of one branch is a sequence like any other, in the pack of the trunks: no memory to write and read.
+    """
+    for group in _within_budget(trees, _trunk_length, token_budget):
+        row, branches = _Row(), []
         for tree in group:
+            if len(tree.branches) == 1:
+                row.add_whole(tree.trunk, tree.branches[0])
+                continue
             span = row.add(tree.trunk, 0)
-            starts.append(span.start)
-            for branch in tree.branches:
+            for branch in sorted(tree.branches, key=lambda branch: branch.offset):
                 row.predict(branch, slice(0, 1), span.start + branch.offset - 1)
-        branches = [
-            (start, branch)
-            for start, tree in zip(starts, group, strict=True)
-            for branch in sorted(tree.branches, key=lambda branch: branch.offset)
-            if branch.input_length
-        ]
+                if branch.input_length:
+                    branches.append((span.start, branch))
         packs = _within_budget(branches, lambda placed: placed[1].input_length, token_budget)
         yield Forest(row.pack(device), tuple(_branch_pack(pack, device) for pack in packs))
 
 
 def plant_one_by_one(trees: Sequence[Tree], token_budget: int, device: torch.device | str = "cpu") -> Iterator[Forest]:
     """Every sample a whole sequence that shares nothing: packs for models that cannot attend to trees."""
-    samples = [(tree.trunk[: branch.offset], branch) for tree in trees for branch in tree.branches]
-    for group in _within_budget(samples, lambda sample: len(sample[0]) + sample[1].input_length, token_budget):
+    alone = (Tree(tree.trunk, (branch,)) for tree in trees for branch in tree.branches)
+    for group in _within_budget(alone, _trunk_length, token_budget):
         row = _Row()
-        for prompt, branch in group:
-            span = row.add(np.concatenate([prompt, branch.completion[:-1]]), 0)
-            row.predict(branch, slice(0, len(branch.completion)), span.start + branch.offset - 1)
+        for tree in group:
+            row.add_whole(tree.trunk, tree.branches[0])
         yield Forest(row.pack(device), ())
+
+
+def _trunk_length(tree: Tree) -> int:
+    """Tokens in the pack of trunks."""
+    first = tree.branches[0]
+    return first.offset + first.input_length if len(tree.branches) == 1 else len(tree.trunk)
 
 
 def _branch_pack(placed: Sequence[tuple[int, Branch]], device: torch.device | str) -> Pack:
@@ -195,6 +201,11 @@ class _Row:
         self.token_ids.append(token_ids)
         self.position_ids.append(np.arange(position, position + len(token_ids)))
         return self.spans[-1]
+
+    def add_whole(self, trunk: np.ndarray, branch: Branch) -> None:
+        """A sample as one sequence: its prompt and what it adds to it."""
+        span = self.add(np.concatenate([trunk[: branch.offset], branch.completion[:-1]]), 0)
+        self.predict(branch, slice(0, len(branch.completion)), span.start + branch.offset - 1)
 
     def predict(self, branch: Branch, which: slice, first: int) -> None:
         """Completion tokens `which` of `branch` are predicted by the tokens of this row from `first` on."""

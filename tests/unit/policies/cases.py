@@ -34,6 +34,7 @@ def tree(name: str, offsets: list[int], lengths: list[list[int]], seed: int) -> 
 
 BATCHES: dict[str, list[Sample]] = {
     "one sample": tree("a", [7], [[5]], 0),
+    "one sample beside a group": [*tree("a", [7], [[5]], 8), *tree("b", [5], [[8, 2]], 9)],
     "completions of one token": tree("a", [4], [[1, 1, 3]], 1),
     "RLVR groups of uneven lengths": [*tree("a", [9], [[3, 11, 1, 6]], 2), *tree("b", [5], [[8, 2, 2, 9]], 3)],
     "SRL trees of many steps": [
