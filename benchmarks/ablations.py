@@ -4,8 +4,8 @@
     python benchmarks/ablations.py --quick    two changes of a few updates: it works
     python benchmarks/ablations.py --table    only the table, of the scores that are there
 
-The cell is SRL with the expert in its group, then RLVR, on 64 demonstrations of number_sorting from the small base
-(which the first run builds); runs and scores are kept with those of `paper_table.py`.
+The cell is SRL with the expert in its group, then RLVR, on 64 demonstrations of number_sorting from the small base;
+runs and scores are kept with those of `paper_table.py`.
 `autojunk` is no row: it is off by the definition of the reward, and on it changes nothing below 200 characters.
 """
 
@@ -58,7 +58,6 @@ def main() -> None:
     if options.quick:
         cells = cells[2:4]
     if not options.table:
-        table.build_base(place, 5 if options.quick else None)
         done = table.read_scores(place)
         table.in_processes(__file__, [cell for cell in cells if cell not in done], place, options)
     found = table.read_scores(place)

@@ -5,13 +5,16 @@
     python benchmarks/paper_table.py --table    only the table and the plot, of the scores that are there
     python benchmarks/paper_table.py --only number_sorting-16 --seeds 5    cells whose names begin so, of five seeds
 
-A cell is one run of `srl-rlvr train` (task, demonstrations, sequence, seed) on the model of `srl-rlvr base build`
-(one task: on SmolLM2-135M-Instruct with LoRA), and the scores of its result on held-out problems and on problems with
-longer solutions than any shown. Every stage keeps its best weights by 50 dev problems. TRL's SFT→GRPO is a sequence as
-any other (`_trl_sequence.py`). Two cells run at once, each on one core. Runs lie in `out/paper_table/`: one that was
-interrupted goes on where it was. Scores are lines of `benchmarks/paper_table.jsonl`, kept with the code.
+A cell is one run of `srl-rlvr train` (task, demonstrations, sequence, seed) on the small base (one task: on
+SmolLM2-135M-Instruct with LoRA), and the scores of its result on held-out problems and on problems with longer
+solutions than any shown. The small base is that of `srl-rlvr base build`, kept in `paper_table_base/`: machines with
+other instructions round otherwise, and make another of the same seed. Every stage keeps its best weights by 50 dev
+problems. TRL's SFT→GRPO is a sequence as any other (`_trl_sequence.py`). Two cells run at once, each on one core. Runs
+lie in `out/paper_table/`: one that was interrupted goes on where it was. Scores are lines of
+`benchmarks/paper_table.jsonl`, kept with the code.
 
-Leads are paired by problem and bootstrapped over seeds and problems; the best sequences are chosen anew in each draw.
+Leads are paired by problem and bootstrapped over seeds and problems; the best sequences are chosen anew in each draw,
+of those that have run as many seeds as SFT.
 """
 
 from __future__ import annotations
@@ -33,7 +36,8 @@ import numpy as np
 from _machine import commit, machine
 
 HERE = Path(__file__).parent
-OUT = Path("out/paper_table")
+OUT = HERE.parent / "out" / "paper_table"
+BASE = HERE / "paper_table_base"
 SAMPLES, SAMPLED = 8, 100  # answers to each of so many held-out problems, beside the greedy one to all
 DRAWS = 10_000
 TRL = "trl-sft-grpo"  # by TRL's trainers
@@ -65,23 +69,26 @@ class Task:
 
 def stages(sft: float, srl: float, rlvr: float, groups: str) -> dict[str, str]:
     """By name, with these rates and SRL's `groups`; `form` is SFT as a short warm-up, `guided` is SRL with the expert
-    in the group."""
+    in the group, and `whole` the same on whole solutions."""
     supervised = f'kind = "sft"\nlearning_rate = {sft}\nepochs = {{epochs}}\nbatch_size = {{batch}}'
     by_step = f'kind = "srl"\nlearning_rate = {srl}\nsteps = {{steps}}\nmax_tokens = {{step_tokens}}\n{groups}'
+    expert = "\nexpert_in_group = true"
     return {
         "sft": supervised,
         "form": supervised + '\nname = "form"',
         "srl": by_step,
-        "guided": by_step + '\nname = "guided"\nexpert_in_group = true',
+        "guided": by_step + '\nname = "guided"' + expert,
+        "whole": by_step.replace("step_tokens", "tokens") + '\nname = "whole"\nlines_per_action = 0' + expert,
         "rlvr": f'kind = "rlvr"\nlearning_rate = {rlvr}\nsteps = {{steps}}\nmax_tokens = {{tokens}}\n'
         "prompts_per_step = {batch}",
     }
 
 
 SMALL = Recipe(
-    '[model]\nbase = "../base"\nmax_context = 512\n\n[engine]\nkind = "transformers"\nthreads = 1\n',
+    f'[model]\nbase = "../../../benchmarks/{BASE.name}"\nmax_context = 512\n\n'
+    '[engine]\nkind = "transformers"\nthreads = 1\n',
     stages(sft=5e-4, srl=4e-4, rlvr=1e-4, groups='prompts_per_step = 32\ngroup_size = 4\nmeasure = "words"'),
-    {"sft": 120, "form": 120, "srl": 50, "guided": 50, "rlvr": 32},
+    {"sft": 120, "form": 120, "srl": 50, "guided": 50, "whole": 50, "rlvr": 32},
     batch=16,
     every=15,
 )
@@ -89,7 +96,7 @@ SMOLLM2 = Recipe(
     f'[model]\nbase = "{SMOLLM2_NAME}"\nmax_context = 256\nlora_rank = 16\n\n'
     "[engine]\nkv_cache_gib = 0.5\nthreads = 1\n",
     stages(sft=5e-4, srl=3e-4, rlvr=2e-4, groups="prompts_per_step = 8"),
-    {"sft": 28, "form": 28, "srl": 32, "guided": 32, "rlvr": 20},
+    {"sft": 28, "form": 28, "srl": 32, "guided": 32, "whole": 32, "rlvr": 20},
     batch=8,
     every=4,
 )
@@ -97,7 +104,7 @@ TASKS = {
     "number_sorting": Task(
         "number_sorting",
         {"min_numbers": 4, "max_numbers": 5, "max_decimals": 0, "min_value": -9, "max_value": 9},
-        {"min_numbers": 7, "max_numbers": 7},
+        {"min_numbers": 6, "max_numbers": 6},
         (16, 64, 256),
         step_tokens=32,
         tokens=150,
@@ -105,7 +112,7 @@ TASKS = {
     "number_filtering": Task(
         "number_filtering",
         {"min_numbers": 4, "max_numbers": 5, "min_decimals": 0, "max_decimals": 0},
-        {"min_numbers": 7, "max_numbers": 7},
+        {"min_numbers": 6, "max_numbers": 6},
         (64,),
         step_tokens=24,
         tokens=140,
@@ -113,7 +120,7 @@ TASKS = {
     "word_sorting": Task(
         "word_sorting",
         {"min_words": 4, "max_words": 5, "max_word_length": 4},
-        {"min_words": 7, "max_words": 7},
+        {"min_words": 6, "max_words": 6},
         (64,),
         step_tokens=32,
         tokens=140,
@@ -126,7 +133,7 @@ TASKS = {
         step_tokens=20,
         tokens=64,
         model=SMOLLM2_NAME,
-        sequences=("sft", "sft-rlvr", "guided-srl-rlvr"),
+        sequences=("sft", "sft-rlvr", "guided-srl-rlvr", "whole-srl-rlvr"),
     ),
 }
 SEQUENCES: dict[str, list[tuple[str, float]]] = {  # stages, and their share of the time
@@ -138,7 +145,9 @@ SEQUENCES: dict[str, list[tuple[str, float]]] = {  # stages, and their share of 
     "sft-rlvr": [("sft", 0.25), ("rlvr", 0.75)],
     "srl-rlvr": [("srl", 0.6), ("rlvr", 0.4)],
     "guided-srl-rlvr": [("guided", 0.6), ("rlvr", 0.4)],
+    "whole-srl-rlvr": [("whole", 0.6), ("rlvr", 0.4)],
     "sft-srl-rlvr": [("form", 0.1), ("srl", 0.5), ("rlvr", 0.4)],
+    "sft-whole-srl-rlvr": [("sft", 0.25), ("whole", 0.5), ("rlvr", 0.25)],
     TRL: [("sft", 0.25), ("rlvr", 0.75)],
 }
 
@@ -166,10 +175,6 @@ class Place:
     held_out: int = 200
     updates: float = 1.0  # share of the full number
 
-    @property
-    def base(self) -> Path:
-        return self.out / "base"
-
 
 FULL = Place(OUT, HERE / "paper_table.jsonl")
 QUICK = Place(OUT.with_name("paper_table_quick"), OUT.with_name("paper_table_quick") / "scores.jsonl", 8, 8, 0.02)
@@ -191,7 +196,6 @@ def main() -> None:
         run(next(cell for cell in all_cells(options.seeds) if cell.name == options.cell), place)
         return
     if not options.table:
-        build_base(place, 5 if options.quick else None)
         done = read_scores(place)
         missing = [cell for cell in cells if cell not in done]
         in_processes(__file__, missing, place, options)
@@ -218,12 +222,6 @@ def all_cells(seeds: int) -> list[Cell]:
     ]
 
 
-def build_base(place: Place, updates: int | None) -> None:
-    if not (place.base / "model_card.json").is_file():
-        command = [sys.executable, "-m", "srl_rlvr", "base", "build", "--out", str(place.base)]
-        subprocess.run([*command, *(["--updates", str(updates)] if updates else [])], check=True, stdout=sys.stderr)
-
-
 def in_processes(script: str, cells: Sequence[Cell], place: Place, options: Namespace) -> None:
     """Two at once. A cell that fails is said and left without a score; the others go on."""
 
@@ -236,25 +234,29 @@ def in_processes(script: str, cells: Sequence[Cell], place: Place, options: Name
             ).returncode
         print(f"{cell.name}: {f'failed, see {log}' if failed else 'done'}", file=sys.stderr, flush=True)
 
+    place.out.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(one, cells))
 
 
 def run(cell: Cell, place: Place) -> None:
     """Train and score one cell, and write its line."""
+    import torch
+
     from srl_rlvr import config as configs
     from srl_rlvr.cli import session
     from srl_rlvr.examples import generated, sources
     from srl_rlvr.seeds import derived_seed
 
+    torch.set_num_threads(1)  # TRL and the scoring are of this process, and two cells run at once
     folder = place.out / cell.name
     folder.mkdir(parents=True, exist_ok=True)
     task = TASKS[cell.task]
     (folder / "run.toml").write_text(run_file(cell, place, SEQUENCES[cell.sequence] or SEQUENCES["sft"]))
     config = configs.load(folder / "run.toml", cell.changes.split())
-    model, minutes = task.model or place.base, 0.0
+    model, minutes = task.model or BASE, 0.0
     if cell.sequence == TRL:
-        minutes, model = _trl_sequence.train(config, place.base, folder), folder / "model"
+        minutes, model = _trl_sequence.train(config, BASE, folder), folder / "model"
     elif SEQUENCES[cell.sequence]:
         of_recipe = folder / f"run-{recipe(cell, place)}"
         session.train(config, of_recipe, resume=True, command=cell.name)
@@ -266,7 +268,7 @@ def run(cell: Cell, place: Place) -> None:
     line = {
         "cell": vars(cell),
         "recipe": recipe(cell, place),
-        "base": task.model or base_digest(place),
+        "base": task.model or base_digest(),
         "minutes": minutes,
         "here": score(model, here, cell, SAMPLES),
         "longer": score(model, longer, cell),
@@ -288,17 +290,16 @@ def read_scores(place: Place) -> dict[Cell, Any]:
     if not place.scores.is_file():
         return {}
     lines = [json.loads(line) for line in place.scores.read_text().splitlines()]
-    small = [line["base"] for line in lines if not TASKS[line["cell"]["task"]].model]
-    base = base_digest(place) if place.base.is_dir() else "".join(small[-1:])
+    base = base_digest()
     found = {
         Cell(**line["cell"]): line for line in lines if line["base"] == (TASKS[line["cell"]["task"]].model or base)
     }
     return {cell: line for cell, line in found.items() if line["recipe"] == recipe(cell, place)}
 
 
-def base_digest(place: Place) -> str:
-    """Machines of other instruction sets round otherwise, so they make another base of the same seed."""
-    with (place.base / "model.safetensors").open("rb") as file:
+def base_digest() -> str:
+    """Which base a line is of."""
+    with (BASE / "model.safetensors").open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
@@ -450,7 +451,7 @@ def lead(
     found: dict[Cell, Any], tasks: Sequence[str], demonstrations: int, parts: Sequence[str]
 ) -> tuple[float, float, float] | None:
     """(lower, mean, upper) of the 95 % interval of the lead of the best sequence with SRL over the best without, on
-    the problems of these `parts` of the scores; the mean over those of `tasks` that have all of their cells."""
+    the problems of these `parts` of the scores; the mean over those of `tasks` that have run."""
     of_tasks = []
     for name in tasks:
         solved: dict[str, np.ndarray] = {}  # [seeds, problems]
@@ -458,9 +459,9 @@ def lead(
             key = (name, demonstrations, sequence)
             rows = [s for c, s in found.items() if (c.task, c.demonstrations, c.sequence) == key]
             solved[sequence] = np.array([[n for part in parts for n in s[part]["greedy"]] for s in rows], float)
-        shapes = {rows.shape for rows in solved.values()}
-        if len(shapes) == 1 and all(rows.size for rows in solved.values()):
-            of_tasks.append(solved)
+        run = {sequence: rows for sequence, rows in solved.items() if rows.size and rows.shape == solved["sft"].shape}
+        if any("srl" in sequence for sequence in run) and "sft" in run:
+            of_tasks.append(run)
     if not of_tasks:
         return None
     gaps = [

@@ -70,6 +70,7 @@ def build(
     `problems` are drawn of each family. The same seed gives the same model on the same machine. `observe` is told each
     update's metrics. Raises InputError where a family or a param is not known or there are fewer problems.
     """
+    from srl_rlvr.policies import base_models
     from srl_rlvr.policies.text import TextPolicy
 
     rows = {
@@ -82,14 +83,15 @@ def build(
     tokenizer = train_tokenizer([row for of_family in rows.values() for row in of_family[:_FOR_TOKENIZER]])
     tokenizer.save_pretrained(partial)
     _random_model(tokenizer, seed).save_pretrained(partial)
-    policy = TextPolicy(partial, tokens_per_microbatch=4096, weight_decay=0.01, seed=seed)
+    policy = TextPolicy(partial, weight_decay=0.01, seed=seed)
     texts = Texts(list(rows.values()), tokenizer, seed)
     for update in range(updates):
-        batch = _as_samples(texts.batch(texts_per_update, update / updates))
+        batch = as_samples(texts.batch(texts_per_update, update / updates))
         rate = learning_rate * _schedule(update, updates)
         observe(update, policy.update(batch, UpdateSpec("cross_entropy", rate)))
     card = {"model_type": task_llm.NAME, "base": "none", "families": dict(families), "seed": seed, "updates": updates}
     policy.save_model(partial, card)
+    base_models.load_model(partial).bfloat16().save_pretrained(partial)  # half the size
     partial.rename(folder)
 
 
@@ -183,8 +185,8 @@ class Texts:
         return [end], [*tokens, end]
 
 
-def _as_samples(batch: Sequence[tuple[list[int], list[int]]]) -> pa.Table:
-    """What is given is computed once for all texts that begin with it."""
+def as_samples(batch: Sequence[tuple[list[int], list[int]]]) -> pa.Table:
+    """As the learner takes them."""
     rows = [
         {
             "prompt_id": str(index),

@@ -1,0 +1,61 @@
+"""What the small base of `paper_table.py` can do: the mean probability that it gives to the expert's line.
+
+    python benchmarks/base_moves.py [--model DIR]     about a minute
+
+24 problems of each family that it was pretrained on, of four or five items, none of them in its pretraining's draw.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+from _machine import commit, machine
+from paper_table import BASE, TASKS
+
+PROBLEMS = 24
+
+
+def main() -> None:
+    from srl_rlvr import small_base
+    from srl_rlvr.examples import generated
+    from srl_rlvr.model_types import task_llm
+    from srl_rlvr.policies import base_models
+    from srl_rlvr.policies.text import TextPolicy
+    from srl_rlvr.seeds import derived_seed
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="the same: it is short")
+    parser.add_argument("--model", metavar="DIR", type=Path, default=BASE)
+    options = parser.parse_args()
+    tokenizer, policy = base_models.load_tokenizer(options.model), TextPolicy(options.model)
+    end, figures = tokenizer.eos_token_id, {}
+    for name in small_base.FAMILIES:
+        task = TASKS[name]
+        rows = generated.generate(task.family, PROBLEMS, derived_seed("moves", name), task.params).to_pylist()
+        texts: dict[str, list[tuple[list[int], list[int]]]] = {}
+        for row in rows:
+            solution = task_llm.encode_solution(tokenizer, row, think=False)
+            prompt, (*lines, last, _) = solution.prompt, solution.steps
+            before = [token for line in lines for token in line]
+            k = len(lines) // 2
+            for kind, text in {
+                "first line": (prompt, lines[0]),
+                "next line, after the line before": (prompt + lines[k - 1], lines[k]),
+                "next line, in place": (solution.trunk(k), lines[k]),
+                "last line, in place": (prompt + before, last),
+                "last line, without the problem": ([end, *before], last),
+            }.items():
+                texts.setdefault(kind, []).append(text)
+        for kind, of_kind in texts.items():
+            logprobs = policy.logprobs(small_base.as_samples(of_kind))
+            mean = float(np.mean([np.exp(of_text.sum()) for of_text in logprobs]))
+            figures[f"{name}: {kind}"] = round(mean, 3)
+            print(f"{name:<18}{kind:<34}{mean:.2f}")
+    print(json.dumps({"benchmark": "base_moves", "figures": figures, "machine": machine(), "commit": commit()}))
+
+
+if __name__ == "__main__":
+    main()
