@@ -1,8 +1,8 @@
 """What the small base of `paper_table.py` can do: the mean probability that it gives to the expert's line.
 
-    python benchmarks/base_moves.py [--model DIR]     about a minute
+    python benchmarks/base_moves.py [--model DIR]     half a minute
 
-24 problems of each family that it was pretrained on, of four or five items, none of them in its pretraining's draw.
+24 problems of each family that it was pretrained on, of four or five items, drawn with another seed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ def main() -> None:
     from srl_rlvr.seeds import derived_seed
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="the same: it is short")
     parser.add_argument("--model", metavar="DIR", type=Path, default=BASE)
     options = parser.parse_args()
     tokenizer, policy = base_models.load_tokenizer(options.model), TextPolicy(options.model)

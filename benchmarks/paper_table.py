@@ -14,7 +14,7 @@ lie in `out/paper_table/`: one that was interrupted goes on where it was. Scores
 `benchmarks/paper_table.jsonl`, kept with the code.
 
 Leads are paired by problem and bootstrapped over seeds and problems; the best sequences are chosen anew in each draw,
-of those that have run as many seeds as SFT.
+of those that have run all seeds of SFT.
 """
 
 from __future__ import annotations
@@ -71,14 +71,17 @@ def stages(sft: float, srl: float, rlvr: float, groups: str) -> dict[str, str]:
     """By name, with these rates and SRL's `groups`; `form` is SFT as a short warm-up, `guided` is SRL with the expert
     in the group, and `whole` the same on whole solutions."""
     supervised = f'kind = "sft"\nlearning_rate = {sft}\nepochs = {{epochs}}\nbatch_size = {{batch}}'
-    by_step = f'kind = "srl"\nlearning_rate = {srl}\nsteps = {{steps}}\nmax_tokens = {{step_tokens}}\n{groups}'
+    by_step, whole = (
+        f'kind = "srl"\nlearning_rate = {srl}\nsteps = {{steps}}\nmax_tokens = {{{longest}}}\n{groups}'
+        for longest in ("step_tokens", "tokens")
+    )
     expert = "\nexpert_in_group = true"
     return {
         "sft": supervised,
         "form": supervised + '\nname = "form"',
         "srl": by_step,
         "guided": by_step + '\nname = "guided"' + expert,
-        "whole": by_step.replace("step_tokens", "tokens") + '\nname = "whole"\nlines_per_action = 0' + expert,
+        "whole": whole + '\nname = "whole"\nlines_per_action = 0' + expert,
         "rlvr": f'kind = "rlvr"\nlearning_rate = {rlvr}\nsteps = {{steps}}\nmax_tokens = {{tokens}}\n'
         "prompts_per_step = {batch}",
     }
@@ -451,17 +454,8 @@ def lead(
     found: dict[Cell, Any], tasks: Sequence[str], demonstrations: int, parts: Sequence[str]
 ) -> tuple[float, float, float] | None:
     """(lower, mean, upper) of the 95 % interval of the lead of the best sequence with SRL over the best without, on
-    the problems of these `parts` of the scores; the mean over those of `tasks` that have run."""
-    of_tasks = []
-    for name in tasks:
-        solved: dict[str, np.ndarray] = {}  # [seeds, problems]
-        for sequence in [sequence for sequence in TASKS[name].sequences or SEQUENCES if SEQUENCES[sequence]]:
-            key = (name, demonstrations, sequence)
-            rows = [s for c, s in found.items() if (c.task, c.demonstrations, c.sequence) == key]
-            solved[sequence] = np.array([[n for part in parts for n in s[part]["greedy"]] for s in rows], float)
-        run = {sequence: rows for sequence, rows in solved.items() if rows.size and rows.shape == solved["sft"].shape}
-        if any("srl" in sequence for sequence in run) and "sft" in run:
-            of_tasks.append(run)
+    the problems of these `parts` of the scores; the mean over those of `tasks` that are comparable."""
+    of_tasks = [run for name in tasks if (run := comparable(found, name, demonstrations, parts))]
     if not of_tasks:
         return None
     gaps = [
@@ -472,6 +466,23 @@ def lead(
     mean = np.mean([best_lead({name: rows.mean() for name, rows in solved.items()}) for solved in of_tasks])
     low, high = np.quantile(np.mean(gaps, axis=0), (0.025, 0.975))
     return float(low), float(mean), float(high)
+
+
+def comparable(
+    found: dict[Cell, Any], task: str, demonstrations: int, parts: Sequence[str]
+) -> dict[str, np.ndarray[Any, Any]]:
+    """Solved or not [seeds, problems], by sequence, of those that have run all seeds of SFT. Nothing while a sequence
+    without SRL has not: the lead over the others would be too large."""
+    of: dict[str, dict[int, list[int]]] = {}
+    for cell, scores in found.items():
+        if (cell.task, cell.demonstrations) == (task, demonstrations):
+            of.setdefault(cell.sequence, {})[cell.seed] = [n for part in parts for n in scores[part]["greedy"]]
+    seeds = of.get("sft", {}).keys()
+    run = {name: np.array([of[name][seed] for seed in seeds], float) for name in of if of[name].keys() >= seeds}
+    trained = [name for name in TASKS[task].sequences or SEQUENCES if SEQUENCES[name]]
+    ready = {name: run[name] for name in trained if name in run}
+    rivals = {name for name in trained if "srl" not in name}
+    return ready if rivals < ready.keys() else {}
 
 
 def best_lead(means: dict[str, Any]) -> float:

@@ -186,7 +186,7 @@ class Texts:
 
 
 def as_samples(batch: Sequence[tuple[list[int], list[int]]]) -> pa.Table:
-    """As the learner takes them."""
+    """A Sample table of (given, to be predicted) token sequences."""
     rows = [
         {
             "prompt_id": str(index),

@@ -145,9 +145,10 @@ def test_a_sample_alone_is_one_sequence_and_one_pass() -> None:
 @pytest.mark.parametrize("key_heads", [1, 2, 6])
 @pytest.mark.parametrize("batch", cases.BATCHES)
 def test_flex_attention_has_the_values_of_the_flash_kernels(batch: str, key_heads: int) -> None:
-    trunk_tokens = forest(batch).trunks.layout.tokens
+    planted = forest(batch)
+    trunk_tokens = [0] + [planted.trunks.layout.tokens] * len(planted.branches)
     torch.manual_seed(0)
-    for pack, trunk in zip(forest(batch).packs, (0, trunk_tokens), strict=False):
+    for pack, trunk in zip(planted.packs, trunk_tokens, strict=True):
         query = torch.randn(1, 6, pack.layout.tokens, 16)
         key, value = torch.randn(2, 1, key_heads, pack.layout.tokens, 16)
         trunk_key, trunk_value = torch.randn(2, 1, key_heads, trunk, 16)
