@@ -13,9 +13,8 @@ import pyarrow as pa
 import ray
 import torch
 
-from srl_rlvr import engines, records
+from srl_rlvr import engines, model_types, records
 from srl_rlvr.engines import SamplingSpec
-from srl_rlvr.policies import base_models
 from srl_rlvr.policies.weights import Manifest
 
 
@@ -26,8 +25,8 @@ from srl_rlvr.policies.weights import Manifest
 class Generator:
     """A restart runs `__init__` only and serves the base weights: the supervisor then hands over the newest ones."""
 
-    def __init__(self, kind: str, model: str, engine: dict[str, Any]):
-        self.tokenizer = base_models.load_tokenizer(Path(model))
+    def __init__(self, kind: str, model: str, engine: dict[str, Any], model_type: str, max_context: int):
+        self.tokenizer = model_types.find(model_type).load_tokenizer(Path(model), max_context)
         # Ray runs `__init__` and the methods in different threads. An engine that computes in both has two OpenMP
         # teams, more threads than cores, and libgomp then puts threads to sleep at every barrier: a tenth of the rate.
         self.thread = ThreadPoolExecutor(1)

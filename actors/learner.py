@@ -27,7 +27,8 @@ _LONG_POLL_S = 20.0
 @dataclass(frozen=True)
 class LearnerSpec:
     model: str
-    policy: dict[str, Any]  # arguments of TextPolicy
+    policy_kind: str  # text | ranking
+    policy: dict[str, Any]  # its arguments
     workers: int
     threads: int
     cpus: float
@@ -163,10 +164,12 @@ def _worker(config: dict[str, Any]) -> None:
     import torch.distributed as dist
 
     torch.set_num_threads(spec.threads)
+    from srl_rlvr.policies.ranking import RankingPolicy
     from srl_rlvr.policies.text import TextPolicy
 
     rank = dist.get_rank()
-    policy = TextPolicy(Path(spec.model), device="cuda" if spec.gpus else "cpu", **spec.policy)
+    make: Any = RankingPolicy if spec.policy_kind == "ranking" else TextPolicy
+    policy = make(Path(spec.model), device="cuda" if spec.gpus else "cpu", **spec.policy)
     checkpoint, position = ray.get(learner.join.remote(rank))
     if checkpoint is not None:
         policy.load(Path(checkpoint))

@@ -24,7 +24,7 @@ from actors.dispatcher import Dispatcher, explained
 from actors.generator import Generator
 from actors.learner import Learner, LearnerSpec
 from actors.verifier import Verifier
-from srl_rlvr import records
+from srl_rlvr import model_types, records
 from srl_rlvr.config import RunConfig
 from srl_rlvr.engines import SamplingSpec
 from srl_rlvr.errors import InputError, RunError
@@ -84,12 +84,7 @@ class Crew:
                 "cluster's resources; wait for them, or see `ray status`"
             )
         engine = config.engine
-        arguments = {
-            "max_running": engine.max_running,
-            "max_context": config.model.max_context,
-            "kv_cache_gib": engine.kv_cache_gib,
-            "block_size": engine.block_size,
-        }
+        kind, arguments = engine_of(config)
         self.generators = [
             Generator.options(  # type: ignore[attr-defined]
                 name=f"{run_id}/generator-{i}",
@@ -98,7 +93,7 @@ class Crew:
                 num_gpus=config.cluster.gpus_per_generator,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=i),
                 runtime_env=worker_environment(config.cluster.gpus_per_generator, _threads(config)[0]),
-            ).remote(engine.kind, str(model), arguments)
+            ).remote(kind, str(model), arguments, config.model_type, config.model.max_context)
             for i in range(engine.generators)
         ]
         self.verifiers = [
@@ -122,7 +117,7 @@ class Crew:
         deadline = self.config.engine.start_deadline_s
         for i, generator in enumerate(self.generators):
             self._get(
-                generator.health.remote(), deadline, f"generator-{i} to start its {self.config.engine.kind} engine"
+                generator.health.remote(), deadline, f"generator-{i} to start its {engine_of(self.config)[0]} engine"
             )
         for i, verifier in enumerate(self.verifiers):
             self._get(verifier.health.remote(), deadline, f"verifier-{i} to start")
@@ -202,6 +197,19 @@ class Crew:
             return ray.get(ref, timeout=deadline_s)
 
 
+def engine_of(config: RunConfig) -> tuple[str, dict[str, Any]]:
+    """The kind of the run's engine and its arguments."""
+    model_type, engine = model_types.find(config.model_type), config.engine
+    if model_type.policy == "ranking":
+        return "ranking", model_type.policy_options() | {"tokens_per_pass": config.learner.tokens_per_microbatch}
+    return engine.kind, {
+        "max_running": engine.max_running,
+        "max_context": config.model.max_context,
+        "kv_cache_gib": engine.kv_cache_gib,
+        "block_size": engine.block_size,
+    }
+
+
 def _threads(config: RunConfig) -> tuple[int, int]:
     """CPU threads of one generator and of one learner worker.
 
@@ -220,18 +228,24 @@ def _learner_spec(config: RunConfig, model: Path, storage: Path) -> LearnerSpec:
     learner = config.learner
     gpus = config.cluster.gpus_per_learner
     fsdp = learner.strategy == "fsdp" or (learner.strategy == "auto" and gpus > 0 and learner.workers > 1)
-    return LearnerSpec(
-        model=str(model),
-        policy={
+    model_type = model_types.find(config.model_type)
+    policy = model_type.policy_options() | {
+        "tokens_per_microbatch": learner.tokens_per_microbatch,
+        "weight_decay": learner.weight_decay,
+        "max_grad_norm": learner.max_grad_norm,
+    }
+    if model_type.policy == "text":
+        policy |= {
             "lora_rank": config.model.lora_rank,
             "lora_alpha": config.model.lora_alpha,
-            "tokens_per_microbatch": learner.tokens_per_microbatch,
             "activation_checkpointing": learner.activation_checkpointing,
-            "weight_decay": learner.weight_decay,
-            "max_grad_norm": learner.max_grad_norm,
             "strategy": "fsdp" if fsdp else "ddp",
             "seed": config.seed,
-        },
+        }
+    return LearnerSpec(
+        model=str(model),
+        policy_kind=model_type.policy,
+        policy=policy,
         workers=learner.workers,
         threads=_threads(config)[1],
         cpus=config.cluster.cpus_per_learner,

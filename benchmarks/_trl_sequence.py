@@ -46,7 +46,7 @@ def train(config: Any, base: Path, out: Path) -> float:
         tokenizer = opened.tokenizer
         best = Best(network, opened, dev, config.evaluation.every, tokens)
         began = time.monotonic()
-        solutions = [task_llm.encode_solution(tokenizer, row, think=False) for row in train_examples.to_pylist()]
+        solutions = [task_llm.TYPE.encode_solution(tokenizer, row, think=False) for row in train_examples.to_pylist()]
         arguments = trl.SFTConfig(
             output_dir=str(out / "sft"),
             learning_rate=sft.learning_rate,
@@ -154,8 +154,9 @@ class Best:
         flat = weights.flatten(parameter.detach() for parameter in parameters.values())
         shapes = tuple((name, tuple(parameter.shape)) for name, parameter in parameters.items())
         self.opened.engine.load(flat, weights.Manifest(0, shapes, weights.checksum(flat), None))
-        right, judged, _ = pipeline.evaluate(self.dev, self.opened.tokenizer, self.opened, False, self.max_tokens)
-        print(f"step {step}: {right} of {judged} dev problems", flush=True)
-        if right / judged >= self.score:
-            self.score = right / judged
+        scores, _ = pipeline.evaluate(self.dev, self.opened.tokenizer, self.opened, False, self.max_tokens)
+        score = sum(scores) / len(scores)
+        print(f"step {step}: {score:.1%} of {len(scores)} dev problems", flush=True)
+        if score >= self.score:
+            self.score = score
             self.weights = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}

@@ -36,7 +36,7 @@ def main() -> None:
         rows = generated.generate(task.family, PROBLEMS, derived_seed("moves", name), task.params).to_pylist()
         texts: dict[str, list[tuple[list[int], list[int]]]] = {}
         for row in rows:
-            solution = task_llm.encode_solution(tokenizer, row, think=False)
+            solution = task_llm.TYPE.encode_solution(tokenizer, row, think=False)
             prompt, (*lines, last, _) = solution.prompt, solution.steps
             before = [token for line in lines for token in line]
             k = len(lines) // 2

@@ -349,9 +349,9 @@ mlflow = false
 
 def score(model: Path | str, examples: Any, cell: Cell, samples: int = 0) -> dict[str, Any]:
     """Of each problem: whether it was solved greedily, tokens of that answer, and how many of `samples` solved it."""
-    from srl_rlvr.batch import PASSED
     from srl_rlvr.cli import inference
     from srl_rlvr.engines import SamplingSpec
+    from srl_rlvr.records import PASSED
     from srl_rlvr.stages import rlvr
 
     options = Namespace(

@@ -13,8 +13,8 @@ from srl_rlvr import records
 from srl_rlvr.config import PolicyGradientStage
 from srl_rlvr.errors import RunError
 from srl_rlvr.policies.advantages import group_advantages
+from srl_rlvr.records import PASSED
 
-PASSED = 1.0 - 1e-6
 _EXPERT_REWARD = 1.0  # of any measure: the similarity of a step to itself
 
 

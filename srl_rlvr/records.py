@@ -22,6 +22,7 @@ from srl_rlvr.errors import InputError
 
 SCORED, INVALID, FAILED = "scored", "invalid", "failed"
 OUTCOMES = (SCORED, INVALID, FAILED)
+PASSED = 1.0 - 1e-6  # the reward of a right answer, or more
 
 _IDS = pa.list_(pa.int32())
 _LOGPROBS = pa.list_(pa.float32())

@@ -31,7 +31,7 @@ import pyarrow as pa
 
 from srl_rlvr import records
 from srl_rlvr.examples import generated
-from srl_rlvr.model_types import task_llm
+from srl_rlvr.model_types import Solution, task_llm
 from srl_rlvr.policies.losses import UpdateSpec
 from srl_rlvr.seeds import derived_seed
 
@@ -89,7 +89,13 @@ def build(
         batch = as_samples(texts.batch(texts_per_update, update / updates))
         rate = learning_rate * _schedule(update, updates)
         observe(update, policy.update(batch, UpdateSpec("cross_entropy", rate)))
-    card = {"model_type": task_llm.NAME, "base": "none", "families": dict(families), "seed": seed, "updates": updates}
+    card = {
+        "model_type": task_llm.TYPE.name,
+        "base": "none",
+        "families": dict(families),
+        "seed": seed,
+        "updates": updates,
+    }
     policy.save_model(partial, card)
     base_models.load_model(partial).bfloat16().save_pretrained(partial)  # half the size
     partial.rename(folder)
@@ -115,7 +121,7 @@ def train_tokenizer(problems: Sequence[dict[str, Any]], vocabulary: int = VOCABU
         show_progress=False,
     )
     lines = [text for row in problems for text in (row["prompt"], *row["steps"], f"Answer: {row['reference']}")]
-    tokenizer.train_from_iterator([task_llm.INSTRUCTION, "system\nuser\nassistant\n", *lines], trainer)
+    tokenizer.train_from_iterator([task_llm.TYPE.instruction, "system\nuser\nassistant\n", *lines], trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token=END, pad_token=END, additional_special_tokens=_SPECIAL[1:]
     )
@@ -147,11 +153,11 @@ class Texts:
             + [self._sheet() for _ in range(count // 16)]
         )
 
-    def _solution(self, lengths: float) -> task_llm.Solution:
+    def _solution(self, lengths: float) -> Solution:
         """Of a problem among the shorter ones: `lengths` is the share that is drawn from."""
         rows = self._draw.choice(self._families)
         row = rows[self._draw.randrange(math.ceil(lengths * len(rows)))]
-        return task_llm.encode_solution(self._tokenizer, row, think=False)
+        return task_llm.TYPE.encode_solution(self._tokenizer, row, think=False)
 
     def _opening(self, lengths: float) -> tuple[list[int], list[int]]:
         solution = self._solution(lengths)
@@ -173,7 +179,7 @@ class Texts:
         tokens = self._tokenizer.encode(row["prompt"], add_special_tokens=False)
         start = self._draw.randrange(len(tokens) - 1)
         given = min(start + self._draw.randint(1, _ECHO_GIVEN), len(tokens) - 1)
-        prompt = task_llm.encode_prompt(self._tokenizer, row["prompt"], think=False)
+        prompt = task_llm.TYPE.encode_prompt(self._tokenizer, row, think=False)
         return prompt + tokens[start:given], tokens[given : given + _ECHO_PREDICTED]
 
     def _sheet(self) -> tuple[list[int], list[int]]:

@@ -14,3 +14,11 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import tiny_model
 
     return tiny_model.write(tmp_path_factory.mktemp("tiny-model"))
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-layer BERT with a character tokenizer, as sentence-transformers saves it."""
+    import tiny_encoder
+
+    return tiny_encoder.write(tmp_path_factory.mktemp("encoders") / "tiny-encoder")

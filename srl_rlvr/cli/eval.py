@@ -25,29 +25,29 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> int:
     from srl_rlvr import pipeline
     from srl_rlvr.cli import inference
-    from srl_rlvr.examples import files
-    from srl_rlvr.reporting.result import interval
+    from srl_rlvr.examples import sources
+    from srl_rlvr.reporting.result import mean_interval
     from srl_rlvr.stages import rlvr
 
-    examples = files.load(options.data, "dev", options.limit)
+    examples = sources.load(options.data, "dev", inference.declared(options).name, options.limit)
     with inference.open_model(options) as model:
         began = time.monotonic()
         prompts = rlvr.prompts(examples, model.tokenizer, "evaluation", model.think)
-        inference.check_fits(prompts, model.max_context)
-        solved, judged, _ = pipeline.evaluate(examples, model.tokenizer, model, model.think, model.max_tokens)
+        inference.check_fits(prompts, model)
+        scores, predictions = pipeline.evaluate(examples, model.tokenizer, model, model.think, model.max_tokens)
         seconds = time.monotonic() - began
-    accuracy = interval(solved, judged)
-    failed = examples.num_rows - judged
+    name, found = model.model_type.metric, mean_interval(scores)
     if options.json:
-        found = {
-            "model_type": "task_llm",
-            "n": judged,
-            "metrics": {"accuracy": accuracy.score},
+        result = {
+            "model_type": model.model_type.name,
+            "n": len(scores),
+            "metrics": model.model_type.metrics(predictions) | {name: found.score},
             "seconds": round(seconds, 2),
         }
-        print(json.dumps(found))
+        print(json.dumps(result))
     else:
-        bounds = f"{accuracy.low:.1%} to {accuracy.high:.1%}"
+        failed = examples.num_rows - len(scores)
         note = f"; {failed} verifications failed and do not count" if failed else ""
-        print(f"accuracy {accuracy.score:.1%} ({bounds}) of {judged} problems in {seconds:.0f} s{note}")
+        bounds = f"{found.low:.1%} to {found.high:.1%}"
+        print(f"{name} {found.score:.1%} ({bounds}) of {len(scores)} problems in {seconds:.0f} s{note}")
     return 0

@@ -12,9 +12,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from srl_rlvr import engines, records
+from srl_rlvr import engines, model_types, records
 from srl_rlvr.cli.session import model_cache
-from srl_rlvr.config import EngineConfig, EvaluationConfig, ModelConfig, VerifierConfig
+from srl_rlvr.config import EngineConfig, EvaluationConfig, LearnerConfig, ModelConfig, VerifierConfig
 from srl_rlvr.engines import SamplingSpec
 from srl_rlvr.errors import InputError
 from srl_rlvr.policies import base_models
@@ -51,6 +51,7 @@ class Inference:
     """An open model: `sample` answers prompts and scores the answers."""
 
     model: Path
+    model_type: model_types.ModelType
     card: dict[str, Any]
     tokenizer: Any
     engine: engines.Engine
@@ -73,39 +74,52 @@ class Inference:
 
 @contextmanager
 def open_model(options: argparse.Namespace) -> Iterator[Inference]:
-    """Load MODEL as `options` say. Raises InputError where it is no task LLM or cannot be loaded."""
+    """Load MODEL as `options` say. Raises InputError where it is of no known type or cannot be loaded."""
     model = base_models.resolve(options.model, model_cache())
     card = base_models.read_card(model)
-    if card.get("model_type", "task_llm") != "task_llm":
-        raise InputError(f"model {options.model} is a {card['model_type']}; this command serves task_llm")
-    tokenizer = base_models.load_tokenizer(model)
+    model_type = _declared(model)
     for flag in ("limit", "max_tokens", "max_context"):
         value = getattr(options, flag)
         if value is not None and value < 1:
             raise InputError(f"--{flag.replace('_', '-')} is {value}; it should be 1 or more")
     max_context = options.max_context or card.get("max_context", ModelConfig().max_context)
     max_tokens = options.max_tokens or card.get("max_tokens", EvaluationConfig().max_tokens)
-    kind = options.engine
+    tokenizer = model_type.load_tokenizer(model, max_context)
+    kind = "ranking" if model_type.policy == "ranking" else options.engine
     if kind == "auto":
         kind = "vllm" if importlib.util.find_spec("vllm") else "transformers"
     defaults = EngineConfig()
-    engine = engines.create(
-        kind,
-        model,
-        {
-            "max_running": defaults.max_running,
-            "max_context": max_context,
-            "kv_cache_gib": defaults.kv_cache_gib,
-            "block_size": defaults.block_size,
-        },
-    )
+    arguments = {
+        "max_running": defaults.max_running,
+        "max_context": max_context,
+        "kv_cache_gib": defaults.kv_cache_gib,
+        "block_size": defaults.block_size,
+    }
+    if kind == "ranking":
+        arguments = model_type.policy_options() | {"tokens_per_pass": LearnerConfig().tokens_per_microbatch}
+    engine = engines.create(kind, model, arguments)
     verifier = VerifierConfig()
     with VerifierPool(verifier.workers, verifier.deadline_s) as pool:
-        yield Inference(model, card, tokenizer, engine, pool, max_tokens, max_context)
+        yield Inference(model, model_type, card, tokenizer, engine, pool, max_tokens, max_context)
 
 
-def check_fits(prompts: pa.Table, max_context: int) -> pa.Table:
+def declared(options: argparse.Namespace) -> model_types.ModelType:
+    """What MODEL is for, by its card. Raises InputError where it is of no known type."""
+    return _declared(base_models.resolve(options.model, model_cache()))
+
+
+def _declared(model: Path) -> model_types.ModelType:
+    name = base_models.read_card(model).get("model_type", "task_llm")
+    if name not in model_types.MODULES:
+        raise InputError(f"model {model} is a {name}; there are {', '.join(model_types.MODULES)}")
+    return model_types.find(name)
+
+
+def check_fits(prompts: pa.Table, model: Inference) -> pa.Table:
     """Raises InputError naming the first prompt that leaves no room to answer."""
+    if model.model_type.policy == "ranking":  # an encoder cuts its texts to the context
+        return prompts
+    max_context = model.max_context
     for prompt_id, token_ids in zip(prompts["id"].to_pylist(), prompts["token_ids"].to_pylist(), strict=True):
         if len(token_ids) >= max_context:
             raise InputError(

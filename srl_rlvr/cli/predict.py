@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
     examples = files.load(options.data, "dev", options.limit, missing_answer="unknown")
     with inference.open_model(options) as model:
         prompts = rlvr.prompts(examples, model.tokenizer, "prediction", model.think)
-        inference.check_fits(prompts, model.max_context)
+        inference.check_fits(prompts, model)
         rollouts = model.answer(prompts, SamplingSpec(1, 0.0, model.max_tokens))
     rows = []
     for example, rollout in zip(examples.to_pylist(), rollouts.to_pylist(), strict=True):

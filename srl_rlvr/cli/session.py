@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from srl_rlvr import __version__, checkpoints, pipeline
+from srl_rlvr import __version__, checkpoints, model_types, pipeline
 from srl_rlvr import config as configs
 from srl_rlvr.config import RunConfig, SftStage
 from srl_rlvr.errors import InputError
@@ -45,14 +45,17 @@ def train(config: RunConfig, out: Path, resume: bool, command: str) -> int:
     on_cluster = config.cluster.address or os.environ.get("RAY_ADDRESS")
     config, remark = plan(config, None if on_cluster else os.cpu_count() or 1)
     state, history, folder = _starting_point(config, out, resume)
-    train_examples, dev, held_out = sources.load_all(config.data, config.seed)
+    model_type = model_types.find(config.model_type)
+    config.model.base = config.model.base or model_type.base
+    train_examples, dev, held_out = sources.load_all(config.data, config.seed, config.model_type)
     model = base_models.resolve(config.model.base, model_cache())
-    tokenizer = base_models.load_tokenizer(model)
+    tokenizer = model_type.load_tokenizer(model, config.model.max_context)
     limit = json.loads((model / "config.json").read_text()).get("max_position_embeddings", config.model.max_context)
     by_steps = any(stage.kind == "srl" for stage in config.stages)
-    pipeline.check_fits_context(train_examples, tokenizer, config, limit, by_steps)
-    for evaluated in (dev, held_out):
-        pipeline.check_fits_context(evaluated, tokenizer, config, limit)
+    if model_type.policy == "text":  # an encoder cuts its texts to the context
+        pipeline.check_fits_context(train_examples, tokenizer, config, limit, by_steps)
+        for evaluated in (dev, held_out):
+            pipeline.check_fits_context(evaluated, tokenizer, config, limit)
     _check_steps(config, train_examples)
     _check_verifiers({name for table in (train_examples, dev, held_out) for name in table["verifier"].to_pylist()})
     _check_disk(model, out, with_best=dev.num_rows > 0)

@@ -48,7 +48,11 @@ class Engine(Protocol):
 
 
 def create(kind: str, model: Path, config: dict[str, Any]) -> Engine:
-    """The engine `kind`: "vllm" or "transformers". Raises MissingExtraError where it is not installed."""
+    """The engine `kind`: "vllm", "transformers" or "ranking". Raises MissingExtraError where it is not installed."""
+    if kind == "ranking":
+        from srl_rlvr.engines.ranking_engine import RankingEngine
+
+        return RankingEngine(model, **config)
     if kind == "vllm":
         from srl_rlvr.engines.vllm_engine import VllmEngine
 

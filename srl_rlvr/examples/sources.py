@@ -8,20 +8,24 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from srl_rlvr import records
+from srl_rlvr import model_types, records
 from srl_rlvr.config import SourceConfig
 from srl_rlvr.errors import InputError
-from srl_rlvr.examples import files, generated
+from srl_rlvr.examples import files, generated, rankings
+from srl_rlvr.model_types.ranking import RankingType
 
 _GENERATED_BY_DEFAULT = 512
+_CANDIDATES = 50  # of one question where it is judged
 
 
-def load_all(sources: Sequence[SourceConfig], seed: int) -> tuple[pa.Table, pa.Table, pa.Table]:
+def load_all(
+    sources: Sequence[SourceConfig], seed: int, model_type: str = "task_llm"
+) -> tuple[pa.Table, pa.Table, pa.Table]:
     """(train, dev, held-out) Example tables of all sources, without a common id.
 
     Raises InputError where a source is missing, wrong or empty.
     """
-    parts = [_generated(source, seed) if source.family else _from_files(source) for source in sources]
+    parts = [_generated(source, seed) if source.family else _from_files(source, model_type) for source in sources]
     taken: set[str] = set()
     held_out, dev, train = (
         _distinct(records.concat("Example", [tables[i] for tables in parts]), taken) for i in (2, 1, 0)
@@ -42,13 +46,23 @@ def _generated(source: SourceConfig, seed: int) -> tuple[pa.Table, pa.Table, pa.
     )
 
 
-def _from_files(source: SourceConfig) -> tuple[pa.Table, pa.Table, pa.Table]:
+def load(
+    path: Path, split: files.Split, model_type: str, limit: int | None = None, candidates: int = _CANDIDATES
+) -> pa.Table:
+    """The Examples of a file or of a folder's `split`, the first `limit`, as the model type reads them."""
+    declared = model_types.find(model_type)
+    if isinstance(declared, RankingType):
+        return rankings.load(path, split, model_type, declared.verifier, candidates, limit)
+    return files.load(path, split, limit, model_type)
+
+
+def _from_files(source: SourceConfig, model_type: str) -> tuple[pa.Table, pa.Table, pa.Table]:
     path = Path(source.path)
-    train = files.load(path, "train")
+    train = load(path, "train", model_type, candidates=source.candidates)
     if source.held_out_path:
-        held_out = files.load(Path(source.held_out_path), "dev", source.held_out)
+        held_out = load(Path(source.held_out_path), "dev", model_type, source.held_out)
     elif path.is_dir():
-        held_out = files.load(path, "dev", source.held_out)
+        held_out = load(path, "dev", model_type, source.held_out)
     else:
         train, held_out = _split_end(train, source.held_out, path, "data.held_out", "lower it or name a held_out_path")
     train, dev = _split_end(train, source.dev, path, "data.dev", "lower it")

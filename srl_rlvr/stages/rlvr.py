@@ -7,17 +7,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from srl_rlvr import records
+from srl_rlvr import model_types, records
 from srl_rlvr.config import RlvrStage
 from srl_rlvr.engines import SamplingSpec
-from srl_rlvr.model_types import task_llm
 
 
 def prompts(examples: pa.Table, tokenizer: Any, label: str, think: bool, invalid_reward: float = 0.0) -> pa.Table:
     """One Prompt for each example. Evaluation asks with the same."""
-    rows = []
+    rows, model_type = [], model_types.of(examples)
     for example in examples.to_pylist():
-        token_ids = task_llm.encode_prompt(tokenizer, example["prompt"], think)
+        token_ids = model_type.encode_prompt(tokenizer, example, think)
         rows.append(
             {
                 "id": example["id"],

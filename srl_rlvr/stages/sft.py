@@ -6,19 +6,18 @@ from typing import Any
 
 import pyarrow as pa
 
-from srl_rlvr import records
+from srl_rlvr import model_types, records
 from srl_rlvr.config import SftStage
-from srl_rlvr.model_types import task_llm
 from srl_rlvr.policies.losses import UpdateSpec
 from srl_rlvr.stages import learning_rate, srl
 
 
 def samples(examples: pa.Table, tokenizer: Any, think: bool) -> pa.Table:
     """One Sample for each example: its prompt and its expert's solution (with empty monologues under `think`)."""
-    rows = []
+    rows, model_type = [], model_types.of(examples)
     opening = tokenizer.encode("<think></think>", add_special_tokens=False) if think else []
     for example in srl.with_steps(examples):
-        solution = task_llm.encode_solution(tokenizer, example, think)
+        solution = model_type.encode_solution(tokenizer, example, think)
         completion = [token for step in solution.steps for token in (*opening, *step)]
         rows.append(
             {

@@ -11,22 +11,22 @@ from typing import Any
 
 import pyarrow as pa
 
-from srl_rlvr import records
+from srl_rlvr import model_types, records
 from srl_rlvr.config import SrlStage
 from srl_rlvr.engines import SamplingSpec
 from srl_rlvr.errors import InputError
-from srl_rlvr.model_types import task_llm
+from srl_rlvr.model_types import Solution
 from srl_rlvr.stages import THINK_STOP
 
 
 def prompts(examples: pa.Table, tokenizer: Any, stage: SrlStage, think: bool) -> pa.Table:
     """Every step prompt of every example, the steps of one problem together and in order."""
-    rows = []
-    metadata = json.dumps({"think": think, "measure": stage.measure})
+    rows, model_type = [], model_types.of(examples)
     for example in with_steps(examples):
-        solution = task_llm.encode_solution(tokenizer, example, think)
-        for k, text, _ in _actions(solution, stage.lines_per_action):
+        solution = model_type.encode_solution(tokenizer, example, think)
+        for k, reference, _ in _actions(solution, stage.lines_per_action):
             trunk = solution.trunk(k)
+            metadata = model_type.step_metadata(solution, k, think, stage.measure)
             rows.append(
                 {
                     "id": f"{example['id']}:{k}",
@@ -36,9 +36,9 @@ def prompts(examples: pa.Table, tokenizer: Any, stage: SrlStage, think: bool) ->
                     "token_ids": trunk,
                     "trunk_id": example["id"],
                     "offset": len(trunk),
-                    "verifier": "similarity",
-                    "reference": text,
-                    "metadata": metadata,
+                    "verifier": model_type.step_verifier,
+                    "reference": reference,
+                    "metadata": json.dumps(metadata),
                 }
             )
     return records.build("Prompt", rows)
@@ -46,7 +46,8 @@ def prompts(examples: pa.Table, tokenizer: Any, stage: SrlStage, think: bool) ->
 
 def expert_actions(examples: pa.Table, tokenizer: Any, stage: SrlStage) -> dict[str, list[int]]:
     """The tokens of the expert's action by prompt id."""
-    solutions = {row["id"]: task_llm.encode_solution(tokenizer, row, think=False) for row in with_steps(examples)}
+    model_type = model_types.of(examples)
+    solutions = {row["id"]: model_type.encode_solution(tokenizer, row, think=False) for row in with_steps(examples)}
     return {
         f"{id}:{k}": tokens
         for id, solution in solutions.items()
@@ -54,11 +55,15 @@ def expert_actions(examples: pa.Table, tokenizer: Any, stage: SrlStage) -> dict[
     }
 
 
-def _actions(solution: task_llm.Solution, lines: int) -> list[tuple[int, str, list[int]]]:
-    """Of each action of so many lines (0: all): its first line, its text and its tokens."""
+def _actions(solution: Solution, lines: int) -> list[tuple[int, str, list[int]]]:
+    """Of each action of so many steps (0: all): its first step, its reference and its tokens."""
     size, count = lines or len(solution.steps), len(solution.steps)
     return [
-        (k, "".join(solution.texts[k : k + size]), [token for step in solution.steps[k : k + size] for token in step])
+        (
+            k,
+            "".join(solution.references[k : k + size]),
+            [token for step in solution.steps[k : k + size] for token in step],
+        )
         for k in range(0, count, size)
     ]
 

@@ -3,6 +3,7 @@
     similarity             an action against the expert's action: SRL's step reward
     answers                a final answer against the right one: exact, numeric, choice
     expressions            LaTeX and formulas, by math-verify
+    orderings              candidates in order: nDCG, reciprocal rank, a label, one pick
     reasoning_gym_scorers  generated problems, by the scorer of their own family
     pool, worker           runs them all in processes that can be killed
 
@@ -22,6 +23,7 @@ from srl_rlvr.errors import InputError
 from srl_rlvr.verifiers.answers import choice, exact, numeric
 from srl_rlvr.verifiers.base import Score, Verifier
 from srl_rlvr.verifiers.expressions import expression
+from srl_rlvr.verifiers.orderings import label, ndcg, pick, reciprocal_rank
 from srl_rlvr.verifiers.reasoning_gym_scorers import reasoning_gym
 from srl_rlvr.verifiers.similarity import similarity
 
@@ -34,6 +36,10 @@ VERIFIERS: dict[str, Verifier] = {
     "choice": choice,
     "expression": expression,
     "reasoning_gym": reasoning_gym,
+    "pick": pick,
+    "ndcg": ndcg,
+    "reciprocal_rank": reciprocal_rank,
+    "label": label,
 }
 
 

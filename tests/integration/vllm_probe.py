@@ -26,7 +26,7 @@ SPEC = SamplingSpec(samples=3, temperature=TEMPERATURE, max_tokens=24, seed=5)
 def main() -> None:
     model = base_models.resolve("smollm2-135m-instruct", model_cache())
     tokenizer = base_models.load_tokenizer(model)
-    prompts = [task_llm.encode_prompt(tokenizer, question, think=False) for question in QUESTIONS]
+    prompts = [task_llm.TYPE.encode_prompt(tokenizer, {"prompt": question}, think=False) for question in QUESTIONS]
     engine = VllmEngine(model, max_running=8, max_context=256, kv_cache_gib=0.25, block_size=32)
     base = TextPolicy(model, tokens_per_microbatch=512)
     seen: dict[str, Any] = {"base": _compare(base, prompts, engine.sample(prompts, SPEC))}

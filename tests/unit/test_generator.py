@@ -34,14 +34,17 @@ class NotesItsThread:
 def test_the_engine_computes_in_one_thread_whichever_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two threads that compute have two OpenMP teams, and libgomp then sleeps at barriers: sampling lost a tenth."""
 
-    class Tokenizer:
+    class Type:
+        def load_tokenizer(self, *_: Any) -> Any:
+            return self
+
         def decode(self, *_: Any, **__: Any) -> str:
             return "a"
 
     monkeypatch.setattr(engines, "create", NotesItsThread)
-    monkeypatch.setattr(generator.base_models, "load_tokenizer", lambda _: Tokenizer())
+    monkeypatch.setattr(generator.model_types, "find", lambda _: Type())
     plain: Any = generator.Generator.__ray_metadata__.modified_class  # type: ignore[attr-defined]
-    actor = plain("vllm", str(Path()), {})
+    actor = plain("vllm", str(Path()), {}, "task_llm", 16)
     prompt = {"id": "p", "example_id": "p", "stage": "rlvr", "step_index": -1, "token_ids": [1], "trunk_id": "p"}
     judged = {"offset": 1, "verifier": "exact", "reference": "", "metadata": "{}"}
     found: list[pa.Table] = []

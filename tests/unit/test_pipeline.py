@@ -367,7 +367,7 @@ def test_an_evaluation_that_judged_nothing_ends_the_run(tokenizer: Any, tmp_path
 
 def test_predictions_stand_beside_their_own_problems(tokenizer: Any) -> None:
     crew, examples = ScriptedCrew(varied), problems(3)
-    _, _, predictions = pipeline.evaluate(examples, tokenizer, crew, False, 8)
+    _, predictions = pipeline.evaluate(examples, tokenizer, crew, False, 8)
     assert [prediction["id"] for prediction in predictions] == examples["id"].to_pylist()
 
     class Confused(ScriptedCrew):

@@ -69,7 +69,7 @@ def test_no_text_predicts_more_than_one_line_of_one_solution(
 def test_an_opening_is_a_problem_and_the_first_step_that_is_predicted(
     problems: list[dict[str, Any]], tokenizer: Any, texts: small_base.Texts
 ) -> None:
-    prompts = [task_llm.encode_prompt(tokenizer, row["prompt"], think=False) for row in problems]
+    prompts = [task_llm.TYPE.encode_prompt(tokenizer, row, think=False) for row in problems]
     for given, predicted in texts.batch(64, progress=0.9)[OPENINGS]:
         assert tokenizer.decode(predicted) == f"{problems[prompts.index(given)]['steps'][0]}\n"
 
@@ -77,7 +77,7 @@ def test_an_opening_is_a_problem_and_the_first_step_that_is_predicted(
 def test_a_move_is_a_problem_with_one_line_and_the_next_line_is_predicted(
     problems: list[dict[str, Any]], tokenizer: Any, texts: small_base.Texts
 ) -> None:
-    prompts = [(task_llm.encode_prompt(tokenizer, row["prompt"], think=False), row["steps"]) for row in problems]
+    prompts = [(task_llm.TYPE.encode_prompt(tokenizer, row, think=False), row["steps"]) for row in problems]
     for given, predicted in texts.batch(64, progress=0.9)[MOVES]:
         end, steps = next((len(prompt), steps) for prompt, steps in prompts if given[: len(prompt)] == prompt)
         pairs = [(f"{one}\n", f"{next_one}\n") for one, next_one in itertools.pairwise(steps)]

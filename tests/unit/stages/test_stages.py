@@ -126,7 +126,7 @@ def test_rlvr_asks_the_whole_problem_and_names_its_own_verifier(tokenizer: Any) 
     problems = examples("3 + 4 + 5", "9")
     rows = rlvr.prompts(problems, tokenizer, "rlvr", False, invalid_reward=-0.5).to_pylist()
     for row, example in zip(rows, problems.to_pylist(), strict=True):
-        assert row["token_ids"] == task_llm.encode_prompt(tokenizer, example["prompt"], False)
+        assert row["token_ids"] == task_llm.TYPE.encode_prompt(tokenizer, example, False)
         assert row["id"] == row["trunk_id"] == example["id"] and row["offset"] == len(row["token_ids"])
         assert (row["step_index"], row["verifier"], row["reference"]) == (-1, "number", example["reference"])
         assert json.loads(row["metadata"]) == {"unit": "m", "invalid_reward": -0.5}
@@ -139,12 +139,14 @@ def test_srl_and_rlvr_ask_the_same_question(tokenizer: Any) -> None:
 
 
 def test_the_question_stands_in_the_users_turn_and_the_answer_is_open(tokenizer: Any) -> None:
-    text = tokenizer.decode(task_llm.encode_prompt(tokenizer, "1 + 1", think=False))
+    text = tokenizer.decode(task_llm.TYPE.encode_prompt(tokenizer, {"prompt": "1 + 1"}, think=False))
     assert "<|user|>1 + 1<|end|>" in text and text.endswith("<|assistant|>") and "<think>" not in text
 
 
 def test_under_think_the_monologue_comes_before_each_action(tokenizer: Any) -> None:
-    assert "<think> and </think>" in tokenizer.decode(task_llm.encode_prompt(tokenizer, "1 + 1", think=True))
+    assert "<think> and </think>" in tokenizer.decode(
+        task_llm.TYPE.encode_prompt(tokenizer, {"prompt": "1 + 1"}, think=True)
+    )
     assert srl.sampling(srl_stage(), think=True, seed=0).stops == ("</think>", "\n")
     assert srl.sampling(srl_stage(lines_per_action=2), think=True, seed=0).stops == ("</think>", "\n", "\n")
     taught = sft.samples(examples("1 + 1"), tokenizer, think=True)["completion_ids"][0].as_py()

@@ -1,0 +1,45 @@
+"""Draws orderings: the engine of ranking policies. Every text of a call is encoded once, whatever prompts share it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import xxhash
+
+from srl_rlvr.engines import Completion, SamplingSpec
+from srl_rlvr.policies.ranking import Kind, Scorer, draw, unpack
+from srl_rlvr.policies.weights import Manifest, unflatten
+
+
+class RankingEngine:
+    def __init__(self, model: Path, kind: Kind, tokens_per_pass: int):
+        self.version = 0
+        self.scorer = Scorer(model, kind, tokens_per_pass)
+
+    def sample(self, prompts: list[list[int]], spec: SamplingSpec) -> list[list[Completion]]:
+        """`spec.samples` orderings of each prompt's candidates, of the first `spec.max_tokens` picks; where the spec
+        has stops, an action ends with each, and here an action is one pick."""
+        picks = len(spec.stops) or spec.max_tokens
+        questions = [unpack(prompt) for prompt in prompts]
+        texts = self.scorer.texts(questions)
+        logits_P_D = self.scorer.logits(questions, texts, self.scorer.encode(texts)).numpy()
+        groups = []
+        for prompt, logits_D in zip(prompts, logits_P_D, strict=True):
+            # Of the prompt and not of its place: what it is asked with, or on which engine, changes nothing.
+            rng = np.random.default_rng([spec.seed, xxhash.xxh64_intdigest(np.array(prompt, np.int32).tobytes())])
+            orders, logprobs = draw(logits_D, spec.samples, picks, spec.temperature, rng)
+            groups.append(
+                [Completion(*drawn, "stop") for drawn in zip(orders.tolist(), logprobs.tolist(), strict=True)]
+            )
+        return groups
+
+    def load(self, buffer: np.ndarray | torch.Tensor, manifest: Manifest) -> str:
+        """Serve these weights from now on; returns the checksum of what arrived."""
+        parameters = dict(self.scorer.network.named_parameters())
+        with torch.no_grad():
+            for name, tensor in unflatten(buffer, manifest):
+                parameters[name].copy_(tensor)
+        self.version = manifest.version
+        return manifest.checksum

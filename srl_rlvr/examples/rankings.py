@@ -1,0 +1,166 @@
+"""Files of questions with candidates → Example tables of the ranking types.
+
+    a folder with corpus.jsonl.gz       queries_train and queries_dev: `query`, `positives` (doc_id's, or an object of
+                                        doc_id's and gains), `bm25_top` or another `candidates` list of doc_id's
+    train and dev with `candidates`     `query`, `candidates` (texts), `labels` (a gain each)
+    train and dev with `label`          `text`, `label`; the labels of the train file are the candidates, each by its
+                                        description where a `labels.jsonl` beside it has one (`label`, `description`)
+
+Candidates of one question are distinct; what answers it comes first in training, so that it is always there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from srl_rlvr import records
+from srl_rlvr.errors import InputError
+from srl_rlvr.examples import files
+
+Row = dict[str, Any]
+OUT_OF_SCOPE = "oos"
+
+
+def load(
+    path: Path, split: files.Split, model_type: str, verifier: str, candidates: int, limit: int | None = None
+) -> pa.Table:
+    """The Examples of a folder's `split`, the first `limit`: each question with at most so many candidates.
+
+    In the dev split the candidates are those that the data names, in their order: what answers a question is among them
+    only if the data's own search found it. Raises InputError naming the file, and the row where there is one.
+    """
+    if _file(path, "corpus") is not None:
+        rows = _from_corpus(path, split, candidates)
+    else:
+        file = files.find(path, split)
+        first = next(iter(files.read_rows(file)), (1, {}))[1]
+        rows = _from_labels(path, file) if "label" in first else _from_candidates(file, candidates, split)
+    task = path.resolve().name if path.is_dir() else path.resolve().parent.name
+    examples, seen = [], set()
+    for file, number, row in rows:
+        example = records.example(
+            model_type=model_type,
+            task=task,
+            prompt=row["question"],
+            steps=[str(c) for c, _ in sorted(row["gains"].items(), key=lambda item: (-item[1], item[0]))],
+            reference=json.dumps({str(c): gain for c, gain in row["gains"].items()}),
+            verifier=verifier,
+            metadata=row.get("metadata"),
+            difficulty=1.0,
+            provenance={"source": file.name, "row": number, "id": row.get("id")},
+            candidates=row["candidates"],
+        )
+        if example["id"] not in seen:
+            seen.add(example["id"])
+            examples.append(example)
+        if len(examples) == limit:
+            break
+    if not examples:
+        raise InputError(f"{path}: the {split} split holds no questions")
+    return records.build("Example", examples)
+
+
+def _from_corpus(path: Path, split: files.Split, size: int) -> Iterator[tuple[Path, int, Row]]:
+    corpus_file, file = _file(path, "corpus"), _file(path, f"queries_{split}")
+    assert corpus_file is not None
+    if file is None:
+        raise InputError(f"{path}: queries_{split}.jsonl.gz is missing beside {corpus_file.name}")
+    corpus = read_corpus(corpus_file)
+    for number, row in files.read_rows(file):
+        where = f"{file}, row {number}"
+        question, positives = _text(row, "query", where), row.get("positives")
+        if isinstance(positives, list):
+            positives = dict.fromkeys(positives, 1.0)
+        if not isinstance(positives, dict):
+            raise InputError(f"{where}: column 'positives' should be a list of doc_id's or an object with their gains")
+        ranked = row.get("candidates", row.get("bm25_top", list(corpus)[:size]))
+        for doc_id in (*positives, *ranked):
+            if doc_id not in corpus:
+                raise InputError(f"{where}: '{doc_id}' names no document of {corpus_file.name}")
+        chosen = ranked[:size] if split == "dev" else [*positives, *(d for d in ranked if d not in positives)][:size]
+        if not chosen:
+            raise InputError(f"{where}: the candidate list is empty")
+        gains = {i: float(positives[doc_id]) for i, doc_id in enumerate(chosen) if doc_id in positives}
+        yield file, number, {
+            "id": row.get("query_id"),
+            "question": question,
+            "candidates": [corpus[doc_id] for doc_id in chosen],
+            "gains": gains,
+            "metadata": {"relevant": sorted(map(float, positives.values()), reverse=True)},
+        }  # fmt: skip
+
+
+def read_corpus(file: Path) -> dict[str, str]:
+    """Texts by doc_id, a title before its text. Raises InputError where an id is missing or repeated."""
+    corpus: dict[str, str] = {}
+    for number, row in files.read_rows(file):
+        where = f"{file}, row {number}"
+        doc_id, text = _text(row, "doc_id", where), _text(row, "text", where)
+        if doc_id in corpus:
+            raise InputError(f"{where}: doc_id '{doc_id}' is there twice")
+        title = row.get("title")
+        corpus[doc_id] = f"{title}\n{text}" if title else text
+    return corpus
+
+
+def _from_candidates(file: Path, size: int, split: files.Split) -> Iterator[tuple[Path, int, Row]]:
+    for number, row in files.read_rows(file):
+        where = f"{file}, row {number}"
+        texts: Any = row.get("candidates")
+        labels: Any = row.get("labels")
+        if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+            raise InputError(f"{where}: column 'candidates' should be a list of texts that is not empty")
+        if not isinstance(labels, list) or len(labels) != len(texts):
+            raise InputError(f"{where}: column 'labels' should have one number for each of the {len(texts)} candidates")
+        order = list(range(len(texts)))
+        if split == "train":
+            order = sorted(order, key=lambda i: -labels[i])[:size]
+        gains = {i: float(labels[j]) for i, j in enumerate(order) if labels[j] > 0}
+        chosen = {"id": row.get("query_id"), "question": _text(row, "query", where), "gains": gains}
+        yield file, number, chosen | {"candidates": [texts[j] for j in order]}
+
+
+def _from_labels(path: Path, file: Path) -> Iterator[tuple[Path, int, Row]]:
+    labels = read_labels(path)
+    number_of = {name: number for number, name in enumerate(labels)}
+    for number, row in files.read_rows(file):
+        where = f"{file}, row {number}"
+        name = _text(row, "label", where)
+        if name not in number_of:
+            raise InputError(f"{where}: label '{name}' is not among the {len(labels)} of the train file")
+        yield file, number, {
+            "id": row.get("id"),
+            "question": _text(row, "text", where),
+            "candidates": list(labels.values()),
+            "gains": {number_of[name]: 1.0},
+        }  # fmt: skip
+
+
+def read_labels(path: Path) -> dict[str, str]:
+    """Every label of the train file, sorted, and the text that stands for it."""
+    names = sorted({str(row.get("label")) for _, row in files.read_rows(files.find(path, "train"))})
+    described: Mapping[str, str] = {}
+    file = _file(path, "labels") if path.is_dir() else None
+    if file is not None:
+        described = {
+            _text(row, "label", f"{file}, row {number}"): _text(row, "description", f"{file}, row {number}")
+            for number, row in files.read_rows(file)
+        }
+    return {name: described.get(name, name.replace("_", " ")) for name in names}
+
+
+def _file(path: Path, name: str) -> Path | None:
+    found: Sequence[Path] = [path / f"{name}{suffix}" for suffix in files.SUFFIXES]
+    return next((file for file in found if file.is_file()), None)
+
+
+def _text(row: Mapping[str, Any], column: str, where: str) -> str:
+    value = row.get(column)
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(f"{where}: column '{column}' should be text that is not empty")
+    return value

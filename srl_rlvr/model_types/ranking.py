@@ -1,0 +1,119 @@
+"""Types whose answer is an ordering of candidates: what they have in common.
+
+A question's tokens and its candidates' make the prompt; the expert's actions are picks, best first, one for each
+candidate that has a gain. SFT on them is ListMLE, and with one pick cross-entropy over the candidates.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from srl_rlvr.model_types import Solution
+from srl_rlvr.policies import base_models
+from srl_rlvr.policies.ranking import Question, pack, unpack
+
+
+class CandidateTokenizer:
+    """Texts to tokens, each text once; orderings to text."""
+
+    def __init__(self, tokenizer: Any, max_context: int):
+        self.tokenizer, self.max_context = tokenizer, max_context
+        self._tokens: dict[tuple[str, ...], tuple[int, ...]] = {}
+
+    def encode(self, *texts: str) -> tuple[int, ...]:
+        """A text, or a pair of texts, with the model's special tokens, cut to the context."""
+        if texts not in self._tokens:
+            found = self.tokenizer(*texts, truncation=True, max_length=self.max_context)["input_ids"]
+            self._tokens[texts] = tuple(found)
+        return self._tokens[texts]
+
+    def decode(self, picks: list[int], skip_special_tokens: bool = True) -> str:
+        return " ".join(map(str, picks))
+
+    def metrics(self, predictions: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """The means of what the verifier names."""
+        found = [json.loads(prediction["components"]) for prediction in predictions]
+        return {name: float(np.mean([of[name] for of in found if of])) for name in next(filter(None, found), {})}
+
+    def show(self, tokens: list[int]) -> str:
+        """A prompt for people: the question and the candidates, a line each."""
+        question = unpack(tokens)
+        texts = [self.tokenizer.decode(text, skip_special_tokens=True) for text in question.candidates]
+        asked = self.tokenizer.decode(question.question, skip_special_tokens=True)
+        picked = f"\npicked: {self.decode(list(question.picked))}" if question.picked else ""
+        return "\n".join([asked, *(f"{number}: {text}" for number, text in enumerate(texts))]) + picked
+
+    def save_pretrained(self, folder: Path) -> None:
+        self.tokenizer.save_pretrained(folder)
+
+
+@dataclass(frozen=True)
+class RankingType:
+    name: str
+    metric: str
+    kind: Literal["bi", "cross"]
+    verifier: str = "ndcg"
+    base: str = "all-minilm-l6-v2"
+    shares_candidates: bool = False  # a batch's questions are asked with each other's candidates, too
+    policy: ClassVar[str] = "ranking"
+    step_verifier: ClassVar[str] = "pick"
+
+    def policy_options(self) -> dict[str, Any]:
+        return {"kind": self.kind}
+
+    def load_tokenizer(self, model: Path, max_context: int) -> CandidateTokenizer:
+        return CandidateTokenizer(base_models.load_plain_tokenizer(model), max_context)
+
+    def encode_prompt(self, tokenizer: CandidateTokenizer, example: Mapping[str, Any], think: bool) -> list[int]:
+        asked, candidates = example["prompt"], example["candidates"]
+        if self.kind == "cross":
+            return pack(Question((), tuple(tokenizer.encode(asked, candidate) for candidate in candidates)))
+        return pack(Question(tokenizer.encode(asked), tuple(map(tokenizer.encode, candidates))))
+
+    def encode_solution(self, tokenizer: CandidateTokenizer, example: Mapping[str, Any], think: bool) -> Solution:
+        picks = [int(step) for step in example["steps"]]
+        return Solution(
+            self.encode_prompt(tokenizer, example, think),
+            [[pick] for pick in picks],
+            [example["reference"]] * len(picks),
+        )
+
+    def score(self, reward: float) -> float:
+        return max(reward, 0.0)
+
+    def metrics(self, predictions: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """The means of what the verifier names."""
+        found = [json.loads(prediction["components"]) for prediction in predictions]
+        return {name: float(np.mean([of[name] for of in found if of])) for name in next(filter(None, found), {})}
+
+    def show(self, tokenizer: CandidateTokenizer, tokens: list[int]) -> str:
+        return tokenizer.show(tokens)
+
+    def step_metadata(self, solution: Solution, k: int, think: bool, measure: str) -> dict[str, Any]:
+        return {"taken": [pick for step in solution.steps[:k] for pick in step]}
+
+    def together(self, batch: pa.Table, column: str) -> pa.Table:
+        """Every question with the candidates of all: its own keep their numbers, the others' come after them.
+
+        A question's own hold everything that it is known to be answered by, so that what comes in addition is wrong
+        for it, as far as is known.
+        """
+        if not self.shares_candidates:
+            return batch
+        questions = [unpack(tokens) for tokens in batch[column].to_pylist()]
+        everyone = list(dict.fromkeys(text for question in questions for text in question.candidates))
+        token_ids = []
+        for question in questions:
+            own = set(question.candidates)
+            others = tuple(text for text in everyone if text not in own)
+            token_ids.append(pack(Question(question.question, question.candidates + others, question.picked)))
+        index = batch.schema.get_field_index(column)
+        lists = pa.array([np.array(ids, np.int32) for ids in token_ids], batch.schema.field(index).type)
+        return batch.set_column(index, batch.schema.field(index), lists)

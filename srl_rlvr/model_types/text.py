@@ -1,0 +1,70 @@
+"""Types whose answer is text, written line by line: what they have in common.
+
+The question is the user's turn, the expert's actions are lines of the assistant's answer. Each line is tokenized on its
+own, so every step prompt is a true prefix of one token sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyarrow as pa
+
+from srl_rlvr.model_types import Solution
+from srl_rlvr.policies import base_models
+from srl_rlvr.records import PASSED
+
+_THINKING = " Before each step think between <think> and </think>."
+
+
+@dataclass(frozen=True)
+class TextType:
+    name: str
+    metric: str
+    instruction: str
+    last_line: str = "{}"  # of an answer: how the reference is written
+    base: str = "smollm2-135m-instruct"
+    policy: ClassVar[str] = "text"
+    step_verifier: ClassVar[str] = "similarity"
+
+    def policy_options(self) -> dict[str, Any]:
+        return {}
+
+    def load_tokenizer(self, model: Path, max_context: int) -> Any:
+        return base_models.load_tokenizer(model)
+
+    def encode_prompt(self, tokenizer: Any, example: Mapping[str, Any], think: bool) -> list[int]:
+        """Token ids of the conversation up to the beginning of the assistant's answer."""
+        messages = [
+            {"role": "system", "content": self.instruction + (_THINKING if think else "")},
+            {"role": "user", "content": example["prompt"]},
+        ]
+        return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+
+    def encode_solution(self, tokenizer: Any, example: Mapping[str, Any], think: bool) -> Solution:
+        """The expert's lines and the last, tokenized: each ends with its line break, the last with the end of text.
+
+        The references keep line breaks, as the similarity compares them.
+        """
+        texts = [f"{step}\n" for step in example["steps"]] + [self.last_line.format(example["reference"])]
+        steps = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+        steps[-1] = [*steps[-1], tokenizer.eos_token_id]
+        return Solution(self.encode_prompt(tokenizer, example, think), steps, texts)
+
+    def score(self, reward: float) -> float:
+        return float(reward >= PASSED)
+
+    def metrics(self, predictions: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        return {}
+
+    def step_metadata(self, solution: Solution, k: int, think: bool, measure: str) -> dict[str, Any]:
+        return {"think": think, "measure": measure}
+
+    def show(self, tokenizer: Any, tokens: list[int]) -> str:
+        return tokenizer.decode(tokens)
+
+    def together(self, batch: pa.Table, column: str) -> pa.Table:
+        return batch

@@ -1,0 +1,390 @@
+"""The ranking policy: an encoder scores candidates, and Plackett–Luce over the scores gives orderings.
+
+A ranking is a rollout as any other. The prompt's tokens hold the question, its candidates and what is picked already
+(`pack`); the completion's tokens are numbers of candidates, best first, each with its log-probability. With the logits
+z of the candidates that are left, the next pick is c with probability exp(z_c) / Σ exp(z): Plackett–Luce (Plackett
+1975; as a policy, Oosterhuis 2021, and Neural PG-RANK, 2310.04407). One pick is a classifier.
+
+Two scorers: `bi` embeds question and candidates apart (logit: `SCALE` times the cosine), `cross` reads each candidate
+together with the question (logit: its output). Texts that prompts of a batch have in common are encoded once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.distributed as dist
+
+from srl_rlvr.policies import base_models, weights
+from srl_rlvr.policies.losses import UpdateSpec, cross_entropy_loss, policy_gradient_loss
+
+Kind = Literal["bi", "cross"]
+SCALE = 20.0  # of cosines, as sentence-transformers trains them
+_BETAS = (0.9, 0.99)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is ranked. Under `cross` the question's own tokens are empty, and each candidate's tokens hold both."""
+
+    question: tuple[int, ...]
+    candidates: tuple[tuple[int, ...], ...]
+    picked: tuple[int, ...] = ()  # candidates that come before the next pick
+
+
+def pack(question: Question) -> list[int]:
+    """The tokens of a prompt: how many candidates, the length of each text, the texts, the picks."""
+    texts = (question.question, *question.candidates)
+    lengths = [len(text) for text in texts]
+    return [len(question.candidates), *lengths, *(token for text in texts for token in text), *question.picked]
+
+
+def unpack(tokens: Sequence[int]) -> Question:
+    """What `pack` packed. Raises ValueError where the tokens are shorter than they say."""
+    count = tokens[0]
+    lengths, at = tokens[1 : count + 2], count + 2
+    if len(tokens) < at + sum(lengths):
+        raise ValueError(f"a ranking prompt of {len(tokens)} tokens should have {at + sum(lengths)} or more")
+    texts = []
+    for length in lengths:
+        texts.append(tuple(tokens[at : at + length]))
+        at += length
+    return Question(texts[0], tuple(texts[1:]), tuple(tokens[at:]))
+
+
+class Scorer(torch.nn.Module):
+    """Logits of candidates. `network` is a SentenceTransformer (`bi`) or a CrossEncoder (`cross`)."""
+
+    def __init__(self, model: Path, kind: Kind, tokens_per_pass: int):
+        super().__init__()
+        self.kind: Kind = kind
+        self.tokens_per_pass = tokens_per_pass
+        self.network: Any = base_models.load_encoder(model, kind)
+        self.pad = self.network.tokenizer.pad_token_id or 0
+        self.separator = self.network.tokenizer.sep_token_id
+        self.takes_types = "token_type_ids" in self.network.tokenizer.model_input_names
+
+    def texts(self, questions: Sequence[Question]) -> list[tuple[int, ...]]:
+        """Every text of the questions once, the longest first."""
+        texts = {text for q in questions for text in (q.question, *q.candidates) if text}
+        return sorted(texts, key=lambda text: (-len(text), text))
+
+    def passes(self, texts: Sequence[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
+        """The texts in batches of at most `tokens_per_pass`, padding included."""
+        batches: list[list[tuple[int, ...]]] = []
+        for text in texts:
+            if not batches or (len(batches[-1]) + 1) * len(batches[-1][0]) > self.tokens_per_pass:
+                batches.append([])
+            batches[-1].append(text)
+        return batches
+
+    def forward(self, texts: Sequence[tuple[int, ...]]) -> torch.Tensor:
+        """[texts, D]: embeddings of length 1 (`bi`), or one logit each (`cross`, D = 1)."""
+        longest = max(map(len, texts))
+        device = next(self.network.parameters()).device
+        ids = torch.full((len(texts), longest), self.pad, device=device)
+        mask = torch.zeros((len(texts), longest), dtype=torch.long, device=device)
+        for row, text in enumerate(texts):
+            ids[row, : len(text)] = torch.tensor(text, device=device)
+            mask[row, : len(text)] = 1
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        if self.takes_types:
+            is_separator = (ids == self.separator) & mask.bool()
+            after_first = (is_separator.cumsum(1) - is_separator.long() > 0) & mask.bool()
+            inputs["token_type_ids"] = after_first.long() if self.kind == "cross" else torch.zeros_like(ids)
+        output = self.network(inputs)
+        if self.kind == "cross":
+            return output["scores"].reshape(-1, 1)
+        return torch.nn.functional.normalize(output["sentence_embedding"], dim=-1)
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[tuple[int, ...]]) -> torch.Tensor:
+        """[texts, D], pass by pass."""
+        return torch.cat([self(batch) for batch in self.passes(texts)])
+
+    def logits(self, questions: Sequence[Question], texts: Sequence[tuple[int, ...]], outputs: Any) -> torch.Tensor:
+        """[questions, most candidates] of the outputs of `texts`; -inf where a candidate is missing or picked."""
+        row_of = {text: row for row, text in enumerate(texts)}
+        widest = max(len(q.candidates) for q in questions)
+        rows = torch.zeros(len(questions), widest, dtype=torch.long)
+        out = torch.zeros(len(questions), widest, dtype=torch.bool)
+        for index, q in enumerate(questions):
+            rows[index, : len(q.candidates)] = torch.tensor([row_of[text] for text in q.candidates])
+            out[index, len(q.candidates) :] = True
+            out[index, list(q.picked)] = True
+        found_P_D_V = outputs[rows.to(outputs.device)]
+        if self.kind == "cross":
+            logits = found_P_D_V[..., 0]
+        else:
+            asked = outputs[torch.tensor([row_of[q.question] for q in questions], device=outputs.device)]
+            logits = SCALE * torch.einsum("pdv,pv->pd", found_P_D_V, asked)
+        return logits.masked_fill(out.to(logits.device), -torch.inf)
+
+
+def log_probabilities(logits_S_D: torch.Tensor, picks: Sequence[Sequence[int]]) -> torch.Tensor:
+    """log π [sum of picks] of each pick of each sample, in order: `logits_S_D` are its candidates' (-inf: not left)."""
+    longest = max(map(len, picks))
+    picks_S_K = torch.zeros(len(picks), longest, dtype=torch.long, device=logits_S_D.device)
+    there_S_K = torch.zeros(len(picks), longest, dtype=torch.bool, device=logits_S_D.device)
+    for row, of_row in enumerate(picks):
+        picks_S_K[row, : len(of_row)] = torch.tensor(of_row, device=logits_S_D.device)
+        there_S_K[row, : len(of_row)] = True
+    left, columns = logits_S_D, []
+    for k in range(longest):
+        pick = picks_S_K[:, k : k + 1]
+        columns.append(torch.log_softmax(left, dim=1).gather(1, pick)[:, 0])
+        if k + 1 < longest:
+            # Without its last candidate a complete sample would have none, and NaN for the columns that it lacks.
+            left = left.scatter(1, pick, -torch.inf).where(there_S_K[:, k + 1 : k + 2], left)
+    return torch.stack(columns, dim=1)[there_S_K]
+
+
+def draw(
+    logits_D: np.ndarray, samples: int, picks: int, temperature: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """`samples` orderings of the first `picks` candidates by Gumbel top-k (Kool et al., 1903.06059), and the
+    log-probability of each pick, both [samples, picks]; at temperature 0 the one best ordering each time.
+
+    Candidates of logit -inf are never drawn: where fewer are left, fewer are picked.
+    """
+    left = np.flatnonzero(np.isfinite(logits_D))
+    scaled = logits_D[left].astype(np.float64) / (temperature or 1.0)
+    noise = rng.gumbel(size=(samples, len(left))) if temperature else np.zeros((samples, len(left)))
+    orders = np.argsort(-(scaled + noise), axis=1, kind="stable")[:, : min(picks, len(left))]
+    remaining, rows = np.tile(scaled, (samples, 1)), np.arange(samples)
+    logprobs = np.empty(orders.shape)
+    for k, pick in enumerate(orders.T):
+        top = remaining.max(1)
+        logprobs[:, k] = scaled[pick] - top - np.log(np.exp(remaining - top[:, None]).sum(1))
+        remaining[rows, pick] = -np.inf
+    return left[orders], logprobs
+
+
+class RankingPolicy:
+    """An encoder that learns from samples of orderings. It has the commands of `TextPolicy`, and its metrics.
+
+    Several workers take their share of the questions each, and gradients are summed over them.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        *,
+        kind: Kind,
+        tokens_per_microbatch: int = 4096,
+        weight_decay: float = 0.0,
+        max_grad_norm: float = 1.0,
+        device: str = "cpu",
+    ):
+        self.device = torch.device(device)
+        self.world = dist.get_world_size() if dist.is_initialized() else 1
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.scorer = Scorer(model, kind, tokens_per_microbatch).to(self.device)
+        self.weight_decay, self.max_grad_norm = weight_decay, max_grad_norm
+        self.notices: list[str] = []
+        self.version = 0
+        named = list(self.scorer.network.named_parameters())
+        self.parameters = [parameter for _, parameter in named]
+        self.flat = weights.share_storage(self.parameters)
+        self.shapes = tuple((name, tuple(parameter.shape)) for name, parameter in named)
+        self.reference: torch.Tensor | None = None
+        self.optimizer = self._new_optimizer()
+
+    def begin_stage(self, keep_reference: bool) -> None:
+        """A fresh optimizer and, if asked, the present weights as the reference of the KL term."""
+        self.optimizer = self._new_optimizer()
+        self.reference = self.flat.clone() if keep_reference else None
+
+    def update(self, samples: pa.Table, spec: UpdateSpec) -> dict[str, float]:
+        """Learn from one batch (a Sample table); metrics as those of `TextPolicy.update`, over picks.
+
+        Raises ValueError where the loss is not finite, or it is of pairs.
+        """
+        if spec.loss == "preference":
+            raise ValueError("a ranking policy learns from orderings, not from pairs: leave the dpo stage out")
+        for group in self.optimizer.param_groups:
+            group["lr"] = spec.learning_rate
+        rows = samples.to_pylist()
+        trunks = list(dict.fromkeys(row["trunk_id"] for row in rows))
+        old = self._logprobs(rows, spec.temperature) if spec.updates > 1 else None
+        totals = []
+        for part in range(spec.updates):
+            kept = set(trunks[part :: spec.updates])
+            chosen = [index for index, row in enumerate(rows) if row["trunk_id"] in kept]
+            if chosen:
+                totals.append(self._step([rows[i] for i in chosen], [old[i] for i in chosen] if old else None, spec))
+        self.version += 1
+        return {name: float(np.mean([total[name] for total in totals])) for name in totals[0]}
+
+    def logprobs(self, samples: pa.Table, temperature: float = 1.0) -> list[np.ndarray]:
+        """log π of each sample's picks, in the order of the table."""
+        return self._logprobs(samples.to_pylist(), temperature)
+
+    def export(self) -> tuple[torch.Tensor, weights.Manifest]:
+        """All weights as one flat float32 tensor: the storage that the policy learns in."""
+        self.optimizer.zero_grad(set_to_none=True)
+        return self.flat, weights.Manifest(self.version, self.shapes, weights.checksum(self.flat))
+
+    def save(self, folder: Path) -> None:
+        """Everything a resumed run needs, bit for bit. Raises OSError where it cannot be written."""
+        if self.rank:
+            return
+        state = {
+            "weights": self.flat,
+            "optimizer": self.optimizer.state_dict(),
+            "reference": self.reference,
+            "version": self.version,
+        }
+        try:
+            torch.save(state, folder / "learner.pt")
+        except RuntimeError as error:  # torch's writer: a full disk is no OSError to it
+            raise OSError(f"{folder / 'learner.pt'}: {str(error).strip().splitlines()[0]}") from None
+
+    def load(self, folder: Path) -> None:
+        state = torch.load(folder / "learner.pt", map_location=self.device, weights_only=True, mmap=True)
+        with torch.no_grad():
+            self.flat.copy_(state["weights"])
+        self.optimizer = self._new_optimizer()
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.reference = None if state["reference"] is None else state["reference"].clone()
+        self.version = state["version"]
+
+    def save_model(self, folder: Path, card: dict[str, Any]) -> None:
+        """As sentence-transformers saves it, tokenizer included, with our card beside it."""
+        if self.rank:
+            return
+        self.scorer.network.save_pretrained(str(folder), create_model_card=False)
+        (folder / "model_card.json").write_text(json.dumps(card, indent=2) + "\n")
+
+    def _new_optimizer(self) -> torch.optim.AdamW:
+        return torch.optim.AdamW(self.parameters, lr=0.0, betas=_BETAS, weight_decay=self.weight_decay)
+
+    def _step(self, rows: list[dict[str, Any]], old: list[np.ndarray] | None, spec: UpdateSpec) -> dict[str, float]:
+        picks_seen = sum(len(row["completion_ids"]) for row in rows)
+        denominator = len(rows) * spec.constant_length if spec.constant_length else picks_seen
+        self.optimizer.zero_grad(set_to_none=True)
+        trunks = list(dict.fromkeys(row["trunk_id"] for row in rows))
+        mine = set(trunks[self.rank :: self.world])
+        chosen = [index for index, row in enumerate(rows) if row["trunk_id"] in mine]
+        sums = dict.fromkeys(("loss", "kl", "clip_fraction", "entropy", "divergence", "drawn"), 0.0)
+        if chosen:
+            share = [rows[index] for index in chosen]
+            before = [old[index] for index in chosen] if old else None
+            sums = self._backward(share, before, spec, denominator)
+        for parameter in self.parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        if self.world > 1:
+            total = torch.tensor(list(sums.values()), dtype=torch.float64, device=self.device)
+            dist.all_reduce(total)
+            sums = dict(zip(sums, total.tolist(), strict=True))
+            for parameter in self.parameters:
+                dist.all_reduce(parameter.grad)
+        drawn = max(sums.pop("drawn"), 1.0)
+        metrics = {name: value / picks_seen for name, value in sums.items()}
+        metrics |= {name: sums[name] / drawn for name in ("entropy", "divergence")}
+        metrics["loss"] = sums["loss"] / denominator
+        metrics["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm))
+        for what in ("loss", "grad_norm"):
+            if not np.isfinite(metrics[what]):
+                raise ValueError(f"the {what} of version {self.version} is {metrics[what]}; lower the learning rate")
+        self.optimizer.step()
+        return metrics
+
+    def _backward(
+        self, rows: list[dict[str, Any]], old: list[np.ndarray] | None, spec: UpdateSpec, denominator: float
+    ) -> dict[str, float]:
+        """Adds the gradient of these samples; returns their sums of metrics.
+
+        The outputs of all texts come first, without their activations; then the loss and its gradient with regard to
+        these outputs; then pass by pass the encoder once more, with that gradient (GradCache: Gao et al., 2101.06983).
+        So a batch of any size needs the memory of one pass.
+        """
+        reference_T = self._reference_logprobs(rows, spec.temperature) if spec.kl else None
+        questions, of_row = _questions(rows)
+        texts = self.scorer.texts(questions)
+        passes = self.scorer.passes(texts)
+        whole = self.scorer(passes[0]) if len(passes) == 1 else None
+        outputs = (whole.detach() if whole is not None else self.scorer.encode(texts)).requires_grad_()
+        logits = self.scorer.logits(questions, texts, outputs)
+        picks = [row["completion_ids"] for row in rows]
+        logprobs_T = log_probabilities(logits[of_row] / spec.temperature, picks)
+        loss, sums = _loss(rows, logprobs_T, old, reference_T, spec)
+        (loss / denominator).backward()
+        gradient, at = outputs.grad, 0
+        assert gradient is not None
+        for batch in passes:
+            again = self.scorer(batch) if whole is None else whole
+            torch.autograd.backward(again, gradient[at : at + len(batch)])
+            at += len(batch)
+        return sums
+
+    @torch.no_grad()
+    def _logprobs(self, rows: list[dict[str, Any]], temperature: float) -> list[np.ndarray]:
+        questions, of_row = _questions(rows)
+        texts = self.scorer.texts(questions)
+        logits = self.scorer.logits(questions, texts, self.scorer.encode(texts))
+        picks = [row["completion_ids"] for row in rows]
+        found = log_probabilities(logits[of_row] / temperature, picks).cpu().numpy()
+        return np.split(found, np.cumsum([len(of) for of in picks])[:-1])
+
+    def _reference_logprobs(self, rows: list[dict[str, Any]], temperature: float) -> torch.Tensor:
+        if self.reference is None:
+            raise ValueError("KL asked for, but begin_stage kept no reference")
+        now = self.flat.clone()
+        with torch.no_grad():
+            self.flat.copy_(self.reference)
+        found = np.concatenate(self._logprobs(rows, temperature))
+        with torch.no_grad():
+            self.flat.copy_(now)
+        return torch.from_numpy(found).to(self.device)
+
+
+def _questions(rows: list[dict[str, Any]]) -> tuple[list[Question], torch.Tensor]:
+    """The questions of samples once, and which of them each sample is of."""
+    index: dict[str, int] = {}
+    questions = []
+    for row in rows:
+        if row["prompt_id"] not in index:
+            index[row["prompt_id"]] = len(questions)
+            questions.append(unpack(row["prompt_ids"]))
+    return questions, torch.tensor([index[row["prompt_id"]] for row in rows])
+
+
+def _loss(
+    rows: list[dict[str, Any]],
+    logprobs_T: torch.Tensor,
+    old: list[np.ndarray] | None,
+    reference_T: torch.Tensor | None,
+    spec: UpdateSpec,
+) -> tuple[torch.Tensor, dict[str, float]]:
+    device = logprobs_T.device
+    behavior_T = torch.tensor(np.concatenate([row["behavior_logprobs"] for row in rows]), device=device).float()
+    drawn_T, now_T = ~behavior_T.isnan(), logprobs_T.detach()  # the rest are an expert's picks
+    divergence = 0.0
+    if spec.loss == "cross_entropy":
+        result = cross_entropy_loss(logprobs_T)
+    else:
+        advantages_T = torch.tensor(
+            np.repeat([row["advantage"] for row in rows], [len(row["completion_ids"]) for row in rows]), device=device
+        ).float()
+        old_T = now_T if old is None else torch.from_numpy(np.concatenate(old)).to(device)
+        behavior_T = torch.where(drawn_T, behavior_T, old_T)
+        result = policy_gradient_loss(logprobs_T, old_T, behavior_T, advantages_T, reference_T, spec)
+        gap = (old_T - behavior_T).double()
+        divergence = float((torch.expm1(gap) - gap).sum())
+    return result.loss, {
+        "loss": float(result.loss.detach()),
+        "kl": float(result.kl),
+        "clip_fraction": float(result.clipped),
+        "entropy": float(-now_T[drawn_T].sum()),
+        "divergence": divergence,
+        "drawn": float(drawn_T.sum()),
+    }

@@ -1,0 +1,110 @@
+"""Files of questions with candidates, and what is wrong with them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from srl_rlvr.config import SourceConfig
+from srl_rlvr.errors import InputError
+from srl_rlvr.examples import rankings, sources
+
+CORPUS = [{"doc_id": f"d{i}", "title": "T" if i == 0 else "", "text": f"text {i}"} for i in range(6)]
+QUERY = {"query_id": "q", "query": "what?", "positives": ["d3", "d1"], "bm25_top": ["d0", "d3", "d2", "d4"]}
+SENTENCES = {"query_id": "s", "query": "who?", "candidates": ["a", "b", "c"], "labels": [0, 0, 1]}
+
+
+def write(folder: Path, **files: Sequence[Mapping[str, Any]]) -> Path:
+    for name, rows in files.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def corpus_folder(folder: Path, **changes: Any) -> Path:
+    return write(folder, **({"corpus": CORPUS, "queries_train": [QUERY], "queries_dev": [QUERY]} | changes))
+
+
+def load(path: Path, split: Any = "train", model_type: str = "embeddings", candidates: int = 4) -> list[dict[str, Any]]:
+    return rankings.load(path, split, model_type, "ndcg", candidates).to_pylist()
+
+
+def test_in_training_what_answers_a_question_comes_first(tmp_path: Path) -> None:
+    [example] = load(corpus_folder(tmp_path))
+    assert example["candidates"] == ["text 3", "text 1", "T\ntext 0", "text 2"]
+    assert json.loads(example["reference"]) == {"0": 1.0, "1": 1.0} and example["steps"] == ["0", "1"]
+
+
+def test_where_it_is_judged_the_candidates_are_what_the_search_found(tmp_path: Path) -> None:
+    [example] = load(corpus_folder(tmp_path), "dev")
+    assert example["candidates"] == ["T\ntext 0", "text 3", "text 2", "text 4"]
+    assert json.loads(example["reference"]) == {"1": 1.0}
+    assert json.loads(example["metadata"]) == {"relevant": [1.0, 1.0]}
+
+
+def test_gains_order_the_experts_picks(tmp_path: Path) -> None:
+    graded = QUERY | {"positives": {"d3": 1, "d1": 3}}
+    [example] = load(corpus_folder(tmp_path, queries_train=[graded]))
+    assert example["steps"] == ["1", "0"] and json.loads(example["reference"]) == {"0": 1.0, "1": 3.0}
+
+
+def test_rows_may_bring_their_own_candidates(tmp_path: Path) -> None:
+    folder = write(tmp_path, train=[SENTENCES], dev=[SENTENCES])
+    [train], [dev] = load(folder, "train", candidates=2), load(folder, "dev")
+    assert train["candidates"] == ["c", "a"] and train["steps"] == ["0"]
+    assert dev["candidates"] == ["a", "b", "c"] and dev["steps"] == ["2"]
+
+
+def test_labels_are_candidates_by_their_description(tmp_path: Path) -> None:
+    rows = [{"text": "pay it", "label": "pay_bill"}, {"text": "hello", "label": "greeting"}]
+    folder = write(tmp_path, train=rows, dev=rows[:1], labels=[{"label": "greeting", "description": "says hello"}])
+    first, second = load(folder, model_type="intent_router")
+    assert first["candidates"] == second["candidates"] == ["says hello", "pay bill"]
+    assert (first["steps"], second["steps"]) == (["1"], ["0"])
+
+
+def test_a_run_reads_what_its_type_reads(tmp_path: Path) -> None:
+    source = SourceConfig(path=str(corpus_folder(tmp_path, queries_dev=[QUERY | {"query": "else?"}])), candidates=3)
+    train, _, held_out = sources.load_all([source], 0, "reranker")
+    assert [len(row["candidates"]) for row in (*train.to_pylist(), *held_out.to_pylist())] == [3, 4]
+    assert train["model_type"].to_pylist() == ["reranker"]
+
+
+@pytest.mark.parametrize(
+    ("files", "complaint"),
+    [
+        ({"queries_train": [QUERY | {"positives": ["d9"]}]}, "'d9' names no document"),
+        ({"queries_train": [QUERY | {"bm25_top": ["d0", "x"]}]}, "'x' names no document"),
+        ({"queries_train": [QUERY | {"positives": [], "bm25_top": []}]}, "the candidate list is empty"),
+        ({"queries_train": [QUERY | {"query": " "}]}, "column 'query' should be text"),
+        ({"queries_train": [QUERY | {"positives": "d1"}]}, "'positives' should be a list"),
+        ({"corpus": [*CORPUS, CORPUS[2]]}, "doc_id 'd2' is there twice"),
+        ({"queries_train": []}, "holds no questions"),
+    ],
+)
+def test_what_is_wrong_with_a_corpus_is_one_line_with_its_row(
+    tmp_path: Path, files: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(InputError, match=complaint):
+        load(corpus_folder(tmp_path, **files))
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        (SENTENCES | {"candidates": []}, "row 1: column 'candidates'"),
+        (SENTENCES | {"labels": [1]}, "one number for each of the 3 candidates"),
+    ],
+)
+def test_what_is_wrong_with_a_row_is_one_line(tmp_path: Path, row: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(InputError, match=complaint):
+        load(write(tmp_path, train=[row]))
+
+
+def test_a_label_that_training_does_not_have_is_named(tmp_path: Path) -> None:
+    folder = write(tmp_path, train=[{"text": "a", "label": "x"}], dev=[{"text": "b", "label": "y"}])
+    with pytest.raises(InputError, match="label 'y' is not among the 1 of the train file"):
+        load(folder, "dev", "intent_router")

@@ -1,0 +1,73 @@
+"""Ranking types: an expert's order in tokens, and what the questions of a batch share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from srl_rlvr import model_types, records
+from srl_rlvr.config import SrlStage
+from srl_rlvr.policies.ranking import unpack
+from srl_rlvr.stages import rlvr, sft, srl
+
+STAGE = SrlStage.model_validate({"kind": "srl"})
+
+
+def example(question: str, *candidates: str, gains: str = '{"0": 1.0}', steps: tuple[str, ...] = ("0",)) -> Any:
+    return records.example(
+        model_type="embeddings", task="t", prompt=question, steps=steps, reference=gains, verifier="ndcg",
+        candidates=candidates,
+    )  # fmt: skip
+
+
+@pytest.fixture()
+def examples() -> Any:
+    return records.build(
+        "Example",
+        [example("ab", "c", "d", gains='{"0": 2.0, "1": 1.0}', steps=("0", "1")), example("x", "e", "c")],
+    )
+
+
+@pytest.mark.parametrize("name", sorted(model_types.MODULES))
+def test_every_declaration_goes_by_its_name(name: str) -> None:
+    assert model_types.find(name).name == name
+
+
+def test_srl_asks_for_one_pick_after_the_other(tiny_encoder: Path, examples: Any) -> None:
+    tokenizer = model_types.find("embeddings").load_tokenizer(tiny_encoder, 64)
+    rows = srl.prompts(examples, tokenizer, STAGE, think=False).to_pylist()
+    assert [unpack(row["token_ids"]).picked for row in rows] == [(), (0,), ()]
+    assert [row["verifier"] for row in rows] == ["pick"] * 3
+    assert srl.expert_actions(examples, tokenizer, STAGE) == {
+        row["id"]: picks for row, picks in zip(rows, ([0], [1], [0]), strict=True)
+    }
+    solutions = sft.samples(examples, tokenizer, think=False)
+    assert solutions["completion_ids"].to_pylist() == [[0, 1], [0]]
+
+
+def test_a_cross_encoder_reads_the_question_with_each_candidate(tiny_encoder: Path, examples: Any) -> None:
+    reranker = model_types.find("reranker")
+    tokenizer = reranker.load_tokenizer(tiny_encoder, 64)
+    question = unpack(reranker.encode_prompt(tokenizer, examples.to_pylist()[0], think=False))
+    assert question.question == () and tokenizer.tokenizer.decode(question.candidates[0]) == "[CLS] a b [SEP] c [SEP]"
+
+
+def test_questions_of_a_batch_share_candidates_and_keep_the_numbers_of_their_own(
+    tiny_encoder: Path, examples: Any
+) -> None:
+    embeddings = model_types.find("embeddings")
+    tokenizer = embeddings.load_tokenizer(tiny_encoder, 64)
+    prompts = rlvr.prompts(examples, tokenizer, "rlvr", think=False)
+    shared = embeddings.together(prompts, "token_ids")
+    records.check("Prompt", shared)
+    shown = [embeddings.show(tokenizer, tokens).splitlines() for tokens in shared["token_ids"].to_pylist()]
+    assert shown == [["a b", "0: c", "1: d", "2: e"], ["x", "0: e", "1: c", "2: d"]]
+    reranker = model_types.find("reranker")
+    assert reranker.together(prompts, "token_ids") is prompts
+
+
+def test_a_text_is_cut_to_the_context(tiny_encoder: Path) -> None:
+    tokenizer = model_types.find("embeddings").load_tokenizer(tiny_encoder, 8)
+    assert len(tokenizer.encode("a" * 100_000)) == 8
