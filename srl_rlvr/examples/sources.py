@@ -11,8 +11,9 @@ import pyarrow.compute as pc
 from srl_rlvr import model_types, records
 from srl_rlvr.config import SourceConfig
 from srl_rlvr.errors import InputError
-from srl_rlvr.examples import files, generated, rankings
+from srl_rlvr.examples import files, generated, rankings, structures
 from srl_rlvr.model_types.ranking import RankingType
+from srl_rlvr.model_types.text import StructuredType
 
 _GENERATED_BY_DEFAULT = 512
 _CANDIDATES = 50  # of one question where it is judged
@@ -53,6 +54,8 @@ def load(
     declared = model_types.find(model_type)
     if isinstance(declared, RankingType):
         return rankings.load(path, split, model_type, declared.verifier, candidates, limit)
+    if isinstance(declared, StructuredType):
+        return structures.load(path, split, model_type, limit)
     return files.load(path, split, limit, model_type)
 
 

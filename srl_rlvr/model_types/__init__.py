@@ -15,8 +15,9 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+_NAMES = ("srl_parser", "intent_router", "embeddings", "reranker", "task_llm", "extractor")
 # Imported when they are asked for: a name can be checked without torch.
-MODULES = {name: f"{__name__}.{name}" for name in ("task_llm", "intent_router", "embeddings", "reranker")}
+MODULES = {name: f"{__name__}.{name}" for name in _NAMES}
 
 
 @dataclass(frozen=True)

@@ -6,5 +6,4 @@ TYPE = TextType(
     name="task_llm",
     metric="accuracy",
     instruction="Solve the problem step by step, one step a line. The last line is 'Answer: ' and the result.",
-    last_line="Answer: {}",
 )

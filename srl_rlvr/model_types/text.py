@@ -6,6 +6,7 @@ own, so every step prompt is a true prefix of one token sequence.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ class TextType:
     name: str
     metric: str
     instruction: str
-    last_line: str = "{}"  # of an answer: how the reference is written
+    last_line: str = "Answer: {}"  # of an answer: how the reference is written
     base: str = "smollm2-135m-instruct"
     policy: ClassVar[str] = "text"
     step_verifier: ClassVar[str] = "similarity"
@@ -44,12 +45,17 @@ class TextType:
         ]
         return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
 
+    def lines(self, example: Mapping[str, Any]) -> list[str]:
+        """The expert's answer."""
+        return [*example["steps"], self.last_line.format(example["reference"])]
+
     def encode_solution(self, tokenizer: Any, example: Mapping[str, Any], think: bool) -> Solution:
         """The expert's lines and the last, tokenized: each ends with its line break, the last with the end of text.
 
         The references keep line breaks, as the similarity compares them.
         """
-        texts = [f"{step}\n" for step in example["steps"]] + [self.last_line.format(example["reference"])]
+        *before, last = self.lines(example)
+        texts = [*(f"{line}\n" for line in before), last]
         steps = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
         steps[-1] = [*steps[-1], tokenizer.eos_token_id]
         return Solution(self.encode_prompt(tokenizer, example, think), steps, texts)
@@ -68,3 +74,29 @@ class TextType:
 
     def together(self, batch: pa.Table, column: str) -> pa.Table:
         return batch
+
+
+@dataclass(frozen=True)
+class StructuredType(TextType):
+    """The answer is JSON over lines: the expert's steps are the whole of it."""
+
+    parts: tuple[str, ...] = ()  # that its verifier counts
+
+    def score(self, reward: float) -> float:
+        return max(reward, 0.0)
+
+    def lines(self, example: Mapping[str, Any]) -> list[str]:
+        return list(example["steps"])
+
+    def metrics(self, predictions: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """F1 of each kind of part over all answers together, and the shares of valid and of wholly right ones."""
+        counts: dict[str, float] = {}
+        for prediction in predictions:
+            for name, value in json.loads(prediction["components"]).items():
+                counts[name] = counts.get(name, 0.0) + value
+        total = max(len(predictions), 1)
+        found = {name: counts.get(name, 0.0) / total for name in ("valid", "exact")}
+        for name in self.parts:
+            right, given, wanted = (counts.get(f"{name}_{what}", 0.0) for what in ("right", "given", "wanted"))
+            found[f"{name}_f1"] = 2 * right / (given + wanted) if given + wanted else 1.0
+        return found

@@ -3,6 +3,7 @@
     similarity             an action against the expert's action: SRL's step reward
     answers                a final answer against the right one: exact, numeric, choice
     expressions            LaTeX and formulas, by math-verify
+    structures             JSON: valid, and F1 over its fields, or over a sentence's frames
     orderings              candidates in order: nDCG, reciprocal rank, a label, one pick
     reasoning_gym_scorers  generated problems, by the scorer of their own family
     pool, worker           runs them all in processes that can be killed
@@ -26,6 +27,7 @@ from srl_rlvr.verifiers.expressions import expression
 from srl_rlvr.verifiers.orderings import label, ndcg, pick, reciprocal_rank
 from srl_rlvr.verifiers.reasoning_gym_scorers import reasoning_gym
 from srl_rlvr.verifiers.similarity import similarity
+from srl_rlvr.verifiers.structures import fields, frames
 
 __all__ = ["VERIFIERS", "Score", "Verifier", "find_verifier"]
 
@@ -40,6 +42,8 @@ VERIFIERS: dict[str, Verifier] = {
     "ndcg": ndcg,
     "reciprocal_rank": reciprocal_rank,
     "label": label,
+    "fields": fields,
+    "frames": frames,
 }
 
 

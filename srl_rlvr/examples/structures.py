@@ -1,0 +1,185 @@
+"""Files of texts with what is to be read from them → Example tables of the parser and the extractor.
+
+    `text` (or `tokens`), `frames`            the parser: predicates with their roles, as PropBank has them
+    `text`, `target`                          the extractor: an object; its JSON Schema in `schema`, or one of texts
+    `tokens` (or `text`), `entities`          the extractor: an array of texts for each type of entity, or of slot
+                                              where the column is `slots`
+
+The answer is JSON over lines, one a frame or a field, in the order of the text: the expert's actions are its lines.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from srl_rlvr import records
+from srl_rlvr.errors import InputError
+from srl_rlvr.examples import files
+
+Row = Mapping[str, Any]
+MAX_CHARACTERS = 100_000
+_TEXT = {"type": "string"}
+_TEXTS = {"type": "array", "items": _TEXT}
+
+
+def load(path: Path, split: files.Split, model_type: str, limit: int | None = None) -> pa.Table:
+    """The Examples of a file or of a folder's `split`, the first `limit`, each once.
+
+    Raises InputError naming the file, the row and the column.
+    """
+    file = files.find(path, split)
+    schema_of = _schemas(files.find(path, "train") if path.is_dir() else file) if model_type == "extractor" else None
+    task = path.resolve().name if path.is_dir() else file.name.partition(".")[0]
+    examples, seen = [], set()
+    for number, row in files.read_rows(file):
+        where = f"{file}, row {number}"
+        text = _text(row, where)
+        if schema_of is None:
+            prompt, steps, metadata = text, _frames(row, text, where), {"text": text}
+        else:
+            schema = schema_of(row, where)
+            prompt = f"{json.dumps(_short(schema))}\n{text}"
+            steps, metadata = _fields(row, schema, text, where), {"schema": schema}
+        example = records.example(
+            model_type=model_type,
+            task=task,
+            prompt=prompt,
+            steps=steps,
+            reference="\n".join(steps),
+            verifier="frames" if schema_of is None else "fields",
+            metadata=metadata,
+            difficulty=len(steps),
+            provenance={"source": file.name, "row": number, "id": row.get("id")},
+        )
+        if example["id"] not in seen:
+            seen.add(example["id"])
+            examples.append(example)
+        if len(examples) == limit:
+            break
+    if not examples:
+        raise InputError(f"{file}: the file holds no rows")
+    return records.build("Example", examples)
+
+
+def _text(row: Row, where: str) -> str:
+    tokens = row.get("tokens")
+    if isinstance(tokens, list) and tokens and all(isinstance(token, str) for token in tokens):
+        text = " ".join(tokens)
+    else:
+        text = row.get("text")
+    if not isinstance(text, str) or not text.strip():
+        raise InputError(f"{where}: there should be 'text' that is not empty, or 'tokens'")
+    if len(text) > MAX_CHARACTERS:
+        raise InputError(f"{where}: the text has {len(text):,} characters; {MAX_CHARACTERS:,} are the most")
+    return text
+
+
+def _frames(row: Row, text: str, where: str) -> list[str]:
+    """One line for each frame, in the order of the sentence."""
+    frames, tokens = row.get("frames"), row.get("tokens") or text.split()
+    if not isinstance(frames, list):
+        raise InputError(f"{where}: column 'frames' should be a list of frames")
+    found = []
+    for frame in sorted(frames, key=lambda frame: frame.get("index", 0)):
+        if not isinstance(frame.get("predicate"), str):
+            raise InputError(f"{where}: a frame has no 'predicate'")
+        taken: list[tuple[int, int]] = []
+        roles: dict[str, list[str]] = {}
+        for role in sorted(frame.get("args", ()), key=lambda role: (role.get("start", 0), role.get("end", 0))):
+            start, end = role.get("start", -1), role.get("end", -1)
+            if not 0 <= start < end <= len(tokens):
+                raise InputError(f"{where}: {role.get('role')} of '{frame['predicate']}' spans tokens {start} to {end} "
+                                 f"of {len(tokens)}")  # fmt: skip
+            if any(start < other_end and other_start < end for other_start, other_end in taken):
+                raise InputError(f"{where}: the roles of '{frame['predicate']}' overlap at token {start}")
+            taken.append((start, end))
+            roles.setdefault(str(role["role"]), []).append(" ".join(tokens[start:end]))
+        of_frame = {role: spans if len(spans) > 1 else spans[0] for role, spans in roles.items()}
+        found.append({"predicate": frame["predicate"], **of_frame})
+    return as_lines(found)
+
+
+def _schemas(train: Path) -> Callable[[Row, str], dict[str, Any]]:
+    """What a row's JSON Schema is: its own, or one of the fields (of entities: of its domain) in the train file."""
+    of_domain: dict[str, dict[str, dict[str, Any]]] = {}
+    for number, row in files.read_rows(train):
+        fields = of_domain.setdefault(str(row.get("domain", "")), {})
+        if isinstance(row.get("target"), dict):
+            fields |= dict.fromkeys(row["target"], _TEXT)
+        else:
+            fields |= {kind: _TEXTS for kind, _, _ in _entities(row, f"{train}, row {number}")}
+    everything = {name: of for fields in of_domain.values() for name, of in fields.items()}
+
+    def schema_of(row: Row, where: str) -> dict[str, Any]:
+        schema = row.get("schema") or {
+            "type": "object",
+            "properties": dict(sorted(of_domain.get(str(row.get("domain", "")), everything).items())),
+        }
+        if not isinstance(schema, dict) or not isinstance(schema.get("properties"), dict):
+            raise InputError(f"{where}: 'schema' should be a JSON Schema of an object with 'properties'")
+        return {"additionalProperties": False} | schema
+
+    return schema_of
+
+
+def _entities(row: Row, where: str) -> list[tuple[str, int, str]]:
+    """(type, start, text) of each entity, or slot."""
+    entities = row.get("entities", row.get("slots"))
+    if not isinstance(entities, list):
+        raise InputError(f"{where}: an extractor's row should have 'target', 'entities' or 'slots'")
+    try:
+        return [(str(e.get("type", e.get("slot"))), int(e["start"]), str(e["text"])) for e in entities]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise InputError(f"{where}: an entity should have a 'type', a 'start' and a 'text'") from None
+
+
+def _short(schema: Row) -> dict[str, Any]:
+    """A JSON Schema's fields as the model is shown them."""
+
+    def kind(field: Row) -> Any:
+        return [kind(field.get("items", {}))] if field.get("type") == "array" else field.get("type", "string")
+
+    return {name: kind(field) for name, field in schema["properties"].items()}
+
+
+def _fields(row: Row, schema: Row, text: str, where: str) -> list[str]:
+    """One line for each field that has a value, in the order of the text."""
+    values: dict[str, Any] = {}
+    if isinstance(row.get("target"), dict):
+        values = {name: value for name, value in row["target"].items() if value not in (None, "", [])}
+    else:
+        for kind, _, span in sorted(_entities(row, where), key=lambda entity: entity[1]):
+            if span not in text:
+                raise InputError(f"{where}: the {kind} '{span[:60]}' is not in the text")
+            values.setdefault(kind, []).append(span)
+    unknown = next((name for name in values if name not in schema["properties"]), None)
+    if unknown is not None:
+        raise InputError(f"{where}: field '{unknown}' is not in the schema: {', '.join(schema['properties'])}")
+
+    def place(value: Any) -> int:
+        at = text.find(str(value[0] if isinstance(value, list) else value))
+        return at if at >= 0 else len(text)
+
+    in_order = sorted(values, key=lambda name: place(values[name]))
+    return as_lines({name: values[name] for name in in_order})
+
+
+def as_lines(answer: Sequence[Any] | Mapping[str, Any]) -> list[str]:
+    """An array or an object as JSON, an element or a field a line."""
+    if isinstance(answer, Mapping):
+        parts: Iterable[str] = (f"{_json(name)}: {_json(value)}" for name, value in answer.items())
+        opening, closing = "{", "}"
+    else:
+        parts, opening, closing = map(_json, answer), "[", "]"
+    lines = list(parts) or [""]
+    lines = [f"{line}," for line in lines[:-1]] + [f"{lines[-1]}{closing}"]
+    return [opening + lines[0], *lines[1:]]
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,117 @@
+"""Files for the parser and the extractor: what they become, and what is wrong with them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from srl_rlvr.errors import InputError
+from srl_rlvr.examples import sources
+from srl_rlvr.examples.structures import as_lines
+from srl_rlvr.verifiers import find_verifier
+
+TOKENS = ["She", "likes", "to", "sing", "here", "today"]
+FRAMES = [
+    {"index": 3, "predicate": "sing", "args": [
+        {"role": "ARGM-LOC", "start": 4, "end": 5}, {"role": "ARGM-LOC", "start": 5, "end": 6}]},
+    {"index": 1, "predicate": "likes", "args": [
+        {"role": "ARG1", "start": 2, "end": 6}, {"role": "ARG0", "start": 0, "end": 1}]},
+]  # fmt: skip
+SENTENCE = {"tokens": TOKENS, "frames": FRAMES}
+RECEIPT = {"text": "ACME\n3 May\ntotal 4.50", "target": {"total": "4.50", "company": "ACME", "tax": None}}
+NEWS = {
+    "tokens": ["Ada", "met", "Bob", "in", "Oslo"],
+    "entities": [
+        {"type": "place", "start": 4, "text": "Oslo"},
+        {"type": "person", "start": 0, "text": "Ada"},
+        {"type": "person", "start": 2, "text": "Bob"},
+    ],
+}
+
+
+def load(folder: Path, model_type: str, *rows: dict[str, Any]) -> list[dict[str, Any]]:
+    (folder / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return sources.load(folder / "mine.jsonl", "train", model_type).to_pylist()
+
+
+def test_frames_stand_in_the_order_of_the_sentence_and_roles_too(tmp_path: Path) -> None:
+    [example] = load(tmp_path, "srl_parser", SENTENCE)
+    assert example["prompt"] == "She likes to sing here today"
+    assert json.loads("\n".join(example["steps"])) == [
+        {"predicate": "likes", "ARG0": "She", "ARG1": "to sing here today"},
+        {"predicate": "sing", "ARGM-LOC": ["here", "today"]},
+    ]
+    assert len(example["steps"]) == 2
+
+
+def test_fields_stand_in_the_order_of_the_text_under_their_schema(tmp_path: Path) -> None:
+    [example] = load(tmp_path, "extractor", RECEIPT)
+    assert example["steps"] == ['{"company": "ACME",', '"total": "4.50"}']
+    assert example["prompt"].startswith('{"company": "string", "tax": "string", "total": "string"}\nACME')
+
+
+def test_entities_of_one_type_are_one_field(tmp_path: Path) -> None:
+    [example] = load(tmp_path, "extractor", NEWS)
+    assert example["steps"] == ['{"person": ["Ada", "Bob"],', '"place": ["Oslo"]}']
+    slots = {"text": "for two", "slots": [{"slot": "people", "start": 4, "end": 7, "text": "two"}]}
+    assert load(tmp_path, "extractor", slots)[0]["steps"] == ['{"people": ["two"]}']
+
+
+def test_a_row_may_bring_its_schema(tmp_path: Path) -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "number"}, "who": {"type": "array"}}}
+    [example] = load(tmp_path, "extractor", {"text": "7 men", "target": {"n": 7}, "schema": schema})
+    assert example["prompt"].startswith('{"n": "number", "who": ["string"]}')
+    assert example["steps"] == ['{"n": 7}']
+
+
+@pytest.mark.parametrize(("model_type", "row"), [("srl_parser", SENTENCE), ("extractor", RECEIPT), ("extractor", NEWS)])
+def test_the_experts_own_answer_is_worth_one(tmp_path: Path, model_type: str, row: dict[str, Any]) -> None:
+    [example] = load(tmp_path, model_type, row)
+    score = find_verifier(example["verifier"])(
+        "\n".join(example["steps"]), example["reference"], json.loads(example["metadata"])
+    )
+    assert (score.outcome, score.reward, score.components["exact"]) == ("scored", 1.0, 1.0)
+
+
+@pytest.mark.parametrize(("answer", "lines"), [([], ["[]"]), ({}, ["{}"]), ([1, 2], ["[1,", "2]"])])
+def test_json_over_lines_is_json(answer: Any, lines: list[str]) -> None:
+    assert as_lines(answer) == lines and json.loads("\n".join(lines)) == answer
+
+
+def spans(start: int, end: int) -> dict[str, Any]:
+    roles = [{"role": "ARG0", "start": 0, "end": 2}, {"role": "ARG1", "start": start, "end": end}]
+    return SENTENCE | {"frames": [{"index": 1, "predicate": "likes", "args": roles}]}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "row", "complaint"),
+    [
+        ("srl_parser", spans(3, 9), "ARG1 of 'likes' spans tokens 3 to 9 of 6"),
+        ("srl_parser", spans(1, 3), "the roles of 'likes' overlap at token 1"),
+        ("srl_parser", {"text": "a b"}, "column 'frames' should be a list"),
+        ("srl_parser", {"text": "a b", "frames": [{"index": 0}]}, "a frame has no 'predicate'"),
+        ("extractor", {"text": " ", "target": {}}, "'text' that is not empty"),
+        ("extractor", {"text": "a" * 100_001, "target": {"a": "b"}}, "100,001 characters; 100,000 are the most"),
+        ("extractor", {"text": "a"}, "should have 'target', 'entities' or 'slots'"),
+        ("extractor", {"text": "a", "entities": [{"type": "x"}]}, "an entity should have"),
+        ("extractor", {"text": "a", "entities": [{"type": "x", "start": 0, "text": "b"}]}, "the x 'b' is not in the"),
+        (
+            "extractor",
+            {"text": "a", "target": {"b": "1"}, "schema": {"properties": {"c": {}}}},
+            "'b' is not in",
+        ),
+        ("extractor", {"text": "a", "target": {"b": "1"}, "schema": []}, None),
+    ],
+)
+def test_what_is_wrong_with_a_row_is_one_line(
+    tmp_path: Path, model_type: str, row: dict[str, Any], complaint: str | None
+) -> None:
+    if complaint is None:  # an empty schema is none
+        assert load(tmp_path, model_type, row)
+        return
+    with pytest.raises(InputError, match=complaint) as caught:
+        load(tmp_path, model_type, row)
+    assert "row 1: " in str(caught.value) and "\n" not in str(caught.value)
