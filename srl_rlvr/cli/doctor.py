@@ -81,6 +81,7 @@ def _packages() -> Iterator[Finding]:
         ("reasoning-gym", "reasoning-gym"),
         ("math-verify", ""),
         ("gguf", "smollm2"),
+        ("sentence-transformers", "ranking"),
     ):
         version = _version(name)
         remedy = "" if version else f"pip install 'srl-rlvr[{extra}]'"
