@@ -305,13 +305,16 @@ class Run:
         """Greedy pass rate on the held-out problems. A verification that failed is left out, and said."""
         self.observer.phase(f"evaluating {label} on {self.held_out.num_rows} held-out problems")
         config = self.config
-        scores, _ = evaluate(self.held_out, self.tokenizer, self.crew, config.think, config.evaluation.max_tokens)
+        scores, predictions = evaluate(
+            self.held_out, self.tokenizer, self.crew, config.think, config.evaluation.max_tokens
+        )
         judged = len(scores)
         if not judged:
             raise RunError(f"{label}: all {self.held_out.num_rows} verifications failed; see verifier.deadline_s")
         self.state.held_out[label] = list(mean_interval(scores))
-        if judged < self.held_out.num_rows:
-            self.observer.note(f"{label}: {self.held_out.num_rows - judged} verifications failed and do not count")
+        failed = sum(found["outcome"] == records.FAILED for found in predictions)
+        if failed:
+            self.observer.note(f"{label}: {failed} verifications failed and do not count")
         score, low, high = self.state.held_out[label]
         found = f"{self.model_type.metric} {score:.1%} ({low:.1%} to {high:.1%})"
         self.observer.note(f"{label}: {found} on {judged} held-out problems")
@@ -382,7 +385,8 @@ class Sampler(Protocol):
 def evaluate(
     examples: pa.Table, tokenizer: Any, sampler: Sampler, think: bool, max_tokens: int
 ) -> tuple[list[float], list[dict[str, Any]]]:
-    """(scores of what was judged, predictions): one greedy answer to each example, scored by its own verifier."""
+    """(scores of what was judged and counts, predictions): one greedy answer to each example, scored by its own
+    verifier."""
     model_type = model_types.of(examples)
     prompts = rlvr.prompts(examples, tokenizer, "evaluation", think)
     rollouts, verdicts, _ = sampler.sample(prompts, SamplingSpec(1, 0.0, max_tokens))
@@ -397,12 +401,15 @@ def evaluate(
                 "text": rollout["text"],
                 "reference": example["reference"],
                 "outcome": verdict["outcome"],
+                "logprobs": rollout["logprobs"],
+                "counts": model_type.counts(example),
                 "score": model_type.score(verdict["reward"]) if judged else 0.0,
                 "components": verdict["components"],
                 "detail": verdict["detail"],
             }
         )
-    return [found["score"] for found in predictions if found["outcome"] != records.FAILED], predictions
+    counted = [found for found in predictions if found["counts"] and found["outcome"] != records.FAILED]
+    return [found["score"] for found in counted], predictions
 
 
 def check_fits_context(

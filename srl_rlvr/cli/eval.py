@@ -23,30 +23,30 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> int:
-    from srl_rlvr import pipeline
+    from srl_rlvr import pipeline, records
     from srl_rlvr.cli import inference
-    from srl_rlvr.examples import sources
     from srl_rlvr.reporting.result import mean_interval
     from srl_rlvr.stages import rlvr
 
-    examples = sources.load(options.data, "dev", inference.declared(options).name, options.limit)
+    model_type, card = inference.declared(options)
+    examples = model_type.load(options.data, "dev", limit=options.limit, card=card)
     with inference.open_model(options) as model:
         began = time.monotonic()
         prompts = rlvr.prompts(examples, model.tokenizer, "evaluation", model.think)
         inference.check_fits(prompts, model)
         scores, predictions = pipeline.evaluate(examples, model.tokenizer, model, model.think, model.max_tokens)
         seconds = time.monotonic() - began
-    name, found = model.model_type.metric, mean_interval(scores)
+    name, found = model_type.metric, mean_interval(scores)
     if options.json:
         result = {
-            "model_type": model.model_type.name,
+            "model_type": model_type.name,
             "n": len(scores),
-            "metrics": model.model_type.metrics(predictions) | {name: found.score},
+            "metrics": {name: found.score} | model_type.metrics(predictions, card),
             "seconds": round(seconds, 2),
         }
         print(json.dumps(result))
     else:
-        failed = examples.num_rows - len(scores)
+        failed = sum(prediction["outcome"] == records.FAILED for prediction in predictions)
         note = f"; {failed} verifications failed and do not count" if failed else ""
         bounds = f"{found.low:.1%} to {found.high:.1%}"
         print(f"{name} {found.score:.1%} ({bounds}) of {len(scores)} problems in {seconds:.0f} s{note}")

@@ -103,9 +103,10 @@ def open_model(options: argparse.Namespace) -> Iterator[Inference]:
         yield Inference(model, model_type, card, tokenizer, engine, pool, max_tokens, max_context)
 
 
-def declared(options: argparse.Namespace) -> model_types.ModelType:
-    """What MODEL is for, by its card. Raises InputError where it is of no known type."""
-    return _declared(base_models.resolve(options.model, model_cache()))
+def declared(options: argparse.Namespace) -> tuple[model_types.ModelType, dict[str, Any]]:
+    """What MODEL is for, and its card. Raises InputError where it is of no known type."""
+    model = base_models.resolve(options.model, model_cache())
+    return _declared(model), base_models.read_card(model)
 
 
 def _declared(model: Path) -> model_types.ModelType:

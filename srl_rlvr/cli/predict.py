@@ -18,7 +18,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         help="answer a file of problems",
         description="Greedy answers to every problem of a file, one JSON object a line: id, prompt, text, answer.",
         epilog="example:\n  srl-rlvr predict out/quickstart/model --data questions.jsonl --out answers.jsonl\n\n"
-        "a row needs a 'question'; its answer, where it has one, is not read",
+        "a row needs what its model type reads (a task LLM: 'question'); its answer, where it has one, is not read",
     )
     inference.add_model_arguments(parser)
     parser.add_argument("--out", metavar="FILE", type=Path, help="where to write (default: standard output)")
@@ -28,11 +28,10 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> int:
     from srl_rlvr.cli import inference
     from srl_rlvr.engines import SamplingSpec
-    from srl_rlvr.examples import files
     from srl_rlvr.stages import rlvr
-    from srl_rlvr.verifiers.answers import extract_answer
 
-    examples = files.load(options.data, "dev", options.limit, missing_answer="unknown")
+    model_type, card = inference.declared(options)
+    examples = model_type.load(options.data, "dev", limit=options.limit, card=card, unanswered=True)
     with inference.open_model(options) as model:
         prompts = rlvr.prompts(examples, model.tokenizer, "prediction", model.think)
         inference.check_fits(prompts, model)
@@ -41,7 +40,8 @@ def run(options: argparse.Namespace) -> int:
     for example, rollout in zip(examples.to_pylist(), rollouts.to_pylist(), strict=True):
         own_id = json.loads(example["provenance"]).get("id")
         row = {"id": own_id or example["id"], "prompt": example["prompt"], "text": rollout["text"]}
-        rows.append(json.dumps(row | {"answer": extract_answer(rollout["text"])}, ensure_ascii=False))
+        prediction = {"text": rollout["text"], "logprobs": rollout["logprobs"]}
+        rows.append(json.dumps(row | {"answer": model_type.present(example, prediction, card)}, ensure_ascii=False))
     text = "\n".join(rows) + "\n"
     if options.out is None:
         sys.stdout.write(text)

@@ -244,7 +244,7 @@ def _write_results(run: pipeline.Run, base: Path, tracker: Tracker) -> None:
         "data": [source.family or Path(source.path).name for source in config.data],
         "held_out": written["held_out"],
         "srl_rlvr": __version__,
-    }
+    } | _type_card(run)
     _save_model(run, base, card)
     report.write_report(
         out / "report.html",
@@ -258,6 +258,16 @@ def _write_results(run: pipeline.Run, base: Path, tracker: Tracker) -> None:
         tracker.log_metrics({f"held_out/{label}": value.score}, 0)
     tracker.log_artifacts([out / name for name in ("config.json", "result.json", "report.html", "metrics.parquet")])
     tracker.log_model(out / "model", card)
+
+
+def _type_card(run: pipeline.Run) -> dict[str, Any]:
+    """What the model type adds to the card."""
+    paths = [Path(source.path) for source in run.config.data if source.path]
+    predictions: list[dict[str, Any]] = []
+    if run.dev is not None and run.model_type.policy == "ranking":
+        config = run.config
+        _, predictions = pipeline.evaluate(run.dev, run.tokenizer, run.crew, config.think, config.evaluation.max_tokens)
+    return run.model_type.card(paths, predictions)
 
 
 def _save_model(run: pipeline.Run, base: Path, card: dict[str, Any]) -> None:

@@ -27,19 +27,33 @@ OUT_OF_SCOPE = "oos"
 
 
 def load(
-    path: Path, split: files.Split, model_type: str, verifier: str, candidates: int, limit: int | None = None
+    path: Path,
+    split: files.Split,
+    model_type: str,
+    verifier: str,
+    *,
+    candidates: int = 50,
+    limit: int | None = None,
+    labels: Mapping[str, str] | None = None,
+    unanswered: bool = False,
 ) -> pa.Table:
     """The Examples of a folder's `split`, the first `limit`: each question with at most so many candidates.
 
     In the dev split the candidates are those that the data names, in their order: what answers a question is among them
-    only if the data's own search found it. Raises InputError naming the file, and the row where there is one.
+    only if the data's own search found it. `labels` are a model's own, instead of the train file's; for prediction
+    rows may be `unanswered`. Raises InputError naming the file, and the row where there is one.
     """
     if _file(path, "corpus") is not None:
         rows = _from_corpus(path, split, candidates)
+    elif labels is not None:
+        rows = _from_labels(labels, files.find(path, split), unanswered)
     else:
         file = files.find(path, split)
-        first = next(iter(files.read_rows(file)), (1, {}))[1]
-        rows = _from_labels(path, file) if "label" in first else _from_candidates(file, candidates, split)
+        has_labels = "label" in next(iter(files.read_rows(file)), (1, {}))[1]
+        if has_labels:
+            rows = _from_labels(read_labels(path), file, unanswered)
+        else:
+            rows = _from_candidates(file, candidates, split, unanswered)
     task = path.resolve().name if path.is_dir() else path.resolve().parent.name
     examples, seen = [], set()
     for file, number, row in rows:
@@ -108,11 +122,11 @@ def read_corpus(file: Path) -> dict[str, str]:
     return corpus
 
 
-def _from_candidates(file: Path, size: int, split: files.Split) -> Iterator[tuple[Path, int, Row]]:
+def _from_candidates(file: Path, size: int, split: files.Split, unanswered: bool) -> Iterator[tuple[Path, int, Row]]:
     for number, row in files.read_rows(file):
         where = f"{file}, row {number}"
         texts: Any = row.get("candidates")
-        labels: Any = row.get("labels")
+        labels: Any = row.get("labels", [0] * len(texts or ()) if unanswered else None)
         if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
             raise InputError(f"{where}: column 'candidates' should be a list of texts that is not empty")
         if not isinstance(labels, list) or len(labels) != len(texts):
@@ -125,25 +139,24 @@ def _from_candidates(file: Path, size: int, split: files.Split) -> Iterator[tupl
         yield file, number, chosen | {"candidates": [texts[j] for j in order]}
 
 
-def _from_labels(path: Path, file: Path) -> Iterator[tuple[Path, int, Row]]:
-    labels = read_labels(path)
+def _from_labels(labels: Mapping[str, str], file: Path, unanswered: bool) -> Iterator[tuple[Path, int, Row]]:
     number_of = {name: number for number, name in enumerate(labels)}
     for number, row in files.read_rows(file):
         where = f"{file}, row {number}"
-        name = _text(row, "label", where)
-        if name not in number_of:
-            raise InputError(f"{where}: label '{name}' is not among the {len(labels)} of the train file")
+        name = OUT_OF_SCOPE if unanswered else _text(row, "label", where)
+        if name not in number_of and name != OUT_OF_SCOPE:
+            raise InputError(f"{where}: label '{name}' is not among the {len(labels)} that are trained")
         yield file, number, {
             "id": row.get("id"),
             "question": _text(row, "text", where),
             "candidates": list(labels.values()),
-            "gains": {number_of[name]: 1.0},
+            "gains": {} if name == OUT_OF_SCOPE else {number_of[name]: 1.0},
         }  # fmt: skip
 
 
 def read_labels(path: Path) -> dict[str, str]:
-    """Every label of the train file, sorted, and the text that stands for it."""
-    names = sorted({str(row.get("label")) for _, row in files.read_rows(files.find(path, "train"))})
+    """Every label of the train file, sorted, and the text that stands for it. What is out of scope has none."""
+    names = sorted({str(row.get("label")) for _, row in files.read_rows(files.find(path, "train"))} - {OUT_OF_SCOPE})
     described: Mapping[str, str] = {}
     file = _file(path, "labels") if path.is_dir() else None
     if file is not None:

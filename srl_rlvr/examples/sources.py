@@ -11,12 +11,9 @@ import pyarrow.compute as pc
 from srl_rlvr import model_types, records
 from srl_rlvr.config import SourceConfig
 from srl_rlvr.errors import InputError
-from srl_rlvr.examples import files, generated, rankings, structures
-from srl_rlvr.model_types.ranking import RankingType
-from srl_rlvr.model_types.text import StructuredType
+from srl_rlvr.examples import generated
 
 _GENERATED_BY_DEFAULT = 512
-_CANDIDATES = 50  # of one question where it is judged
 
 
 def load_all(
@@ -47,29 +44,17 @@ def _generated(source: SourceConfig, seed: int) -> tuple[pa.Table, pa.Table, pa.
     )
 
 
-def load(
-    path: Path, split: files.Split, model_type: str, limit: int | None = None, candidates: int = _CANDIDATES
-) -> pa.Table:
-    """The Examples of a file or of a folder's `split`, the first `limit`, as the model type reads them."""
-    declared = model_types.find(model_type)
-    if isinstance(declared, RankingType):
-        return rankings.load(path, split, model_type, declared.verifier, candidates, limit)
-    if isinstance(declared, StructuredType):
-        return structures.load(path, split, model_type, limit)
-    return files.load(path, split, limit, model_type)
-
-
 def _from_files(source: SourceConfig, model_type: str) -> tuple[pa.Table, pa.Table, pa.Table]:
-    path = Path(source.path)
-    train = load(path, "train", model_type, candidates=source.candidates)
+    path, load = Path(source.path), model_types.find(model_type).load
+    train = load(path, "train", candidates=source.candidates)
     if source.held_out_path:
-        held_out = load(Path(source.held_out_path), "dev", model_type, source.held_out)
+        held_out = load(Path(source.held_out_path), "dev", limit=source.held_out)
     elif path.is_dir():
-        held_out = load(path, "dev", model_type, source.held_out)
+        held_out = load(path, "dev", limit=source.held_out)
     else:
         train, held_out = _split_end(train, source.held_out, path, "data.held_out", "lower it or name a held_out_path")
     train, dev = _split_end(train, source.dev, path, "data.dev", "lower it")
-    if source.with_steps:
+    if source.with_steps or model_types.find(model_type).policy == "ranking":  # nothing answers what is out of scope
         train = train.filter(pc.greater(pc.list_value_length(train["steps"]), 0))  # type: ignore[attr-defined]
     return train.slice(0, source.train), dev, held_out
 

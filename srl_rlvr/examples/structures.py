@@ -27,18 +27,31 @@ _TEXT = {"type": "string"}
 _TEXTS = {"type": "array", "items": _TEXT}
 
 
-def load(path: Path, split: files.Split, model_type: str, limit: int | None = None) -> pa.Table:
+def load(
+    path: Path,
+    split: files.Split,
+    model_type: str,
+    limit: int | None = None,
+    unanswered: bool = False,
+    schema: dict[str, Any] | None = None,
+) -> pa.Table:
     """The Examples of a file or of a folder's `split`, the first `limit`, each once.
 
+    For prediction rows may be `unanswered`, and `schema` is that of rows without their own.
     Raises InputError naming the file, the row and the column.
     """
     file = files.find(path, split)
-    schema_of = _schemas(files.find(path, "train") if path.is_dir() else file) if model_type == "extractor" else None
+    schema_of = None
+    if model_type == "extractor":
+        train = files.find(path, "train") if path.is_dir() else file
+        schema_of = _given(schema) if unanswered else _schemas(train)
     task = path.resolve().name if path.is_dir() else file.name.partition(".")[0]
     examples, seen = [], set()
     for number, row in files.read_rows(file):
         where = f"{file}, row {number}"
         text = _text(row, where)
+        if unanswered:
+            row = {"frames": [], "target": {}} | row
         if schema_of is None:
             prompt, steps, metadata = text, _frames(row, text, where), {"text": text}
         else:
@@ -104,27 +117,56 @@ def _frames(row: Row, text: str, where: str) -> list[str]:
     return as_lines(found)
 
 
+def card(paths: Sequence[Path]) -> dict[str, Any]:
+    """The JSON Schema of all fields in these train files, for an extractor's card."""
+    fields: dict[str, Any] = {}
+    for path in paths:
+        for of_domain in _domains(files.find(path, "train")).values():
+            fields |= of_domain
+    return {"schema": {"type": "object", "properties": dict(sorted(fields.items()))}}
+
+
+def _given(schema: Row | None) -> Callable[[Row, str], dict[str, Any]]:
+    """A row's JSON Schema is its own, else this one."""
+
+    def schema_of(row: Row, where: str) -> dict[str, Any]:
+        found = row.get("schema") or schema
+        if found is None:
+            raise InputError(f"{where}: it has no 'schema', and the model's card names none")
+        return _checked(found, where)
+
+    return schema_of
+
+
 def _schemas(train: Path) -> Callable[[Row, str], dict[str, Any]]:
-    """What a row's JSON Schema is: its own, or one of the fields (of entities: of its domain) in the train file."""
-    of_domain: dict[str, dict[str, dict[str, Any]]] = {}
+    """A row's JSON Schema is its own, else one of the fields (of entities: of its domain) in the train file."""
+    of_domain = _domains(train)
+    everything = {name: of for fields in of_domain.values() for name, of in fields.items()}
+
+    def schema_of(row: Row, where: str) -> dict[str, Any]:
+        fields = of_domain.get(str(row.get("domain", "")), everything)
+        found = {"type": "object", "properties": dict(sorted(fields.items()))}
+        return _checked(row.get("schema") or found, where)
+
+    return schema_of
+
+
+def _checked(schema: Any, where: str) -> dict[str, Any]:
+    if not isinstance(schema, dict) or not isinstance(schema.get("properties"), dict):
+        raise InputError(f"{where}: 'schema' should be a JSON Schema of an object with 'properties'")
+    return {"additionalProperties": False} | schema
+
+
+def _domains(train: Path) -> dict[str, dict[str, Any]]:
+    """The fields of each `domain` in the file, and the schema of each field."""
+    of_domain: dict[str, dict[str, Any]] = {}
     for number, row in files.read_rows(train):
         fields = of_domain.setdefault(str(row.get("domain", "")), {})
         if isinstance(row.get("target"), dict):
             fields |= dict.fromkeys(row["target"], _TEXT)
         else:
             fields |= {kind: _TEXTS for kind, _, _ in _entities(row, f"{train}, row {number}")}
-    everything = {name: of for fields in of_domain.values() for name, of in fields.items()}
-
-    def schema_of(row: Row, where: str) -> dict[str, Any]:
-        schema = row.get("schema") or {
-            "type": "object",
-            "properties": dict(sorted(of_domain.get(str(row.get("domain", "")), everything).items())),
-        }
-        if not isinstance(schema, dict) or not isinstance(schema.get("properties"), dict):
-            raise InputError(f"{where}: 'schema' should be a JSON Schema of an object with 'properties'")
-        return {"additionalProperties": False} | schema
-
-    return schema_of
+    return of_domain
 
 
 def _entities(row: Row, where: str) -> list[tuple[str, int, str]]:

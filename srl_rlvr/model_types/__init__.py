@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 
@@ -40,6 +40,20 @@ class ModelType(Protocol):
     step_verifier: str
     base: str  # where the run names none
 
+    def load(
+        self,
+        path: Path,
+        split: Literal["train", "dev"],
+        *,
+        limit: int | None = None,
+        candidates: int = 50,
+        card: Mapping[str, Any] | None = None,
+        unanswered: bool = False,
+    ) -> pa.Table:
+        """The Examples of a file or of a folder's `split`, the first `limit`; for prediction rows may be `unanswered`,
+        and `card` is that of the model. Raises InputError naming the file, the row and the column."""
+        ...
+
     def policy_options(self) -> dict[str, Any]:
         """Further arguments of the policy and of its engine."""
         ...
@@ -48,8 +62,20 @@ class ModelType(Protocol):
         """What an evaluation counts an answer for, in [0, 1]."""
         ...
 
-    def metrics(self, predictions: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-        """Metrics of an evaluation beside `metric`."""
+    def counts(self, example: Mapping[str, Any]) -> bool:
+        """Whether an evaluation's mean is over this example, too."""
+        ...
+
+    def metrics(self, predictions: Sequence[Mapping[str, Any]], card: Mapping[str, Any]) -> dict[str, float]:
+        """Metrics of an evaluation beside `metric`, of the model with this card."""
+        ...
+
+    def card(self, paths: Sequence[Path], predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What a model's card has to hold beside what all have: of its data, and of its answers to the dev problems."""
+        ...
+
+    def present(self, example: Mapping[str, Any], prediction: Mapping[str, Any], card: Mapping[str, Any]) -> Any:
+        """The answer, for whoever asked."""
         ...
 
     def step_metadata(self, solution: Solution, k: int, think: bool, measure: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 
+from srl_rlvr.examples import files, rankings
 from srl_rlvr.model_types import Solution
 from srl_rlvr.policies import base_models
 from srl_rlvr.policies.ranking import Question, pack, unpack
@@ -37,7 +38,17 @@ class CandidateTokenizer:
     def decode(self, picks: list[int], skip_special_tokens: bool = True) -> str:
         return " ".join(map(str, picks))
 
-    def metrics(self, predictions: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    def counts(self, example: Mapping[str, Any]) -> bool:
+        return True
+
+    def card(self, paths: Sequence[Path], predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        return {}
+
+    def present(self, example: Mapping[str, Any], prediction: Mapping[str, Any], card: Mapping[str, Any]) -> Any:
+        """The candidates' numbers, best first."""
+        return [int(number) for number in prediction["text"].split()]
+
+    def metrics(self, predictions: Sequence[Mapping[str, Any]], card: Mapping[str, Any]) -> dict[str, float]:
         """The means of what the verifier names."""
         found = [json.loads(prediction["components"]) for prediction in predictions]
         return {name: float(np.mean([of[name] for of in found if of])) for name in next(filter(None, found), {})}
@@ -65,6 +76,10 @@ class RankingType:
     policy: ClassVar[str] = "ranking"
     step_verifier: ClassVar[str] = "pick"
 
+    def load(self, path: Path, split: files.Split, **options: Any) -> pa.Table:
+        options.pop("card", None)
+        return rankings.load(path, split, self.name, self.verifier, **options)
+
     def policy_options(self) -> dict[str, Any]:
         return {"kind": self.kind}
 
@@ -88,7 +103,17 @@ class RankingType:
     def score(self, reward: float) -> float:
         return max(reward, 0.0)
 
-    def metrics(self, predictions: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    def counts(self, example: Mapping[str, Any]) -> bool:
+        return True
+
+    def card(self, paths: Sequence[Path], predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        return {}
+
+    def present(self, example: Mapping[str, Any], prediction: Mapping[str, Any], card: Mapping[str, Any]) -> Any:
+        """The candidates' numbers, best first."""
+        return [int(number) for number in prediction["text"].split()]
+
+    def metrics(self, predictions: Sequence[Mapping[str, Any]], card: Mapping[str, Any]) -> dict[str, float]:
         """The means of what the verifier names."""
         found = [json.loads(prediction["components"]) for prediction in predictions]
         return {name: float(np.mean([of[name] for of in found if of])) for name in next(filter(None, found), {})}

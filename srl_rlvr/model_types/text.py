@@ -14,9 +14,11 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
+from srl_rlvr.examples import files, structures
 from srl_rlvr.model_types import Solution
 from srl_rlvr.policies import base_models
 from srl_rlvr.records import PASSED
+from srl_rlvr.verifiers.answers import extract_answer
 
 _THINKING = " Before each step think between <think> and </think>."
 
@@ -30,6 +32,10 @@ class TextType:
     base: str = "smollm2-135m-instruct"
     policy: ClassVar[str] = "text"
     step_verifier: ClassVar[str] = "similarity"
+
+    def load(self, path: Path, split: files.Split, **options: Any) -> pa.Table:
+        missing = "unknown" if options.get("unanswered") else None
+        return files.load(path, split, options.get("limit"), self.name, missing)
 
     def policy_options(self) -> dict[str, Any]:
         return {}
@@ -63,8 +69,18 @@ class TextType:
     def score(self, reward: float) -> float:
         return float(reward >= PASSED)
 
-    def metrics(self, predictions: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    def counts(self, example: Mapping[str, Any]) -> bool:
+        return True
+
+    def metrics(self, predictions: Sequence[Mapping[str, Any]], card: Mapping[str, Any]) -> dict[str, float]:
         return {}
+
+    def card(self, paths: Sequence[Path], predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        return {}
+
+    def present(self, example: Mapping[str, Any], prediction: Mapping[str, Any], card: Mapping[str, Any]) -> Any:
+        """What stands after the last `Answer:`, or where an answer is written otherwise."""
+        return extract_answer(prediction["text"])
 
     def step_metadata(self, solution: Solution, k: int, think: bool, measure: str) -> dict[str, Any]:
         return {"think": think, "measure": measure}
@@ -88,7 +104,22 @@ class StructuredType(TextType):
     def lines(self, example: Mapping[str, Any]) -> list[str]:
         return list(example["steps"])
 
-    def metrics(self, predictions: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    def load(self, path: Path, split: files.Split, **options: Any) -> pa.Table:
+        unanswered, card = options.get("unanswered", False), options.get("card") or {}
+        return structures.load(path, split, self.name, options.get("limit"), unanswered, card.get("schema"))
+
+    def card(self, paths: Sequence[Path], predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """An extractor's fields, for texts that come without a schema."""
+        return structures.card(paths) if self.name == "extractor" else {}
+
+    def present(self, example: Mapping[str, Any], prediction: Mapping[str, Any], card: Mapping[str, Any]) -> Any:
+        """The JSON, or null where it is none."""
+        try:
+            return json.loads(prediction["text"])
+        except ValueError:
+            return None
+
+    def metrics(self, predictions: Sequence[Mapping[str, Any]], card: Mapping[str, Any]) -> dict[str, float]:
         """F1 of each kind of part over all answers together, and the shares of valid and of wholly right ones."""
         counts: dict[str, float] = {}
         for prediction in predictions:

@@ -29,7 +29,7 @@ def corpus_folder(folder: Path, **changes: Any) -> Path:
 
 
 def load(path: Path, split: Any = "train", model_type: str = "embeddings", candidates: int = 4) -> list[dict[str, Any]]:
-    return rankings.load(path, split, model_type, "ndcg", candidates).to_pylist()
+    return rankings.load(path, split, model_type, "ndcg", candidates=candidates).to_pylist()
 
 
 def test_in_training_what_answers_a_question_comes_first(tmp_path: Path) -> None:
@@ -104,7 +104,24 @@ def test_what_is_wrong_with_a_row_is_one_line(tmp_path: Path, row: dict[str, Any
         load(write(tmp_path, train=[row]))
 
 
+def test_what_is_out_of_scope_is_no_label_and_no_problem_to_train_on(tmp_path: Path) -> None:
+    rows = [{"text": f"text {i}", "label": "oos" if i % 2 else "x"} for i in range(6)]
+    source = SourceConfig(path=str(write(tmp_path, train=rows, dev=[{"text": "new", "label": "oos"}])), dev=2)
+    train, dev, held_out = sources.load_all([source], 0, "intent_router")
+    assert [row["candidates"] for row in train.to_pylist()] == [["x"]] * 2
+    assert [json.loads(row["reference"]) for row in dev.to_pylist()] == [{"0": 1.0}, {}]
+    assert json.loads(held_out.to_pylist()[0]["reference"]) == {}
+
+
+def test_for_prediction_rows_need_no_answer_and_the_labels_are_the_models(tmp_path: Path) -> None:
+    folder = write(tmp_path, dev=[{"text": "hello"}], plain=[{"query": "who?", "candidates": ["a", "b"]}])
+    routed = rankings.load(folder / "dev.jsonl", "dev", "intent_router", "label", labels={"x": "ex"}, unanswered=True)
+    assert routed.to_pylist()[0]["candidates"] == ["ex"]
+    ranked = rankings.load(folder / "plain.jsonl", "dev", "reranker", "ndcg", unanswered=True)
+    assert ranked.to_pylist()[0]["candidates"] == ["a", "b"]
+
+
 def test_a_label_that_training_does_not_have_is_named(tmp_path: Path) -> None:
     folder = write(tmp_path, train=[{"text": "a", "label": "x"}], dev=[{"text": "b", "label": "y"}])
-    with pytest.raises(InputError, match="label 'y' is not among the 1 of the train file"):
+    with pytest.raises(InputError, match="label 'y' is not among the 1 that are trained"):
         load(folder, "dev", "intent_router")

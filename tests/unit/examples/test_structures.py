@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from srl_rlvr import model_types
 from srl_rlvr.errors import InputError
-from srl_rlvr.examples import sources
 from srl_rlvr.examples.structures import as_lines
 from srl_rlvr.verifiers import find_verifier
 
@@ -34,7 +34,7 @@ NEWS = {
 
 def load(folder: Path, model_type: str, *rows: dict[str, Any]) -> list[dict[str, Any]]:
     (folder / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return sources.load(folder / "mine.jsonl", "train", model_type).to_pylist()
+    return model_types.find(model_type).load(folder / "mine.jsonl", "train").to_pylist()
 
 
 def test_frames_stand_in_the_order_of_the_sentence_and_roles_too(tmp_path: Path) -> None:
@@ -74,6 +74,17 @@ def test_the_experts_own_answer_is_worth_one(tmp_path: Path, model_type: str, ro
         "\n".join(example["steps"]), example["reference"], json.loads(example["metadata"])
     )
     assert (score.outcome, score.reward, score.components["exact"]) == ("scored", 1.0, 1.0)
+
+
+def test_for_prediction_a_text_is_enough_where_the_card_has_the_schema(tmp_path: Path) -> None:
+    load(tmp_path, "extractor", RECEIPT)
+    extractor = model_types.find("extractor")
+    card = extractor.card([tmp_path / "mine.jsonl"], [])
+    (tmp_path / "new.jsonl").write_text('{"text": "SHOP"}\n')
+    [example] = extractor.load(tmp_path / "new.jsonl", "dev", card=card, unanswered=True).to_pylist()
+    assert example["prompt"] == '{"company": "string", "tax": "string", "total": "string"}\nSHOP'
+    with pytest.raises(InputError, match="row 1: it has no 'schema'"):
+        extractor.load(tmp_path / "new.jsonl", "dev", unanswered=True)
 
 
 @pytest.mark.parametrize(("answer", "lines"), [([], ["[]"]), ({}, ["{}"]), ([1, 2], ["[1,", "2]"])])
