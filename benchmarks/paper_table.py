@@ -225,10 +225,10 @@ def all_cells(seeds: int) -> list[Cell]:
     ]
 
 
-def in_processes(script: str, cells: Sequence[Cell], place: Place, options: Namespace) -> None:
-    """Two at once. A cell that fails is said and left without a score; the others go on."""
+def in_processes(script: str, cells: Sequence[Any], place: Place, options: Namespace) -> None:
+    """Two at once, by name. A cell that fails is said and left without a score; the others go on."""
 
-    def one(cell: Cell) -> None:
+    def one(cell: Any) -> None:
         command = [sys.executable, script, "--cell", cell.name, "--seeds", str(options.seeds)]
         log = place.out / f"{cell.name}.log"
         with log.open("a") as file:

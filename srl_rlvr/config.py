@@ -18,6 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from srl_rlvr.errors import InputError
 
 
+RANKING_TYPES = ("intent_router", "embeddings", "reranker")
+
+
 class Section(BaseModel):
     # Strict: TOML has types, so "20" for 20 is a slip and no number.
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
@@ -279,6 +282,13 @@ class RunConfig(Section):
         repeated = {label for label in labels if labels.count(label) > 1}
         if repeated:
             raise ValueError(f"two stages are called '{min(repeated)}': give each its own 'name'")
+        if self.model_type in RANKING_TYPES:
+            kinds = {stage.kind for stage in self.stages}
+            for asked, what in (
+                (self.think, "think = true"), (self.model.lora_rank > 0, "model.lora_rank"), ("dpo" in kinds, "dpo"),
+            ):  # fmt: skip
+                if asked:
+                    raise ValueError(f"{what} is for types that write text, and {self.model_type} ranks: leave it out")
         if "base" in labels:
             raise ValueError("a stage cannot be called 'base': results use it for the model before training")
         for stage in self.stages:

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from srl_rlvr import config
+from srl_rlvr import config, model_types
 from srl_rlvr.errors import InputError
 
 DATA = '[[data]]\nfamily = "chain_sum"\n'
@@ -208,3 +209,22 @@ def test_the_documented_keys_are_those_that_a_run_has(tmp_path: Path) -> None:
         else:
             found.add(key)
     assert found == {key for key, _, _ in config.documented_keys()}
+
+
+def test_every_declared_type_can_be_asked_for() -> None:
+    asked = config.RunConfig.model_fields["model_type"].annotation
+    assert set(get_args(asked)) == set(model_types.MODULES)
+    ranking = {name for name in model_types.MODULES if model_types.find(name).policy == "ranking"}
+    assert ranking == set(config.RANKING_TYPES)
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("think = true\n" + RUN, "think = true"),
+        ("[model]\nlora_rank = 4\n" + RUN, "model.lora_rank"),
+        (RUN + '\n[[stages]]\nkind = "dpo"\n', "dpo"),
+    ],
+)
+def test_what_is_for_text_is_refused_where_candidates_are_ranked(tmp_path: Path, text: str, what: str) -> None:
+    assert f"{what} is for types that write text" in refusal(tmp_path, 'model_type = "reranker"\n' + text)
