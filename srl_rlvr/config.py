@@ -17,7 +17,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from srl_rlvr.errors import InputError
 
-
 RANKING_TYPES = ("intent_router", "embeddings", "reranker")
 
 
