@@ -50,6 +50,8 @@ class SourceConfig(Section):
     """Problems to train on; all of the file where it is left out, 512 where they are generated."""
     with_steps: bool = False
     """Leave out problems that have no expert steps; without this, SFT and SRL refuse them."""
+    skip_bad: bool = False
+    """Leave out rows that are wrong, and say how many; without this, the first ends the run."""
     candidates: int = Field(default=8, ge=2)
     """Documents that one question of a ranking type is trained with: those that answer it, then those that the data
     ranks highest."""

@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
     from srl_rlvr.stages import rlvr
 
     model_type, card = inference.declared(options)
-    examples = model_type.load(options.data, "dev", limit=options.limit, card=card)
+    examples = model_type.load(options.data, "dev", limit=options.limit, card=card, skip_bad=options.skip_bad)
     with inference.open_model(options) as model:
         began = time.monotonic()
         prompts = rlvr.prompts(examples, model.tokenizer, "evaluation", model.think)

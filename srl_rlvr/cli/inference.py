@@ -34,6 +34,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="problems (.jsonl, .jsonl.gz; of a folder its dev file)",
     )
+    parser.add_argument("--skip-bad", action="store_true", help="leave out rows that are wrong, and say how many")
     parser.add_argument("--limit", metavar="N", type=int, help="only the first N problems")
     parser.add_argument(
         "--engine", choices=("auto", "vllm", "transformers"), default="auto", help="auto: vLLM where it is installed"

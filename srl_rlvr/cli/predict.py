@@ -31,7 +31,9 @@ def run(options: argparse.Namespace) -> int:
     from srl_rlvr.stages import rlvr
 
     model_type, card = inference.declared(options)
-    examples = model_type.load(options.data, "dev", limit=options.limit, card=card, unanswered=True)
+    examples = model_type.load(
+        options.data, "dev", limit=options.limit, card=card, unanswered=True, skip_bad=options.skip_bad
+    )
     with inference.open_model(options) as model:
         prompts = rlvr.prompts(examples, model.tokenizer, "prediction", model.think)
         inference.check_fits(prompts, model)

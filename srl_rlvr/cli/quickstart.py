@@ -26,5 +26,5 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> int:
-    options.run_file = RUN_FILE
+    options.run_file, options.skip_bad = RUN_FILE, False
     return train.start(options, "quickstart")

@@ -26,6 +26,8 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
                         help="override a key of the run file (dotted; stages by name); repeatable")  # fmt: skip
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder of the run (default: out/<name>)")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in DIR")
+    parser.add_argument("--skip-bad", action="store_true",
+                        help="leave out rows of the data that are wrong, and say how many")  # fmt: skip
     parser.add_argument("--keys", action="store_true", help="list every key of a run file and exit")
     parser.add_argument("--families", action="store_true", help="list the generated families and exit")
     return parser
@@ -47,6 +49,8 @@ def run(options: argparse.Namespace) -> int:
 def start(options: argparse.Namespace, command: str) -> int:
     """Run `options.run_file`; `command` is how the user goes on after Ctrl-C."""
     config = configs.load(options.run_file, options.overrides)
+    for source in config.data:
+        source.skip_bad = source.skip_bad or options.skip_bad
     from srl_rlvr.cli import session
 
     command = shlex.join(["srl-rlvr", *command.split(), *(f"--set={each}" for each in options.overrides)])

@@ -65,6 +65,7 @@ def load(
     limit: int | None = None,
     model_type: str = "task_llm",
     missing_answer: str | None = None,
+    skip_bad: bool = False,
 ) -> pa.Table:
     """The Examples of a `.jsonl` or `.jsonl.gz` file, or of a folder's `split` file: the first `limit`, each once.
 
@@ -72,30 +73,61 @@ def load(
     repeated or not.
     Raises InputError naming the file, and the row and column where there is one.
     """
-    if limit is not None and limit < 1:
-        raise InputError(f"limit is {limit}; it should be 1 or more")
     file = find(path, split)
-    task = file.resolve().parent.name if file.name.startswith(("train.", "dev.")) else file.name.partition(".")[0]
-    examples: list[dict[str, Any]] = []
-    seen: set[str] = set()
-    duplicates, schema = 0, None
-    for number, row in read_rows(file):
+    schema: Schema | None = None
+
+    def example(number: int, row: dict[str, Any]) -> dict[str, Any]:
+        nonlocal schema
         if missing_answer is not None:
             row.setdefault("answer", missing_answer)
         schema = schema or _recognize(file, number, row)
-        example = _example(file, number, row, schema, task, model_type)
-        if example["id"] in seen and missing_answer is None:
-            duplicates += 1
+        return _example(file, number, row, schema, task_of(path, file), model_type)
+
+    return collect(file, example, limit=limit, skip_bad=skip_bad, keep_repeated=missing_answer is not None)
+
+
+def collect(
+    file: Path,
+    example_of: Callable[[int, dict[str, Any]], dict[str, Any]],
+    *,
+    limit: int | None = None,
+    skip_bad: bool = False,
+    keep_repeated: bool = False,
+) -> pa.Table:
+    """The Examples that `example_of` (line number, row) makes of the file's rows: the first `limit`, each once.
+
+    A row that is wrong ends it with its InputError, or under `skip_bad` is left out, counted and said.
+    """
+    if limit is not None and limit < 1:
+        raise InputError(f"limit is {limit}; it should be 1 or more")
+    examples: dict[Any, dict[str, Any]] = {}
+    repeated, bad = 0, []
+    for number, line in _lines(file):
+        try:
+            example = example_of(number, _row(file, number, line))
+        except InputError as error:
+            if not skip_bad:
+                raise
+            bad.append(str(error))
             continue
-        seen.add(example["id"])
-        examples.append(example)
+        key = number if keep_repeated else example["id"]
+        repeated += key in examples
+        examples.setdefault(key, example)
         if len(examples) == limit:
             break
+    if bad:
+        log.warning("%s: %d rows are wrong and were left out; the first: %s", file.name, len(bad), bad[0])
     if not examples:
-        raise InputError(f"{file}: the file holds no rows")
-    if duplicates:
-        log.warning("%s: %d rows repeat an earlier problem and were dropped", file.name, duplicates)
-    return records.build("Example", examples)
+        raise InputError(f"{file}: the file holds no rows" + (" that are right" if bad else ""))
+    if repeated:
+        log.warning("%s: %d rows repeat an earlier problem and were dropped", file.name, repeated)
+    return records.build("Example", examples.values())
+
+
+def task_of(path: Path, file: Path) -> str:
+    """How problems of this file are called: by its folder, or by its name where that says more."""
+    plain = file.name.startswith(("train.", "dev.", "queries_"))
+    return file.resolve().parent.name if path.is_dir() or plain else file.name.partition(".")[0]
 
 
 def find(path: Path, split: Split = "train") -> Path:
@@ -114,20 +146,30 @@ def find(path: Path, split: Split = "train") -> Path:
 
 def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number from 1, row) for each line of JSON that is not blank. Raises InputError naming file and line."""
-    number = 0
+    for number, line in _lines(file):
+        yield number, _row(file, number, line)
+
+
+def _row(file: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
-        with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as stream:
-            for number, line in enumerate(stream, start=1):
-                if not line.strip():
-                    continue
-                row = json.loads(line.decode("utf-8-sig"))
-                if not isinstance(row, dict):
-                    raise InputError(f"{file}, line {number}: a row should be a JSON object, not {_kind(row)}")
-                yield number, row
+        row = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError:
         raise InputError(f"{file}, line {number}: not UTF-8 text") from None
     except json.JSONDecodeError as error:
         raise InputError(f"{file}, line {number}: not JSON ({error.msg} at column {error.colno})") from None
+    if not isinstance(row, dict):
+        raise InputError(f"{file}, line {number}: a row should be a JSON object, not {_kind(row)}")
+    return row
+
+
+def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
+    """(number from 1, line) of those that are not blank."""
+    number = 0
+    try:
+        with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as stream:
+            for number, line in enumerate(stream, start=1):
+                if line.strip():
+                    yield number, line
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise InputError(f"{file}: not a whole gzip file after line {number} ({error})") from None
     except OSError as error:

@@ -12,7 +12,7 @@ Candidates of one question are distinct; what answers it comes first in training
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ def load(
     limit: int | None = None,
     labels: Mapping[str, str] | None = None,
     unanswered: bool = False,
+    skip_bad: bool = False,
 ) -> pa.Table:
     """The Examples of a folder's `split`, the first `limit`: each question with at most so many candidates.
 
@@ -43,70 +44,62 @@ def load(
     only if the data's own search found it. `labels` are a model's own, instead of the train file's; for prediction
     rows may be `unanswered`. Raises InputError naming the file, and the row where there is one.
     """
-    if _file(path, "corpus") is not None:
-        rows = _from_corpus(path, split, candidates)
-    elif labels is not None:
-        rows = _from_labels(labels, files.find(path, split), unanswered)
+    corpus_file = _file(path, "corpus")
+    if corpus_file is not None:
+        file = _file(path, f"queries_{split}")
+        if file is None:
+            raise InputError(f"{path}: queries_{split}.jsonl.gz is missing beside {corpus_file.name}")
+        corpus = read_corpus(corpus_file)
     else:
-        file = files.find(path, split)
-        has_labels = "label" in next(iter(files.read_rows(file)), (1, {}))[1]
-        if has_labels:
-            rows = _from_labels(read_labels(path), file, unanswered)
-        else:
-            rows = _from_candidates(file, candidates, split, unanswered)
-    task = path.resolve().name if path.is_dir() else path.resolve().parent.name
-    examples, seen = [], set()
-    for file, number, row in rows:
-        example = records.example(
-            model_type=model_type,
-            task=task,
-            prompt=row["question"],
-            steps=[str(c) for c, _ in sorted(row["gains"].items(), key=lambda item: (-item[1], item[0]))],
-            reference=json.dumps({str(c): gain for c, gain in row["gains"].items()}),
-            verifier=verifier,
-            metadata=row.get("metadata"),
-            difficulty=1.0,
-            provenance={"source": file.name, "row": number, "id": row.get("id")},
-            candidates=row["candidates"],
-        )
-        if example["id"] not in seen:
-            seen.add(example["id"])
-            examples.append(example)
-        if len(examples) == limit:
-            break
-    if not examples:
-        raise InputError(f"{path}: the {split} split holds no questions")
-    return records.build("Example", examples)
+        file, corpus = files.find(path, split), {}
+        if labels is None and "label" in next(iter(files.read_rows(file)), (1, {}))[1]:
+            labels = read_labels(path)
+    number_of = {name: number for number, name in enumerate(labels or ())}
 
-
-def _from_corpus(path: Path, split: files.Split, size: int) -> Iterator[tuple[Path, int, Row]]:
-    corpus_file, file = _file(path, "corpus"), _file(path, f"queries_{split}")
-    assert corpus_file is not None
-    if file is None:
-        raise InputError(f"{path}: queries_{split}.jsonl.gz is missing beside {corpus_file.name}")
-    corpus = read_corpus(corpus_file)
-    for number, row in files.read_rows(file):
+    def example(number: int, row: Row) -> Row:
         where = f"{file}, row {number}"
-        question, positives = _text(row, "query", where), row.get("positives")
-        if isinstance(positives, list):
-            positives = dict.fromkeys(positives, 1.0)
-        if not isinstance(positives, dict):
-            raise InputError(f"{where}: column 'positives' should be a list of doc_id's or an object with their gains")
-        ranked = row.get("candidates", row.get("bm25_top", list(corpus)[:size]))
-        for doc_id in (*positives, *ranked):
-            if doc_id not in corpus:
-                raise InputError(f"{where}: '{doc_id}' names no document of {corpus_file.name}")
-        chosen = ranked[:size] if split == "dev" else [*positives, *(d for d in ranked if d not in positives)][:size]
-        if not chosen:
-            raise InputError(f"{where}: the candidate list is empty")
-        gains = {i: float(positives[doc_id]) for i, doc_id in enumerate(chosen) if doc_id in positives}
-        yield file, number, {
-            "id": row.get("query_id"),
-            "question": question,
-            "candidates": [corpus[doc_id] for doc_id in chosen],
-            "gains": gains,
-            "metadata": {"relevant": sorted(map(float, positives.values()), reverse=True)},
-        }  # fmt: skip
+        if corpus_file is not None:
+            asked = _from_corpus(row, where, corpus, candidates, split)
+        elif labels is not None:
+            asked = _from_label(row, where, labels, number_of, unanswered)
+        else:
+            asked = _from_candidates(row, where, candidates, split, unanswered)
+        gains = asked["gains"]
+        return records.example(
+            model_type=model_type,
+            task=files.task_of(path, file),
+            prompt=asked["question"],
+            steps=[str(c) for c, _ in sorted(gains.items(), key=lambda item: (-item[1], item[0]))],
+            reference=json.dumps({str(c): gain for c, gain in gains.items()}),
+            verifier=verifier,
+            metadata=asked.get("metadata"),
+            difficulty=1.0,
+            provenance={"source": file.name, "row": number, "id": row.get("id", row.get("query_id"))},
+            candidates=asked["candidates"],
+        )
+
+    return files.collect(file, example, limit=limit, skip_bad=skip_bad, keep_repeated=unanswered)
+
+
+def _from_corpus(row: Row, where: str, corpus: Mapping[str, str], size: int, split: files.Split) -> Row:
+    question, positives = _text(row, "query", where), row.get("positives")
+    if isinstance(positives, list):
+        positives = dict.fromkeys(positives, 1.0)
+    if not isinstance(positives, dict):
+        raise InputError(f"{where}: column 'positives' should be a list of doc_id's or an object with their gains")
+    ranked = row.get("candidates", row.get("bm25_top", list(corpus)[:size]))
+    for doc_id in (*positives, *ranked):
+        if doc_id not in corpus:
+            raise InputError(f"{where}: '{doc_id}' names no document of the corpus")
+    chosen = ranked[:size] if split == "dev" else [*positives, *(d for d in ranked if d not in positives)][:size]
+    if not chosen:
+        raise InputError(f"{where}: the candidate list is empty")
+    return {
+        "question": question,
+        "candidates": [corpus[doc_id] for doc_id in chosen],
+        "gains": {i: float(positives[doc_id]) for i, doc_id in enumerate(chosen) if doc_id in positives},
+        "metadata": {"relevant": sorted(map(float, positives.values()), reverse=True)},
+    }
 
 
 def read_corpus(file: Path) -> dict[str, str]:
@@ -122,36 +115,32 @@ def read_corpus(file: Path) -> dict[str, str]:
     return corpus
 
 
-def _from_candidates(file: Path, size: int, split: files.Split, unanswered: bool) -> Iterator[tuple[Path, int, Row]]:
-    for number, row in files.read_rows(file):
-        where = f"{file}, row {number}"
-        texts: Any = row.get("candidates")
-        labels: Any = row.get("labels", [0] * len(texts or ()) if unanswered else None)
-        if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-            raise InputError(f"{where}: column 'candidates' should be a list of texts that is not empty")
-        if not isinstance(labels, list) or len(labels) != len(texts):
-            raise InputError(f"{where}: column 'labels' should have one number for each of the {len(texts)} candidates")
-        order = list(range(len(texts)))
-        if split == "train":
-            order = sorted(order, key=lambda i: -labels[i])[:size]
-        gains = {i: float(labels[j]) for i, j in enumerate(order) if labels[j] > 0}
-        chosen = {"id": row.get("query_id"), "question": _text(row, "query", where), "gains": gains}
-        yield file, number, chosen | {"candidates": [texts[j] for j in order]}
+def _from_candidates(row: Row, where: str, size: int, split: files.Split, unanswered: bool) -> Row:
+    texts: Any = row.get("candidates")
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+        raise InputError(f"{where}: column 'candidates' should be a list of texts that is not empty")
+    labels: Any = row.get("labels", [0] * len(texts) if unanswered else None)
+    if not isinstance(labels, list) or len(labels) != len(texts):
+        raise InputError(f"{where}: column 'labels' should have one number for each of the {len(texts)} candidates")
+    order = list(range(len(texts)))
+    if split == "train":
+        order = sorted(order, key=lambda i: -labels[i])[:size]
+    return {
+        "question": _text(row, "query", where),
+        "candidates": [texts[j] for j in order],
+        "gains": {i: float(labels[j]) for i, j in enumerate(order) if labels[j] > 0},
+    }
 
 
-def _from_labels(labels: Mapping[str, str], file: Path, unanswered: bool) -> Iterator[tuple[Path, int, Row]]:
-    number_of = {name: number for number, name in enumerate(labels)}
-    for number, row in files.read_rows(file):
-        where = f"{file}, row {number}"
-        name = OUT_OF_SCOPE if unanswered else _text(row, "label", where)
-        if name not in number_of and name != OUT_OF_SCOPE:
-            raise InputError(f"{where}: label '{name}' is not among the {len(labels)} that are trained")
-        yield file, number, {
-            "id": row.get("id"),
-            "question": _text(row, "text", where),
-            "candidates": list(labels.values()),
-            "gains": {} if name == OUT_OF_SCOPE else {number_of[name]: 1.0},
-        }  # fmt: skip
+def _from_label(row: Row, where: str, labels: Mapping[str, str], number_of: Mapping[str, int], unanswered: bool) -> Row:
+    name = OUT_OF_SCOPE if unanswered else _text(row, "label", where)
+    if name not in number_of and name != OUT_OF_SCOPE:
+        raise InputError(f"{where}: label '{name}' is not among the {len(labels)} that are trained")
+    return {
+        "question": _text(row, "text", where),
+        "candidates": list(labels.values()),
+        "gains": {} if name == OUT_OF_SCOPE else {number_of[name]: 1.0},
+    }
 
 
 def read_labels(path: Path) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,7 +46,8 @@ def _generated(source: SourceConfig, seed: int) -> tuple[pa.Table, pa.Table, pa.
 
 
 def _from_files(source: SourceConfig, model_type: str) -> tuple[pa.Table, pa.Table, pa.Table]:
-    path, load = Path(source.path), model_types.find(model_type).load
+    path = Path(source.path)
+    load = functools.partial(model_types.find(model_type).load, skip_bad=source.skip_bad)
     train = load(path, "train", candidates=source.candidates)
     if source.held_out_path:
         held_out = load(Path(source.held_out_path), "dev", limit=source.held_out)

@@ -34,6 +34,7 @@ def load(
     limit: int | None = None,
     unanswered: bool = False,
     schema: dict[str, Any] | None = None,
+    skip_bad: bool = False,
 ) -> pa.Table:
     """The Examples of a file or of a folder's `split`, the first `limit`, each once.
 
@@ -45,9 +46,8 @@ def load(
     if model_type == "extractor":
         train = files.find(path, "train") if path.is_dir() else file
         schema_of = _given(schema) if unanswered else _schemas(train)
-    task = path.resolve().name if path.is_dir() else file.name.partition(".")[0]
-    examples, seen = [], set()
-    for number, row in files.read_rows(file):
+
+    def example(number: int, row: dict[str, Any]) -> dict[str, Any]:
         where = f"{file}, row {number}"
         text = _text(row, where)
         if unanswered:
@@ -55,12 +55,12 @@ def load(
         if schema_of is None:
             prompt, steps, metadata = text, _frames(row, text, where), {"text": text}
         else:
-            schema = schema_of(row, where)
-            prompt = f"{json.dumps(_short(schema))}\n{text}"
-            steps, metadata = _fields(row, schema, text, where), {"schema": schema}
-        example = records.example(
+            of_row = schema_of(row, where)
+            prompt = f"{json.dumps(_short(of_row))}\n{text}"
+            steps, metadata = _fields(row, of_row, text, where), {"schema": of_row}
+        return records.example(
             model_type=model_type,
-            task=task,
+            task=files.task_of(path, file),
             prompt=prompt,
             steps=steps,
             reference="\n".join(steps),
@@ -69,14 +69,8 @@ def load(
             difficulty=len(steps),
             provenance={"source": file.name, "row": number, "id": row.get("id")},
         )
-        if example["id"] not in seen:
-            seen.add(example["id"])
-            examples.append(example)
-        if len(examples) == limit:
-            break
-    if not examples:
-        raise InputError(f"{file}: the file holds no rows")
-    return records.build("Example", examples)
+
+    return files.collect(file, example, limit=limit, skip_bad=skip_bad, keep_repeated=unanswered)
 
 
 def _text(row: Row, where: str) -> str:

@@ -49,9 +49,11 @@ class ModelType(Protocol):
         candidates: int = 50,
         card: Mapping[str, Any] | None = None,
         unanswered: bool = False,
+        skip_bad: bool = False,
     ) -> pa.Table:
         """The Examples of a file or of a folder's `split`, the first `limit`; for prediction rows may be `unanswered`,
-        and `card` is that of the model. Raises InputError naming the file, the row and the column."""
+        and `card` is that of the model. Raises InputError naming the file, the row and the column, unless such rows
+        are to be left out (`skip_bad`)."""
         ...
 
     def policy_options(self) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class TextType:
 
     def load(self, path: Path, split: files.Split, **options: Any) -> pa.Table:
         missing = "unknown" if options.get("unanswered") else None
-        return files.load(path, split, options.get("limit"), self.name, missing)
+        return files.load(path, split, options.get("limit"), self.name, missing, options.get("skip_bad", False))
 
     def policy_options(self) -> dict[str, Any]:
         return {}
@@ -106,7 +106,8 @@ class StructuredType(TextType):
 
     def load(self, path: Path, split: files.Split, **options: Any) -> pa.Table:
         unanswered, card = options.get("unanswered", False), options.get("card") or {}
-        return structures.load(path, split, self.name, options.get("limit"), unanswered, card.get("schema"))
+        skip_bad = options.get("skip_bad", False)
+        return structures.load(path, split, self.name, options.get("limit"), unanswered, card.get("schema"), skip_bad)
 
     def card(self, paths: Sequence[Path], predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """An extractor's fields, for texts that come without a schema."""

@@ -195,3 +195,17 @@ def test_prediction_keeps_every_row_though_it_repeats_one_or_has_no_answer(tmp_p
     path = tmp_path / "questions.jsonl"
     path.write_text('{"question": "1 + 1?"}\n{"question": "1 + 1?"}\n{"question": "2 + 2?", "answer": "4"}\n')
     assert load(path, missing_answer="unknown")["prompt"].to_pylist() == ["1 + 1?", "1 + 1?", "2 + 2?"]
+
+
+def test_bad_rows_are_left_out_only_when_asked_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"question": "1 + 1", "answer": "2"}\nnot JSON\n\xff\n[1]\n{"question": " ", "answer": "2"}\n'
+                     b'{"question": "2 + 2", "answer": "4"}\n')  # fmt: skip
+    with pytest.raises(InputError, match="line 2: not JSON"):
+        load(path)
+    found = load(path, skip_bad=True)
+    assert found["reference"].to_pylist() == ["2", "4"]
+    assert "4 rows are wrong and were left out; the first: " in caplog.text and "line 2: not JSON" in caplog.text
+    path.write_text("[]\n")
+    with pytest.raises(InputError, match="holds no rows that are right"):
+        load(path, skip_bad=True)

@@ -82,7 +82,7 @@ def test_a_run_reads_what_its_type_reads(tmp_path: Path) -> None:
         ({"queries_train": [QUERY | {"query": " "}]}, "column 'query' should be text"),
         ({"queries_train": [QUERY | {"positives": "d1"}]}, "'positives' should be a list"),
         ({"corpus": [*CORPUS, CORPUS[2]]}, "doc_id 'd2' is there twice"),
-        ({"queries_train": []}, "holds no questions"),
+        ({"queries_train": []}, "holds no rows"),
     ],
 )
 def test_what_is_wrong_with_a_corpus_is_one_line_with_its_row(
