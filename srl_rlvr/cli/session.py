@@ -90,7 +90,7 @@ def train(config: RunConfig, out: Path, resume: bool, command: str) -> int:
             raise pipeline.Stopped(f"{stopped}; go on with: {command} --out {out} --resume") from None
         finally:
             tracker.end(status)
-    _print_summary(state, memory, held_out.num_rows, out)
+    _print_summary(state, memory, _metric(config), held_out.num_rows, out)
     return 0
 
 
@@ -253,6 +253,7 @@ def _write_results(run: pipeline.Run, base: Path, tracker: Tracker) -> None:
         rollouts=run.history.rollout_table(),
         result=written,
         notes=[str(alarm) for alarm in run.watch.alarms],
+        metric=_metric(config),
     )
     for label, value in held_out.items():
         tracker.log_metrics({f"held_out/{label}": value.score}, 0)
@@ -270,6 +271,12 @@ def _type_card(run: pipeline.Run) -> dict[str, Any]:
     return run.model_type.card(paths, predictions)
 
 
+def _metric(config: RunConfig) -> str:
+    """As people are told it."""
+    metric = model_types.find(config.model_type).metric
+    return "pass rate" if metric == "accuracy" else metric
+
+
 def _save_model(run: pipeline.Run, base: Path, card: dict[str, Any]) -> None:
     """Written under a hidden name and renamed: a folder called `model` is whole."""
     final, partial = run.out / "model", run.out / ".model"
@@ -281,9 +288,9 @@ def _save_model(run: pipeline.Run, base: Path, card: dict[str, Any]) -> None:
     partial.rename(final)
 
 
-def _print_summary(state: checkpoints.State, memory: PeakMemory, n: int, out: Path) -> None:
+def _print_summary(state: checkpoints.State, memory: PeakMemory, metric: str, n: int, out: Path) -> None:
     print()
-    print(result.table(pipeline.held_out_intervals(state), n))
+    print(result.table(pipeline.held_out_intervals(state), n, metric))
     parts = ", ".join(f"{name} {gib:.1f}" for name, gib in sorted(memory.parts_gib.items(), key=lambda x: -x[1])[:4])
     print(f"\n{state.seconds / 60:.1f} minutes, {state.sampled_tokens:,} tokens sampled, "
           f"peak memory {state.peak_memory_gib:.1f} GiB ({parts})")  # fmt: skip

@@ -91,12 +91,13 @@ def write_report(
     rollouts: pa.Table,
     result: Mapping[str, Any],
     notes: Sequence[str] = (),
+    metric: str = "pass rate",
 ) -> None:
     """Write the page on one run to `path`.
 
     config: the resolved config. metrics: one row an update with `stage`, `step` (0-based in the stage), `update`,
     `seconds` since the start and any metric columns; unknown ones are ignored. rollouts: ROLLOUT_VIEW.
-    result: what `write_result` returned. Raises RecordError: tokens and logprobs of a sample differ in number.
+    result: what `write_result` returned, and `metric` what it is of. Raises RecordError: tokens and logprobs of a sample differ in number.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
@@ -108,6 +109,7 @@ def write_report(
         date=datetime.now().astimezone(),
         held_out=_held_out(result["held_out"]),
         n=result["held_out"]["n"],
+        metric=metric,
         notes=notes,
         outcomes=_outcomes(metrics),
         result=result,

@@ -84,10 +84,10 @@ def write_result(
     return result
 
 
-def table(held_out: Mapping[str, Interval], n: int) -> str:
-    """Plain text: one row for each label with its pass rate, interval and gain over the row before, in percent."""
+def table(held_out: Mapping[str, Interval], n: int, metric: str = "pass rate") -> str:
+    """Plain text: one row for each label with its `metric`, interval and gain over the row before, in percent."""
     width = max(len("model"), *(len(label) for label in held_out))
-    rows = [f"{'model':<{width}}  pass rate  95 % interval      gain   ({n} held-out problems)"]
+    rows = [f"{'model':<{width}}  {metric:>9}  95 % interval      gain   ({n} held-out problems)"]
     before: float | None = None
     for label, value in held_out.items():
         bounds = f"{value.low:.1%} to {value.high:.1%}"
