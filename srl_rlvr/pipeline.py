@@ -408,8 +408,12 @@ def evaluate(
                 "detail": verdict["detail"],
             }
         )
-    counted = [found for found in predictions if found["counts"] and found["outcome"] != records.FAILED]
-    return [found["score"] for found in counted], predictions
+    return counted(predictions), predictions
+
+
+def counted(predictions: list[dict[str, Any]]) -> list[float]:
+    """The scores that an evaluation's mean is over."""
+    return [found["score"] for found in predictions if found["counts"] and found["outcome"] != records.FAILED]
 
 
 def check_fits_context(

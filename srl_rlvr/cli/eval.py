@@ -34,7 +34,10 @@ def run(options: argparse.Namespace) -> int:
         began = time.monotonic()
         prompts = rlvr.prompts(examples, model.tokenizer, "evaluation", model.think)
         inference.check_fits(prompts, model)
-        scores, predictions = pipeline.evaluate(examples, model.tokenizer, model, model.think, model.max_tokens)
+        predictions = model_type.over_corpus(model.engine, model.tokenizer, options.data, options.limit)
+        if predictions is None:
+            _, predictions = pipeline.evaluate(examples, model.tokenizer, model, model.think, model.max_tokens)
+        scores = pipeline.counted(predictions)
         seconds = time.monotonic() - began
     name, found = model_type.metric, mean_interval(scores)
     if options.json:

@@ -11,8 +11,9 @@ Candidates of one question are distinct; what answers it comes first in training
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,24 +82,55 @@ def load(
     return files.collect(file, example, limit=limit, skip_bad=skip_bad, keep_repeated=unanswered)
 
 
-def _from_corpus(row: Row, where: str, corpus: Mapping[str, str], size: int, split: files.Split) -> Row:
-    question, positives = _text(row, "query", where), row.get("positives")
+def corpus_of(path: Path) -> dict[str, str] | None:
+    """The documents of a folder that has a corpus, else None."""
+    file = _file(path, "corpus")
+    return None if file is None else read_corpus(file)
+
+
+def read_queries(
+    path: Path, split: files.Split, corpus: Mapping[str, str], limit: int | None = None
+) -> list[tuple[str, dict[str, float]]]:
+    """(question, gains by doc_id) of a folder's `split`, the first `limit`. Raises InputError naming the row."""
+    file = _file(path, f"queries_{split}")
+    if file is None:
+        raise InputError(f"{path}: queries_{split}.jsonl.gz is missing beside the corpus")
+    rows = itertools.islice(files.read_rows(file), limit)
+    return [
+        (_text(row, "query", where), _positives(row, where, corpus))
+        for number, row in rows
+        for where in [f"{file}, row {number}"]
+    ]
+
+
+def _positives(row: Row, where: str, corpus: Mapping[str, str]) -> dict[str, float]:
+    positives = row.get("positives")
     if isinstance(positives, list):
         positives = dict.fromkeys(positives, 1.0)
     if not isinstance(positives, dict):
         raise InputError(f"{where}: column 'positives' should be a list of doc_id's or an object with their gains")
-    ranked = row.get("candidates", row.get("bm25_top", list(corpus)[:size]))
-    for doc_id in (*positives, *ranked):
+    _check_named(positives, where, corpus)
+    return {doc_id: float(gain) for doc_id, gain in positives.items()}
+
+
+def _check_named(doc_ids: Iterable[str], where: str, corpus: Mapping[str, str]) -> None:
+    for doc_id in doc_ids:
         if doc_id not in corpus:
             raise InputError(f"{where}: '{doc_id}' names no document of the corpus")
+
+
+def _from_corpus(row: Row, where: str, corpus: Mapping[str, str], size: int, split: files.Split) -> Row:
+    question, positives = _text(row, "query", where), _positives(row, where, corpus)
+    ranked = row.get("candidates", row.get("bm25_top", list(corpus)[:size]))
+    _check_named(ranked, where, corpus)
     chosen = ranked[:size] if split == "dev" else [*positives, *(d for d in ranked if d not in positives)][:size]
     if not chosen:
         raise InputError(f"{where}: the candidate list is empty")
     return {
         "question": question,
         "candidates": [corpus[doc_id] for doc_id in chosen],
-        "gains": {i: float(positives[doc_id]) for i, doc_id in enumerate(chosen) if doc_id in positives},
-        "metadata": {"relevant": sorted(map(float, positives.values()), reverse=True)},
+        "gains": {i: positives[doc_id] for i, doc_id in enumerate(chosen) if doc_id in positives},
+        "metadata": {"relevant": sorted(positives.values(), reverse=True)},
     }
 
 

@@ -72,6 +72,10 @@ class ModelType(Protocol):
         """Metrics of an evaluation beside `metric`, of the model with this card."""
         ...
 
+    def over_corpus(self, engine: Any, tokenizer: Any, path: Path, limit: int | None) -> list[dict[str, Any]] | None:
+        """Predictions of the dev split of `path` where the type is judged over a whole corpus; None elsewhere."""
+        ...
+
     def card(self, paths: Sequence[Path], predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """What a model's card has to hold beside what all have: of its data, and of its answers to the dev problems."""
         ...

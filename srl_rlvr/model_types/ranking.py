@@ -41,6 +41,9 @@ class CandidateTokenizer:
     def counts(self, example: Mapping[str, Any]) -> bool:
         return True
 
+    def over_corpus(self, engine: Any, tokenizer: Any, path: Path, limit: int | None) -> list[dict[str, Any]] | None:
+        return None
+
     def card(self, paths: Sequence[Path], predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return {}
 
@@ -105,6 +108,9 @@ class RankingType:
 
     def counts(self, example: Mapping[str, Any]) -> bool:
         return True
+
+    def over_corpus(self, engine: Any, tokenizer: Any, path: Path, limit: int | None) -> list[dict[str, Any]] | None:
+        return None
 
     def card(self, paths: Sequence[Path], predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return {}

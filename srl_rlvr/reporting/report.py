@@ -97,7 +97,8 @@ def write_report(
 
     config: the resolved config. metrics: one row an update with `stage`, `step` (0-based in the stage), `update`,
     `seconds` since the start and any metric columns; unknown ones are ignored. rollouts: ROLLOUT_VIEW.
-    result: what `write_result` returned, and `metric` what it is of. Raises RecordError: tokens and logprobs of a sample differ in number.
+    result: what `write_result` returned, and `metric` what it is of.
+    Raises RecordError: tokens and logprobs of a sample differ in number.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined

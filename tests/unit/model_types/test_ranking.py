@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from srl_rlvr import model_types, records
 from srl_rlvr.config import SrlStage
+from srl_rlvr.engines.ranking_engine import RankingEngine
 from srl_rlvr.policies.ranking import unpack
 from srl_rlvr.stages import rlvr, sft, srl
 
@@ -71,3 +73,14 @@ def test_questions_of_a_batch_share_candidates_and_keep_the_numbers_of_their_own
 def test_a_text_is_cut_to_the_context(tiny_encoder: Path) -> None:
     tokenizer = model_types.find("embeddings").load_tokenizer(tiny_encoder, 8)
     assert len(tokenizer.encode("a" * 100_000)) == 8
+
+
+def test_embeddings_are_judged_over_the_whole_corpus_where_there_is_one(tiny_encoder: Path, tmp_path: Path) -> None:
+    (tmp_path / "corpus.jsonl").write_text("".join(f'{{"doc_id": "d{i}", "text": "{"ab" * i}c"}}\n' for i in range(12)))
+    (tmp_path / "queries_dev.jsonl").write_text('{"query": "ababc", "positives": ["d2"], "candidates": ["d2"]}\n')
+    embeddings = model_types.find("embeddings")
+    tokenizer, engine = embeddings.load_tokenizer(tiny_encoder, 64), RankingEngine(tiny_encoder, "bi", 4096)
+    [found] = embeddings.over_corpus(engine, tokenizer, tmp_path, None) or []
+    assert found["score"] == 1.0  # the very text
+    assert json.loads(found["components"]) == {"ndcg@10": 1.0, "mrr@10": 1.0, "recall@10": 1.0, "recall@100": 1.0}
+    assert embeddings.over_corpus(engine, tokenizer, tmp_path / "corpus.jsonl", None) is None
