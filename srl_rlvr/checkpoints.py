@@ -38,6 +38,7 @@ class State:
     best_step: int = -1  # steps done when the present stage was best on the dev problems; -1 where none were looked at
     best_score: float = -1.0
     tracking_id: str = ""
+    hardest: dict[str, list[int]] = field(default_factory=dict)  # candidates by example in this stage, best first
     pending: list[list[int]] = field(default_factory=list)  # rows drawn for each next batch and not yet learned from
 
 

@@ -77,6 +77,10 @@ class StageConfig(Section):
     warmup_steps: int = Field(default=2, ge=0)
     """Updates over which the rate rises from 0."""
 
+    hardest: int = Field(default=0, ge=0)
+    """Ranking types: each question comes with what answers it and so many of its other candidates, those that the
+    policy ranks highest at the start of this stage; 0: with all."""
+
     @property
     def label(self) -> str:
         return self.name or getattr(self, "kind")  # noqa: B009
@@ -290,6 +294,8 @@ class RunConfig(Section):
             ):  # fmt: skip
                 if asked:
                     raise ValueError(f"{what} is for types that write text, and {self.model_type} ranks: leave it out")
+        elif any(stage.hardest for stage in self.stages):
+            raise ValueError(f"'hardest' is for types that rank, and {self.model_type} writes text: leave it out")
         if "base" in labels:
             raise ValueError("a stage cannot be called 'base': results use it for the model before training")
         for stage in self.stages:

@@ -107,7 +107,7 @@ class Run:
                 self._evaluate(stage.label)
             self.state.stage += 1
             self.state.step = 0
-            self.state.selector = {}
+            self.state.selector, self.state.hardest = {}, {}
             self.state.best_step, self.state.best_score = -1, -1.0
             self._checkpoint()
             if self.should_stop() and not is_last:
@@ -115,7 +115,8 @@ class Run:
 
     def _warm_up(self, stage: SftStage) -> None:
         """Cross-entropy on worked solutions, in a new order each epoch."""
-        examples = self.train.slice(0, stage.examples) if stage.examples else self.train
+        examples = self._examples(stage)
+        examples = examples.slice(0, stage.examples) if stage.examples else examples
         samples = sft.samples(examples, self.tokenizer, self.config.think)
         steps = sft.steps(stage, examples.num_rows)
         selector = Uniform(samples["trunk_id"].to_pylist(), self.config.seed, stage.label, self.state.selector)
@@ -169,13 +170,14 @@ class Run:
 
     def _reinforce(self, stage: SrlStage | RlvrStage) -> None:
         """SRL and RLVR: sample groups, keep those with signal, update, hand the weights over."""
+        examples = self._examples(stage)
         if isinstance(stage, SrlStage):
-            prompts = srl.prompts(self.train, self.tokenizer, stage, self.config.think)
+            prompts = srl.prompts(examples, self.tokenizer, stage, self.config.think)
         else:
-            prompts = rlvr.prompts(self.train, self.tokenizer, stage.label, self.config.think, stage.invalid_reward)
+            prompts = rlvr.prompts(examples, self.tokenizer, stage.label, self.config.think, stage.invalid_reward)
         experts = {}
         if isinstance(stage, SrlStage) and stage.expert_in_group:
-            experts = srl.expert_actions(self.train, self.tokenizer, stage)
+            experts = srl.expert_actions(examples, self.tokenizer, stage)
         stream = Stream(stage, prompts, self._selector(stage, prompts), experts)
         self.observer.stage(stage.label, stage.kind, stage.steps)
         for step in self._steps_left(stage, stage.steps):
@@ -241,6 +243,19 @@ class Run:
             if batch.with_signal >= stage.prompts_per_step:
                 break
         return batch
+
+    def _examples(self, stage: Stage) -> pa.Table:
+        """What the stage learns from; under `hardest` with the candidates that the policy ranks highest at its start."""
+        if not stage.hardest:
+            return self.train
+        if not self.state.hardest:
+            self.observer.phase(f"ranking the candidates of {self.train.num_rows} questions")
+            prompts = rlvr.prompts(self.train, self.tokenizer, stage.label, self.config.think)
+            picks = stage.hardest + max(map(len, self.train["steps"].to_pylist()))
+            rollouts, _, _ = self.crew.sample(prompts, SamplingSpec(1, 0.0, picks))
+            orderings = zip(rollouts["prompt_id"].to_pylist(), rollouts["token_ids"].to_pylist(), strict=True)
+            self.state.hardest = dict(orderings)
+        return self.model_type.narrowed(self.train, self.state.hardest, stage.hardest)
 
     def _selector(self, stage: PolicyGradientStage, prompts: pa.Table) -> Selector:
         trunk_ids = prompts["trunk_id"].to_pylist()

@@ -100,6 +100,10 @@ class ModelType(Protocol):
 
     def encode_solution(self, tokenizer: Any, example: Mapping[str, Any], think: bool) -> Solution: ...
 
+    def narrowed(self, examples: pa.Table, orderings: Mapping[str, Sequence[int]], others: int) -> pa.Table:
+        """Examples with what answers them and so many of their other candidates, the first of these orderings."""
+        ...
+
     def together(self, batch: pa.Table, column: str) -> pa.Table:
         """The batch with what its prompts, the tokens in `column`, are to share."""
         ...

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 
+from srl_rlvr import records
 from srl_rlvr.examples import files, rankings
 from srl_rlvr.model_types import Solution
 from srl_rlvr.policies import base_models
@@ -129,6 +130,22 @@ class RankingType:
 
     def step_metadata(self, solution: Solution, k: int, think: bool, measure: str) -> dict[str, Any]:
         return {"taken": [pick for step in solution.steps[:k] for pick in step]}
+
+    def narrowed(self, examples: pa.Table, orderings: Mapping[str, Sequence[int]], others: int) -> pa.Table:
+        """Each example with what answers it and the first so many other candidates of its ordering, by id.
+
+        Ids stay; candidates, the expert's picks and the reference are numbered anew.
+        """
+        rows = examples.to_pylist()
+        for row in rows:
+            gains = {int(number): gain for number, gain in json.loads(row["reference"]).items()}
+            wrong = [number for number in orderings[row["id"]] if number not in gains]
+            kept = sorted([*gains, *wrong[:others]])
+            new = {number: position for position, number in enumerate(kept)}
+            row["candidates"] = [row["candidates"][number] for number in kept]
+            row["steps"] = [str(new[int(step)]) for step in row["steps"]]
+            row["reference"] = json.dumps({str(new[number]): gain for number, gain in gains.items()})
+        return records.build("Example", rows)
 
     def together(self, batch: pa.Table, column: str) -> pa.Table:
         """Every question with the candidates of all: its own keep their numbers, the others' come after them.

@@ -91,6 +91,9 @@ class TextType:
     def show(self, tokenizer: Any, tokens: list[int]) -> str:
         return tokenizer.decode(tokens)
 
+    def narrowed(self, examples: pa.Table, orderings: Mapping[str, Sequence[int]], others: int) -> pa.Table:
+        return examples
+
     def together(self, batch: pa.Table, column: str) -> pa.Table:
         return batch
 

@@ -84,9 +84,10 @@ def test_a_type_is_trained_scored_and_asked(
         _write(data / f"{name}.jsonl", _rows(model_type, split, 30 if split == "train" else 10))
     ranks = model_type in ("intent_router", "embeddings", "reranker")
     base = f'[model]\nbase = "{tiny_encoder if ranks else tiny_model}"\nmax_context = {64 if ranks else 512}\n'
+    stages = STAGES.replace('kind = "rlvr"', 'kind = "rlvr"\nhardest = 3') if ranks else STAGES
     source = f'[[data]]\npath = "{data}"\nheld_out = 10\ndev = 10\n'
     rest = '[evaluation]\nmax_tokens = 40\n[engine]\nkind = "transformers"\n[tracking]\nmlflow = false\n'
-    (tmp_path / "run.toml").write_text(f'model_type = "{model_type}"\n{base}{source}{STAGES}{rest}')
+    (tmp_path / "run.toml").write_text(f'model_type = "{model_type}"\n{base}{source}{stages}{rest}')
     srl_rlvr("train", tmp_path / "run.toml", "--out", "out", cwd=tmp_path)
     model = tmp_path / "out" / "model"
     assert json.loads((model / "model_card.json").read_text())["model_type"] == model_type
