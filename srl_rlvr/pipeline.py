@@ -245,7 +245,7 @@ class Run:
         return batch
 
     def _examples(self, stage: Stage) -> pa.Table:
-        """What the stage learns from; under `hardest` with the candidates that the policy ranks highest at its start."""
+        """What the stage learns from; under `hardest` with the candidates that the policy ranks highest at first."""
         if not stage.hardest:
             return self.train
         if not self.state.hardest:
