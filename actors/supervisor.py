@@ -234,6 +234,8 @@ def _learner_spec(config: RunConfig, model: Path, storage: Path) -> LearnerSpec:
         "weight_decay": learner.weight_decay,
         "max_grad_norm": learner.max_grad_norm,
     }
+    if config.model.dimensions:
+        policy["dimensions"] = config.model.dimensions
     if model_type.policy == "text":
         policy |= {
             "lora_rank": config.model.lora_rank,

@@ -36,6 +36,9 @@ class ModelConfig(Section):
     lora_alpha: float = Field(default=32.0, gt=0)
     """Scale of the adapters: they are added times alpha / rank."""
 
+    dimensions: list[Annotated[int, Field(ge=1)]] = []
+    """Embeddings: lengths to which they may be cut afterwards; the loss is of these, too."""
+
 
 class SourceConfig(Section):
     path: str = ""
@@ -294,7 +297,9 @@ class RunConfig(Section):
             ):  # fmt: skip
                 if asked:
                     raise ValueError(f"{what} is for types that write text, and {self.model_type} ranks: leave it out")
-        elif any(stage.hardest for stage in self.stages):
+        if self.model.dimensions and self.model_type != "embeddings":
+            raise ValueError(f"model.dimensions are of embeddings, not of a {self.model_type}: leave them out")
+        if self.model_type not in RANKING_TYPES and any(stage.hardest for stage in self.stages):
             raise ValueError(f"'hardest' is for types that rank, and {self.model_type} writes text: leave it out")
         if "base" in labels:
             raise ValueError("a stage cannot be called 'base': results use it for the model before training")

@@ -109,8 +109,19 @@ class Scorer(torch.nn.Module):
         """[texts, D], pass by pass."""
         return torch.cat([self(batch) for batch in self.passes(texts)])
 
-    def logits(self, questions: Sequence[Question], texts: Sequence[tuple[int, ...]], outputs: Any) -> torch.Tensor:
-        """[questions, most candidates] of the outputs of `texts`; -inf where a candidate is missing or picked."""
+    def logits(
+        self,
+        questions: Sequence[Question],
+        texts: Sequence[tuple[int, ...]],
+        outputs: torch.Tensor,
+        dimensions: int = 0,
+    ) -> torch.Tensor:
+        """[questions, most candidates] of the outputs of `texts`; -inf where a candidate is missing or picked.
+
+        Of embeddings only the first `dimensions` count, where they are given.
+        """
+        if dimensions:
+            outputs = torch.nn.functional.normalize(outputs[:, :dimensions], dim=-1)
         row_of = {text: row for row, text in enumerate(texts)}
         widest = max(len(q.candidates) for q in questions)
         rows = torch.zeros(len(questions), widest, dtype=torch.long)
@@ -170,7 +181,9 @@ def draw(
 class RankingPolicy:
     """An encoder that learns from samples of orderings. It has the commands of `TextPolicy`, and its metrics.
 
-    Several workers take their share of the questions each, and gradients are summed over them.
+    Several workers take their share of the questions each, and gradients are summed over them. Under `dimensions` the
+    loss is the mean of that of whole embeddings and of those cut to each of these lengths (Matryoshka: Kusupati et al.,
+    2205.13147); orderings are drawn, and metrics are, of whole ones.
     """
 
     def __init__(
@@ -181,8 +194,10 @@ class RankingPolicy:
         tokens_per_microbatch: int = 4096,
         weight_decay: float = 0.0,
         max_grad_norm: float = 1.0,
+        dimensions: Sequence[int] = (),
         device: str = "cpu",
     ):
+        self.dimensions = tuple(dimensions)
         self.device = torch.device(device)
         self.world = dist.get_world_size() if dist.is_initialized() else 1
         self.rank = dist.get_rank() if dist.is_initialized() else 0
@@ -313,11 +328,17 @@ class RankingPolicy:
         passes = self.scorer.passes(texts)
         whole = self.scorer(passes[0]) if len(passes) == 1 else None
         outputs = (whole.detach() if whole is not None else self.scorer.encode(texts)).requires_grad_()
-        logits = self.scorer.logits(questions, texts, outputs)
         picks = [row["completion_ids"] for row in rows]
-        logprobs_T = log_probabilities(logits[of_row] / spec.temperature, picks)
-        loss, sums = _loss(rows, logprobs_T, old, reference_T, spec)
-        (loss / denominator).backward()
+        losses = []
+        for dimensions in (0, *self.dimensions):
+            logits = self.scorer.logits(questions, texts, outputs, dimensions)
+            logprobs_T = log_probabilities(logits[of_row] / spec.temperature, picks)
+            if dimensions:  # no engine draws by these: they are their own behavior, without a reference
+                losses.append(_loss(rows, logprobs_T, None, None, spec, logprobs_T.detach())[0])
+            else:
+                loss, sums = _loss(rows, logprobs_T, old, reference_T, spec)
+                losses.append(loss)
+        (torch.stack(losses).mean() / denominator).backward()
         gradient, at = outputs.grad, 0
         assert gradient is not None
         for batch in passes:
@@ -364,9 +385,13 @@ def _loss(
     old: list[np.ndarray] | None,
     reference_T: torch.Tensor | None,
     spec: UpdateSpec,
+    behavior_T: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, dict[str, float]]:
+    """The loss of one batch, and its sums; `behavior_T` stands for what was recorded at sampling."""
     device = logprobs_T.device
-    behavior_T = torch.tensor(np.concatenate([row["behavior_logprobs"] for row in rows]), device=device).float()
+    if behavior_T is None:
+        recorded = np.concatenate([row["behavior_logprobs"] for row in rows])
+        behavior_T = torch.tensor(recorded, device=device).float()
     drawn_T, now_T = ~behavior_T.isnan(), logprobs_T.detach()  # the rest are an expert's picks
     divergence = 0.0
     if spec.loss == "cross_entropy":

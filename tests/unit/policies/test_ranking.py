@@ -181,6 +181,22 @@ def test_the_engine_serves_what_the_learner_hands_over_and_saves(
     assert engine.sample(prompts, asked) == saved.sample(prompts, asked)
 
 
+def test_cut_embeddings_learn_too_where_they_are_asked_for(tiny_encoder: Path) -> None:
+    learner, plain = policy(tiny_encoder, "bi", dimensions=(4, 8)), policy(tiny_encoder, "bi")
+    learner.update(samples((0, [3, 0], 1.0), (1, [1], 1.0)), spec(loss="cross_entropy"))
+    texts = plain.scorer.texts(QUESTIONS[:2])
+    vectors = plain.scorer(texts)
+    losses = []
+    for dimensions in (32, 4, 8):
+        cut = torch.nn.functional.normalize(vectors[:, :dimensions], dim=-1)
+        logits = plain.scorer.logits(QUESTIONS[:2], texts, cut)
+        losses.append(-log_probabilities(logits, [[3, 0], [1]]).sum() / 3)
+    torch.stack(losses).mean().backward()
+    for ours, theirs in zip(learner.parameters, plain.parameters, strict=True):
+        expected = torch.zeros_like(ours) if theirs.grad is None else theirs.grad
+        torch.testing.assert_close(ours.grad, expected, atol=2e-6, rtol=1e-3)
+
+
 def test_pairs_are_refused(tiny_encoder: Path) -> None:
     with pytest.raises(ValueError, match="leave the dpo stage out"):
         policy(tiny_encoder, "bi").update(samples(*BATCH), spec(loss="preference"))
