@@ -6,6 +6,8 @@
     train and dev with `label`          `text`, `label`; the labels of the train file are the candidates, each by its
                                         description where a `labels.jsonl` beside it has one (`label`, `description`)
 
+Beside a train file with labels, `costs.jsonl` may say what a wrong one costs: `label`, `picked` and `cost`, a row each.
+
 Candidates of one question are distinct; what answers it comes first in training, so that it is always there.
 """
 
@@ -56,6 +58,7 @@ def load(
         if labels is None and "label" in next(iter(files.read_rows(file)), (1, {}))[1]:
             labels = read_labels(path)
     number_of = {name: number for number, name in enumerate(labels or ())}
+    costs = _read_costs(path, number_of)
 
     def example(number: int, row: Row) -> Row:
         where = f"{file}, row {number}"
@@ -63,6 +66,7 @@ def load(
             asked = _from_corpus(row, where, corpus, candidates, split)
         elif labels is not None:
             asked = _from_label(row, where, labels, number_of, unanswered)
+            asked["metadata"] = {"costs": costs.get(str(row.get("label")), {})}
         else:
             asked = _from_candidates(row, where, candidates, split, unanswered)
         gains = asked["gains"]
@@ -173,6 +177,22 @@ def _from_label(row: Row, where: str, labels: Mapping[str, str], number_of: Mapp
         "candidates": list(labels.values()),
         "gains": {} if name == OUT_OF_SCOPE else {number_of[name]: 1.0},
     }
+
+
+def _read_costs(path: Path, number_of: Mapping[str, int]) -> dict[str, dict[str, float]]:
+    """By right label: what each wrong one costs, by its number."""
+    file = _file(path, "costs") if path.is_dir() else None
+    costs: dict[str, dict[str, float]] = {}
+    for number, row in () if file is None else files.read_rows(file):
+        where = f"{file}, row {number}"
+        label, picked, cost = _text(row, "label", where), _text(row, "picked", where), row.get("cost")
+        unknown = next((name for name in (label, picked) if name not in number_of), None)
+        if unknown is not None:
+            raise InputError(f"{where}: label '{unknown}' is not among the {len(number_of)} that are trained")
+        if not isinstance(cost, int | float) or isinstance(cost, bool) or cost < 0:
+            raise InputError(f"{where}: column 'cost' should be a number of 0 or more")
+        costs.setdefault(label, {})[str(number_of[picked])] = float(cost)
+    return costs
 
 
 def read_labels(path: Path) -> dict[str, str]:

@@ -66,6 +66,17 @@ def test_labels_are_candidates_by_their_description(tmp_path: Path) -> None:
     assert (first["steps"], second["steps"]) == (["1"], ["0"])
 
 
+def test_a_wrong_label_may_have_a_cost(tmp_path: Path) -> None:
+    rows = [{"text": "pay it", "label": "pay"}, {"text": "hello", "label": "greet"}]
+    folder = write(tmp_path, train=rows, costs=[{"label": "pay", "picked": "greet", "cost": 0.5}])
+    pay, greet = load(folder, model_type="intent_router")
+    assert json.loads(pay["metadata"]) == {"costs": {"0": 0.5}} and json.loads(greet["metadata"]) == {"costs": {}}
+    for wrong, complaint in (({"picked": "x"}, "label 'x' is not among the 2"), ({"cost": -1}, "'cost' should be")):
+        write(tmp_path, costs=[{"label": "pay", "picked": "greet", "cost": 0.5} | wrong])
+        with pytest.raises(InputError, match=complaint):
+            load(folder, model_type="intent_router")
+
+
 def test_a_run_reads_what_its_type_reads(tmp_path: Path) -> None:
     source = SourceConfig(path=str(corpus_folder(tmp_path, queries_dev=[QUERY | {"query": "else?"}])), candidates=3)
     train, _, held_out = sources.load_all([source], 0, "reranker")
