@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -33,7 +33,9 @@ class Solution:
         return self.prompt + [token for step in self.steps[:k] for token in step]
 
 
-class ModelType(Protocol):
+class ModelType:
+    """What a declaration answers. What has a body here is what most types have."""
+
     name: str
     policy: str  # text | ranking
     metric: str  # of the held-out problems: what the verifier's rewards are the mean of
@@ -54,59 +56,61 @@ class ModelType(Protocol):
         """The Examples of a file or of a folder's `split`, the first `limit`; for prediction rows may be `unanswered`,
         and `card` is that of the model. Raises InputError naming the file, the row and the column, unless such rows
         are to be left out (`skip_bad`)."""
-        ...
+        raise NotImplementedError
 
     def policy_options(self) -> dict[str, Any]:
         """Further arguments of the policy and of its engine."""
-        ...
+        return {}
 
     def score(self, reward: float) -> float:
         """What an evaluation counts an answer for, in [0, 1]."""
-        ...
+        raise NotImplementedError
 
     def counts(self, example: Mapping[str, Any]) -> bool:
         """Whether an evaluation's mean is over this example, too."""
-        ...
+        return True
 
     def metrics(self, predictions: Sequence[Mapping[str, Any]], card: Mapping[str, Any]) -> dict[str, float]:
         """Metrics of an evaluation beside `metric`, of the model with this card."""
-        ...
+        return {}
 
     def over_corpus(self, engine: Any, tokenizer: Any, path: Path, limit: int | None) -> list[dict[str, Any]] | None:
         """Predictions of the dev split of `path` where the type is judged over a whole corpus; None elsewhere."""
-        ...
+        return None
 
     def card(self, paths: Sequence[Path], predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """What a model's card has to hold beside what all have: of its data, and of its answers to the dev problems."""
-        ...
+        return {}
 
     def present(self, example: Mapping[str, Any], prediction: Mapping[str, Any], card: Mapping[str, Any]) -> Any:
         """The answer, for whoever asked."""
-        ...
+        raise NotImplementedError
 
     def step_metadata(self, solution: Solution, k: int, think: bool, measure: str) -> dict[str, Any]:
         """What the verifier of step k is told beside its reference."""
-        ...
+        raise NotImplementedError
 
     def show(self, tokenizer: Any, tokens: list[int]) -> str:
         """A prompt for people."""
-        ...
+        raise NotImplementedError
 
-    def load_tokenizer(self, model: Path, max_context: int) -> Any: ...
+    def load_tokenizer(self, model: Path, max_context: int) -> Any:
+        raise NotImplementedError
 
     def encode_prompt(self, tokenizer: Any, example: Mapping[str, Any], think: bool) -> list[int]:
         """The tokens of the question."""
-        ...
+        raise NotImplementedError
 
-    def encode_solution(self, tokenizer: Any, example: Mapping[str, Any], think: bool) -> Solution: ...
+    def encode_solution(self, tokenizer: Any, example: Mapping[str, Any], think: bool) -> Solution:
+        raise NotImplementedError
 
     def narrowed(self, examples: pa.Table, orderings: Mapping[str, Sequence[int]], others: int) -> pa.Table:
         """Examples with what answers them and so many of their other candidates, the first of these orderings."""
-        ...
+        return examples
 
     def together(self, batch: pa.Table, column: str) -> pa.Table:
         """The batch with what its prompts, the tokens in `column`, are to share."""
-        ...
+        return batch
 
 
 def find(name: str) -> ModelType:

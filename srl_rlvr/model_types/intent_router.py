@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from srl_rlvr.examples import files, rankings
+from srl_rlvr.examples import rankings
 from srl_rlvr.model_types.ranking import RankingType
 
 _BINS = 15  # of the calibration error
@@ -27,10 +27,6 @@ _CLIP = 1e-6
 
 @dataclass(frozen=True)
 class RouterType(RankingType):
-    def load(self, path: Path, split: files.Split, **options: Any) -> Any:
-        card = options.pop("card", None)
-        return super().load(path, split, labels=card.get("labels") if card else None, **options)
-
     def card(self, paths: Sequence[Path], predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The labels and their texts, and the calibration on these dev predictions."""
         labels: dict[str, str] = {}

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from srl_rlvr import records
 from srl_rlvr.examples import files, rankings
-from srl_rlvr.model_types import Solution
+from srl_rlvr.model_types import ModelType, Solution
 from srl_rlvr.policies import base_models
 from srl_rlvr.policies.ranking import Question, pack, unpack
 
@@ -38,15 +38,6 @@ class CandidateTokenizer:
 
     def decode(self, picks: list[int], skip_special_tokens: bool = True) -> str:
         return " ".join(map(str, picks))
-
-    def counts(self, example: Mapping[str, Any]) -> bool:
-        return True
-
-    def over_corpus(self, engine: Any, tokenizer: Any, path: Path, limit: int | None) -> list[dict[str, Any]] | None:
-        return None
-
-    def card(self, paths: Sequence[Path], predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        return {}
 
     def present(self, example: Mapping[str, Any], prediction: Mapping[str, Any], card: Mapping[str, Any]) -> Any:
         """The candidates' numbers, best first."""
@@ -70,7 +61,7 @@ class CandidateTokenizer:
 
 
 @dataclass(frozen=True)
-class RankingType:
+class RankingType(ModelType):
     name: str
     metric: str
     kind: Literal["bi", "cross"]
@@ -80,9 +71,21 @@ class RankingType:
     policy: ClassVar[str] = "ranking"
     step_verifier: ClassVar[str] = "pick"
 
-    def load(self, path: Path, split: files.Split, **options: Any) -> pa.Table:
-        options.pop("card", None)
-        return rankings.load(path, split, self.name, self.verifier, **options)
+    def load(
+        self,
+        path: Path,
+        split: files.Split,
+        *,
+        limit: int | None = None,
+        candidates: int = 50,
+        card: Mapping[str, Any] | None = None,
+        unanswered: bool = False,
+        skip_bad: bool = False,
+    ) -> pa.Table:
+        return rankings.load(
+            path, split, self.name, self.verifier, candidates=candidates, limit=limit,
+            labels=(card or {}).get("labels"), unanswered=unanswered, skip_bad=skip_bad,
+        )  # fmt: skip
 
     def policy_options(self) -> dict[str, Any]:
         return {"kind": self.kind}
@@ -106,15 +109,6 @@ class RankingType:
 
     def score(self, reward: float) -> float:
         return max(reward, 0.0)
-
-    def counts(self, example: Mapping[str, Any]) -> bool:
-        return True
-
-    def over_corpus(self, engine: Any, tokenizer: Any, path: Path, limit: int | None) -> list[dict[str, Any]] | None:
-        return None
-
-    def card(self, paths: Sequence[Path], predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        return {}
 
     def present(self, example: Mapping[str, Any], prediction: Mapping[str, Any], card: Mapping[str, Any]) -> Any:
         """The candidates' numbers, best first."""

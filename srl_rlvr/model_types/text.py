@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from srl_rlvr.examples import files, structures
-from srl_rlvr.model_types import Solution
+from srl_rlvr.model_types import ModelType, Solution
 from srl_rlvr.policies import base_models
 from srl_rlvr.records import PASSED
 from srl_rlvr.verifiers.answers import extract_answer
@@ -24,7 +24,7 @@ _THINKING = " Before each step think between <think> and </think>."
 
 
 @dataclass(frozen=True)
-class TextType:
+class TextType(ModelType):
     name: str
     metric: str
     instruction: str
@@ -33,12 +33,18 @@ class TextType:
     policy: ClassVar[str] = "text"
     step_verifier: ClassVar[str] = "similarity"
 
-    def load(self, path: Path, split: files.Split, **options: Any) -> pa.Table:
-        missing = "unknown" if options.get("unanswered") else None
-        return files.load(path, split, options.get("limit"), self.name, missing, options.get("skip_bad", False))
-
-    def policy_options(self) -> dict[str, Any]:
-        return {}
+    def load(
+        self,
+        path: Path,
+        split: files.Split,
+        *,
+        limit: int | None = None,
+        candidates: int = 50,
+        card: Mapping[str, Any] | None = None,
+        unanswered: bool = False,
+        skip_bad: bool = False,
+    ) -> pa.Table:
+        return files.load(path, split, limit, self.name, "unknown" if unanswered else None, skip_bad)
 
     def load_tokenizer(self, model: Path, max_context: int) -> Any:
         return base_models.load_tokenizer(model)
@@ -69,18 +75,6 @@ class TextType:
     def score(self, reward: float) -> float:
         return float(reward >= PASSED)
 
-    def counts(self, example: Mapping[str, Any]) -> bool:
-        return True
-
-    def metrics(self, predictions: Sequence[Mapping[str, Any]], card: Mapping[str, Any]) -> dict[str, float]:
-        return {}
-
-    def over_corpus(self, engine: Any, tokenizer: Any, path: Path, limit: int | None) -> list[dict[str, Any]] | None:
-        return None
-
-    def card(self, paths: Sequence[Path], predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        return {}
-
     def present(self, example: Mapping[str, Any], prediction: Mapping[str, Any], card: Mapping[str, Any]) -> Any:
         """What stands after the last `Answer:`, or where an answer is written otherwise."""
         return extract_answer(prediction["text"])
@@ -90,12 +84,6 @@ class TextType:
 
     def show(self, tokenizer: Any, tokens: list[int]) -> str:
         return tokenizer.decode(tokens)
-
-    def narrowed(self, examples: pa.Table, orderings: Mapping[str, Sequence[int]], others: int) -> pa.Table:
-        return examples
-
-    def together(self, batch: pa.Table, column: str) -> pa.Table:
-        return batch
 
 
 @dataclass(frozen=True)
@@ -110,10 +98,18 @@ class StructuredType(TextType):
     def lines(self, example: Mapping[str, Any]) -> list[str]:
         return list(example["steps"])
 
-    def load(self, path: Path, split: files.Split, **options: Any) -> pa.Table:
-        unanswered, card = options.get("unanswered", False), options.get("card") or {}
-        skip_bad = options.get("skip_bad", False)
-        return structures.load(path, split, self.name, options.get("limit"), unanswered, card.get("schema"), skip_bad)
+    def load(
+        self,
+        path: Path,
+        split: files.Split,
+        *,
+        limit: int | None = None,
+        candidates: int = 50,
+        card: Mapping[str, Any] | None = None,
+        unanswered: bool = False,
+        skip_bad: bool = False,
+    ) -> pa.Table:
+        return structures.load(path, split, self.name, limit, unanswered, (card or {}).get("schema"), skip_bad)
 
     def card(self, paths: Sequence[Path], predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """An extractor's fields, for texts that come without a schema."""
