@@ -145,13 +145,13 @@ SEQUENCES: dict[str, list[tuple[str, float]]] = {  # stages, and their share of 
     "rlvr": [("rlvr", 0.4)],  # without signal each batch is refilled twice
     "srl": [("srl", 1.0)],
     "guided-srl": [("guided", 1.0)],
-    "sft-rlvr": [("sft", 0.25), ("rlvr", 0.75)],
+    "sft-rlvr": [("sft", 0.375), ("rlvr", 0.5)],
     "srl-rlvr": [("srl", 0.6), ("rlvr", 0.4)],
     "guided-srl-rlvr": [("guided", 0.6), ("rlvr", 0.4)],
     "whole-srl-rlvr": [("whole", 0.6), ("rlvr", 0.4)],
     "sft-srl-rlvr": [("form", 0.1), ("srl", 0.5), ("rlvr", 0.4)],
-    "sft-whole-srl-rlvr": [("sft", 0.25), ("whole", 0.5), ("rlvr", 0.25)],
-    TRL: [("sft", 0.25), ("rlvr", 0.75)],
+    "sft-whole-srl-rlvr": [("sft", 0.375), ("whole", 0.3), ("rlvr", 0.25)],
+    TRL: [("sft", 0.375), ("rlvr", 0.5)],
 }
 
 
