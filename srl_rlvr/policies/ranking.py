@@ -77,10 +77,12 @@ class Scorer(torch.nn.Module):
         return sorted(texts, key=lambda text: (-len(text), text))
 
     def passes(self, texts: Sequence[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
-        """The texts in batches of at most `tokens_per_pass`, padding included."""
+        """The texts in batches of at most `tokens_per_pass`, padding included: the longest first, none padded to more
+        than twice its length."""
         batches: list[list[tuple[int, ...]]] = []
         for text in texts:
-            if not batches or (len(batches[-1]) + 1) * len(batches[-1][0]) > self.tokens_per_pass:
+            longest = len(batches[-1][0]) if batches else 0
+            if longest > 2 * len(text) or not batches or (len(batches[-1]) + 1) * longest > self.tokens_per_pass:
                 batches.append([])
             batches[-1].append(text)
         return batches
@@ -318,16 +320,17 @@ class RankingPolicy:
     ) -> dict[str, float]:
         """Adds the gradient of these samples; returns their sums of metrics.
 
-        The outputs of all texts come first, without their activations; then the loss and its gradient with regard to
-        these outputs; then pass by pass the encoder once more, with that gradient (GradCache: Gao et al., 2101.06983).
-        So a batch of any size needs the memory of one pass.
+        The outputs of all texts come first; then the loss and its gradient with regard to these outputs; then that of
+        the encoder, pass by pass. What is more than `tokens_per_pass` is encoded anew for it and not held (GradCache:
+        Gao et al., 2101.06983), so that a batch of any size needs the memory of one pass.
         """
         reference_T = self._reference_logprobs(rows, spec.temperature) if spec.kl else None
         questions, of_row = _questions(rows)
         texts = self.scorer.texts(questions)
         passes = self.scorer.passes(texts)
-        whole = self.scorer(passes[0]) if len(passes) == 1 else None
-        outputs = (whole.detach() if whole is not None else self.scorer.encode(texts)).requires_grad_()
+        is_held = sum(len(batch) * len(batch[0]) for batch in passes) <= self.scorer.tokens_per_pass
+        held = [self.scorer(batch) for batch in passes] if is_held else []
+        outputs = (torch.cat(held).detach() if held else self.scorer.encode(texts)).requires_grad_()
         picks = [row["completion_ids"] for row in rows]
         losses = []
         for dimensions in (0, *self.dimensions):
@@ -341,8 +344,8 @@ class RankingPolicy:
         (torch.stack(losses).mean() / denominator).backward()
         gradient, at = outputs.grad, 0
         assert gradient is not None
-        for batch in passes:
-            again = self.scorer(batch) if whole is None else whole
+        for number, batch in enumerate(passes):
+            again = held[number] if held else self.scorer(batch)
             torch.autograd.backward(again, gradient[at : at + len(batch)])
             at += len(batch)
         return sums
