@@ -133,6 +133,7 @@ def run(cell: Cell, place: table.Place, options: argparse.Namespace) -> None:
     details: dict[str, float] = {"peak_memory_gib": 0.0}
     if cell.sequence == "logistic":
         scores, metrics = _rivals.logistic(task, train.to_pylist(), base, dev.to_pylist(), held_out.to_pylist())
+        details["minutes"] = round((time.monotonic() - began) / 60, 2)
     elif cell.sequence == "base" and task.model_type == "reranker":
         scores, metrics = as_given(held_out.to_pylist())
     else:
