@@ -10,7 +10,8 @@ TORCH := $(shell sed -n 's/^torch==//p' requirements-cpu.lock)
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help install install-dev quickstart test test-integration test-faults lint format bench paper-table ablations clean
+.PHONY: help install install-dev quickstart test test-integration test-faults lint format bench paper-table ablations \
+	seven-types clean
 
 help:
 	@echo "make install            the environment in $(VENV), from requirements-cpu.lock"
@@ -19,9 +20,10 @@ help:
 	@echo "make test-integration   tests that start Ray and engines"
 	@echo "make test-faults        tests that kill and hang parts of a running system"
 	@echo "make lint               ruff, formatting, types (make format repairs the first two)"
-	@echo "make bench              every benchmark but the next two"
+	@echo "make bench              every benchmark but the next three"
 	@echo "make paper-table        which stages learn most from how many demonstrations: hours, can be interrupted"
 	@echo "make ablations          what each setting of SRL and RLVR is worth, one change at a time"
+	@echo "make seven-types        each model type on real data against its rivals: hours, can be interrupted"
 	@echo "make clean              removes $(VENV) and caches"
 
 install: $(VENV)/.installed
@@ -78,10 +80,13 @@ paper-table: install-dev
 ablations: install-dev
 	@$(BIN)/python benchmarks/ablations.py
 
+seven-types: install-dev
+	@$(BIN)/python benchmarks/seven_types.py
+
 bench: install-dev
 	@for file in benchmarks/*.py; do \
 		[ -e "$$file" ] || { echo "error: benchmarks/ holds no benchmark" >&2; exit 2; }; \
-		case $$file in */_*|*/paper_table.py|*/ablations.py) continue;; esac; \
+		case $$file in */_*|*/paper_table.py|*/ablations.py|*/seven_types.py) continue;; esac; \
 		echo "== $$file"; $(BIN)/python "$$file"; \
 	done
 
