@@ -27,7 +27,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ class Recipe:
     updates: dict[str, int]  # of each stage, that take about as long as each other
     batch: int  # solutions (SFT) or problems (RLVR) in an update
     every: int  # updates between two looks at the dev problems
+    sequences: dict[str, list[tuple[str, float]]] = field(default_factory=dict)  # that are other than in SEQUENCES
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ SMOLLM2 = Recipe(
     {"sft": 28, "form": 28, "srl": 32, "guided": 32, "whole": 32, "rlvr": 20},
     batch=8,
     every=4,
+    sequences={"sft-rlvr": [("sft", 0.25), ("rlvr", 0.75)]},
 )
 TASKS = {
     "number_sorting": Task(
@@ -255,12 +257,12 @@ def run(cell: Cell, place: Place) -> None:
     folder = place.out / cell.name
     folder.mkdir(parents=True, exist_ok=True)
     task = TASKS[cell.task]
-    (folder / "run.toml").write_text(run_file(cell, place, SEQUENCES[cell.sequence] or SEQUENCES["sft"]))
+    (folder / "run.toml").write_text(run_file(cell, place, sequence_of(cell) or SEQUENCES["sft"]))
     config = configs.load(folder / "run.toml", cell.changes.split())
     model, minutes = task.model or BASE, 0.0
     if cell.sequence == TRL:
         minutes, model = _trl_sequence.train(config, BASE, folder), folder / "model"
-    elif SEQUENCES[cell.sequence]:
+    elif sequence_of(cell):
         of_recipe = folder / f"run-{recipe(cell, place)}"
         session.train(config, of_recipe, resume=True, command=cell.name)
         model = of_recipe / "model"
@@ -284,7 +286,7 @@ def run(cell: Cell, place: Place) -> None:
 
 def recipe(cell: Cell, place: Place) -> str:
     """Names how a cell is run."""
-    text = run_file(cell, place, SEQUENCES[cell.sequence]) + cell.changes
+    text = run_file(cell, place, sequence_of(cell)) + cell.changes
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -306,9 +308,17 @@ def base_digest() -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
+def sequence_of(cell: Cell) -> list[tuple[str, float]]:
+    return recipe_of(TASKS[cell.task]).sequences.get(cell.sequence, SEQUENCES[cell.sequence])
+
+
+def recipe_of(task: Task) -> Recipe:
+    return SMOLLM2 if task.model else SMALL
+
+
 def run_file(cell: Cell, place: Place, sequence: list[tuple[str, float]]) -> str:
     task = TASKS[cell.task]
-    how = SMOLLM2 if task.model else SMALL
+    how = recipe_of(task)
     texts = []
     for name, share in sequence:
         steps = max(1, round(how.updates[name] * share * place.updates))
