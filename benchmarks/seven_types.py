@@ -117,6 +117,7 @@ def run(cell: Cell, place: table.Place, options: argparse.Namespace) -> None:
     from srl_rlvr import model_types
     from srl_rlvr.cli import session
     from srl_rlvr.examples import sources
+    from srl_rlvr.examples.files import Reading
     from srl_rlvr.policies import base_models
 
     torch.set_num_threads(1)  # two cells run at once
@@ -127,7 +128,7 @@ def run(cell: Cell, place: table.Place, options: argparse.Namespace) -> None:
     config = configs.load(folder / "run.toml")
     train, dev, _ = sources.load_all(config.data, cell.seed, task.model_type)
     limit = 40 if options.quick else None
-    held_out = model_types.find(task.model_type).load(DATA / task.data, "dev", limit=limit)
+    held_out = model_types.find(task.model_type).load(DATA / task.data, "dev", Reading(limit))
     base = base_models.resolve("all-minilm-l6-v2", session.model_cache())
     model, steps, began = folder / "model", steps_of(task, share), time.monotonic()
     details: dict[str, float] = {"peak_memory_gib": 0.0}

@@ -25,11 +25,12 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> int:
     from srl_rlvr import pipeline, records
     from srl_rlvr.cli import inference
+    from srl_rlvr.examples.files import Reading
     from srl_rlvr.reporting.result import mean_interval
     from srl_rlvr.stages import rlvr
 
     model_type, card = inference.declared(options)
-    examples = model_type.load(options.data, "dev", limit=options.limit, card=card, skip_bad=options.skip_bad)
+    examples = model_type.load(options.data, "dev", Reading(options.limit, card=card, skip_bad=options.skip_bad))
     with inference.open_model(options) as model:
         began = time.monotonic()
         prompts = rlvr.prompts(examples, model.tokenizer, "evaluation", model.think)

@@ -28,12 +28,12 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> int:
     from srl_rlvr.cli import inference
     from srl_rlvr.engines import SamplingSpec
+    from srl_rlvr.examples.files import Reading
     from srl_rlvr.stages import rlvr
 
     model_type, card = inference.declared(options)
-    examples = model_type.load(
-        options.data, "dev", limit=options.limit, card=card, unanswered=True, skip_bad=options.skip_bad
-    )
+    how = Reading(options.limit, card=card, unanswered=True, skip_bad=options.skip_bad)
+    examples = model_type.load(options.data, "dev", how)
     with inference.open_model(options) as model:
         prompts = rlvr.prompts(examples, model.tokenizer, "prediction", model.think)
         inference.check_fits(prompts, model)

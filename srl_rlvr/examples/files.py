@@ -42,6 +42,20 @@ _CALCULATOR = re.compile(r"<<.*?>>")
 
 
 @dataclass(frozen=True)
+class Reading:
+    """How rows are read."""
+
+    limit: int | None = None  # the first so many
+    candidates: int = 50  # of one question, at most
+    card: Mapping[str, Any] | None = None  # of the model that is asked
+    unanswered: bool = False  # for prediction: rows need no answer
+    skip_bad: bool = False  # rows that are wrong are left out and counted
+
+
+WHOLE = Reading()
+
+
+@dataclass(frozen=True)
 class Problem:
     """What a row says, before it is an Example. Raised ValueErrors become an InputError that names the row."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from srl_rlvr import model_types, records
 from srl_rlvr.config import SourceConfig
 from srl_rlvr.errors import InputError
 from srl_rlvr.examples import generated
+from srl_rlvr.examples.files import Reading
 
 _GENERATED_BY_DEFAULT = 512
 
@@ -46,13 +46,13 @@ def _generated(source: SourceConfig, seed: int) -> tuple[pa.Table, pa.Table, pa.
 
 
 def _from_files(source: SourceConfig, model_type: str) -> tuple[pa.Table, pa.Table, pa.Table]:
-    path = Path(source.path)
-    load = functools.partial(model_types.find(model_type).load, skip_bad=source.skip_bad)
-    train = load(path, "train", candidates=source.candidates)
+    path, load = Path(source.path), model_types.find(model_type).load
+    judged = Reading(limit=source.held_out, skip_bad=source.skip_bad)
+    train = load(path, "train", Reading(candidates=source.candidates, skip_bad=source.skip_bad))
     if source.held_out_path:
-        held_out = load(Path(source.held_out_path), "dev", limit=source.held_out)
+        held_out = load(Path(source.held_out_path), "dev", judged)
     elif path.is_dir():
-        held_out = load(path, "dev", limit=source.held_out)
+        held_out = load(path, "dev", judged)
     else:
         train, held_out = _split_end(train, source.held_out, path, "data.held_out", "lower it or name a held_out_path")
     train, dev = _split_end(train, source.dev, path, "data.dev", "lower it")

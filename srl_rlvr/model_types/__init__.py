@@ -11,9 +11,11 @@ import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
+
+from srl_rlvr.examples.files import WHOLE, Reading, Split
 
 _NAMES = ("srl_parser", "intent_router", "embeddings", "reranker", "task_llm", "extractor")
 # Imported when they are asked for: a name can be checked without torch.
@@ -42,20 +44,8 @@ class ModelType:
     step_verifier: str
     base: str  # where the run names none
 
-    def load(
-        self,
-        path: Path,
-        split: Literal["train", "dev"],
-        *,
-        limit: int | None = None,
-        candidates: int = 50,
-        card: Mapping[str, Any] | None = None,
-        unanswered: bool = False,
-        skip_bad: bool = False,
-    ) -> pa.Table:
-        """The Examples of a file or of a folder's `split`, the first `limit`; for prediction rows may be `unanswered`,
-        and `card` is that of the model. Raises InputError naming the file, the row and the column, unless such rows
-        are to be left out (`skip_bad`)."""
+    def load(self, path: Path, split: Split, how: Reading = WHOLE) -> pa.Table:
+        """The Examples of a file or of a folder's `split`. Raises InputError naming file, row and column."""
         raise NotImplementedError
 
     def policy_options(self) -> dict[str, Any]:

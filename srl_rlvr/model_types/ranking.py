@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 
 from srl_rlvr import records
-from srl_rlvr.examples import files, rankings
+from srl_rlvr.examples import rankings
+from srl_rlvr.examples.files import WHOLE, Reading, Split
 from srl_rlvr.model_types import ModelType, Solution
 from srl_rlvr.policies import base_models
 from srl_rlvr.policies.ranking import Question, pack, unpack
@@ -71,20 +72,10 @@ class RankingType(ModelType):
     policy: ClassVar[str] = "ranking"
     step_verifier: ClassVar[str] = "pick"
 
-    def load(
-        self,
-        path: Path,
-        split: files.Split,
-        *,
-        limit: int | None = None,
-        candidates: int = 50,
-        card: Mapping[str, Any] | None = None,
-        unanswered: bool = False,
-        skip_bad: bool = False,
-    ) -> pa.Table:
+    def load(self, path: Path, split: Split, how: Reading = WHOLE) -> pa.Table:
         return rankings.load(
-            path, split, self.name, self.verifier, candidates=candidates, limit=limit,
-            labels=(card or {}).get("labels"), unanswered=unanswered, skip_bad=skip_bad,
+            path, split, self.name, self.verifier, candidates=how.candidates, limit=how.limit,
+            labels=(how.card or {}).get("labels"), unanswered=how.unanswered, skip_bad=how.skip_bad,
         )  # fmt: skip
 
     def policy_options(self) -> dict[str, Any]:

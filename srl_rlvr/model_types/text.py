@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from srl_rlvr.examples import files, structures
+from srl_rlvr.examples.files import WHOLE, Reading, Split
 from srl_rlvr.model_types import ModelType, Solution
 from srl_rlvr.policies import base_models
 from srl_rlvr.records import PASSED
@@ -33,18 +34,8 @@ class TextType(ModelType):
     policy: ClassVar[str] = "text"
     step_verifier: ClassVar[str] = "similarity"
 
-    def load(
-        self,
-        path: Path,
-        split: files.Split,
-        *,
-        limit: int | None = None,
-        candidates: int = 50,
-        card: Mapping[str, Any] | None = None,
-        unanswered: bool = False,
-        skip_bad: bool = False,
-    ) -> pa.Table:
-        return files.load(path, split, limit, self.name, "unknown" if unanswered else None, skip_bad)
+    def load(self, path: Path, split: Split, how: Reading = WHOLE) -> pa.Table:
+        return files.load(path, split, how.limit, self.name, "unknown" if how.unanswered else None, how.skip_bad)
 
     def load_tokenizer(self, model: Path, max_context: int) -> Any:
         return base_models.load_tokenizer(model)
@@ -98,18 +89,9 @@ class StructuredType(TextType):
     def lines(self, example: Mapping[str, Any]) -> list[str]:
         return list(example["steps"])
 
-    def load(
-        self,
-        path: Path,
-        split: files.Split,
-        *,
-        limit: int | None = None,
-        candidates: int = 50,
-        card: Mapping[str, Any] | None = None,
-        unanswered: bool = False,
-        skip_bad: bool = False,
-    ) -> pa.Table:
-        return structures.load(path, split, self.name, limit, unanswered, (card or {}).get("schema"), skip_bad)
+    def load(self, path: Path, split: Split, how: Reading = WHOLE) -> pa.Table:
+        schema = (how.card or {}).get("schema")
+        return structures.load(path, split, self.name, how.limit, how.unanswered, schema, how.skip_bad)
 
     def card(self, paths: Sequence[Path], predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """An extractor's fields, for texts that come without a schema."""

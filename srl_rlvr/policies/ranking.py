@@ -259,10 +259,7 @@ class RankingPolicy:
             "reference": self.reference,
             "version": self.version,
         }
-        try:
-            torch.save(state, folder / "learner.pt")
-        except RuntimeError as error:  # torch's writer: a full disk is no OSError to it
-            raise OSError(f"{folder / 'learner.pt'}: {str(error).strip().splitlines()[0]}") from None
+        weights.write_state(state, folder / "learner.pt")
 
     def load(self, folder: Path) -> None:
         state = torch.load(folder / "learner.pt", map_location=self.device, weights_only=True, mmap=True)

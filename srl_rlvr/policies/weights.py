@@ -6,6 +6,8 @@ import math
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +33,14 @@ def share_storage(parameters: Iterable[torch.nn.Parameter]) -> torch.Tensor:
         parameter.data = flat[at : at + parameter.numel()].view_as(parameter)
         at += parameter.numel()
     return flat
+
+
+def write_state(state: dict[str, Any], file: Path) -> None:
+    """What a policy goes on from. Raises OSError where it cannot be written."""
+    try:
+        torch.save(state, file)
+    except RuntimeError as error:  # torch's writer: a full disk is no OSError to it
+        raise OSError(f"{file}: {str(error).strip().splitlines()[0]}") from None
 
 
 def flatten(tensors: Iterable[torch.Tensor]) -> torch.Tensor:

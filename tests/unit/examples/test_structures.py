@@ -10,6 +10,7 @@ import pytest
 
 from srl_rlvr import model_types
 from srl_rlvr.errors import InputError
+from srl_rlvr.examples.files import Reading
 from srl_rlvr.examples.structures import as_lines
 from srl_rlvr.verifiers import find_verifier
 
@@ -81,10 +82,10 @@ def test_for_prediction_a_text_is_enough_where_the_card_has_the_schema(tmp_path:
     extractor = model_types.find("extractor")
     card = extractor.card([tmp_path / "mine.jsonl"], [])
     (tmp_path / "new.jsonl").write_text('{"text": "SHOP"}\n')
-    [example] = extractor.load(tmp_path / "new.jsonl", "dev", card=card, unanswered=True).to_pylist()
+    [example] = extractor.load(tmp_path / "new.jsonl", "dev", Reading(card=card, unanswered=True)).to_pylist()
     assert example["prompt"] == '{"company": "string", "tax": "string", "total": "string"}\nSHOP'
     with pytest.raises(InputError, match="row 1: it has no 'schema'"):
-        extractor.load(tmp_path / "new.jsonl", "dev", unanswered=True)
+        extractor.load(tmp_path / "new.jsonl", "dev", Reading(unanswered=True))
 
 
 @pytest.mark.parametrize(("answer", "lines"), [([], ["[]"]), ({}, ["{}"]), ([1, 2], ["[1,", "2]"])])
