@@ -91,7 +91,10 @@ def _frames(row: Row, text: str, where: str) -> list[str]:
     frames, tokens = row.get("frames"), row.get("tokens") or text.split()
     if not isinstance(frames, list):
         raise InputError(f"{where}: column 'frames' should be a list of frames")
-    found = []
+    found, places = [], [frame.get("index") for frame in frames]
+    repeated = next((place for place in places if place is not None and places.count(place) > 1), None)
+    if repeated is not None:
+        raise InputError(f"{where}: two frames have their predicate at token {repeated}")
     for frame in sorted(frames, key=lambda frame: frame.get("index", 0)):
         if not isinstance(frame.get("predicate"), str):
             raise InputError(f"{where}: a frame has no 'predicate'")

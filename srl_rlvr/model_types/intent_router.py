@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from srl_rlvr.examples import rankings
 from srl_rlvr.model_types.ranking import RankingType
@@ -27,6 +28,15 @@ _CLIP = 1e-6
 
 @dataclass(frozen=True)
 class RouterType(RankingType):
+    def load(self, path: Path, split: files.Split, how: files.Reading = files.WHOLE) -> pa.Table:
+        file = files.find(path, split)
+        number, first = next(iter(files.read_rows(file)), (1, {}))
+        if not how.unanswered and "label" not in first:
+            raise InputError(
+                f"{file}, row {number}: column 'label' is missing; a router's rows have 'text' and 'label'"
+            )
+        return super().load(path, split, how)
+
     def card(self, paths: Sequence[Path], predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The labels and their texts, and the calibration on these dev predictions."""
         labels: dict[str, str] = {}

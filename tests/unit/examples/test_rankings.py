@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from srl_rlvr import model_types
 from srl_rlvr.config import SourceConfig
 from srl_rlvr.errors import InputError
 from srl_rlvr.examples import rankings, sources
@@ -130,6 +131,15 @@ def test_for_prediction_rows_need_no_answer_and_the_labels_are_the_models(tmp_pa
     assert routed.to_pylist()[0]["candidates"] == ["ex"]
     ranked = rankings.load(folder / "plain.jsonl", "dev", "reranker", "ndcg", unanswered=True)
     assert ranked.to_pylist()[0]["candidates"] == ["a", "b"]
+
+
+def test_a_router_wants_labels(tmp_path: Path) -> None:
+    router = model_types.find("intent_router")
+    with pytest.raises(InputError, match="row 1: column 'label' is missing"):
+        router.load(write(tmp_path, train=[SENTENCES]), "train")
+    with pytest.raises(InputError, match=r"no train.jsonl.gz or train.jsonl"):
+        (tmp_path / "train.jsonl").unlink()
+        router.load(corpus_folder(tmp_path), "train")
 
 
 def test_a_label_that_training_does_not_have_is_named(tmp_path: Path) -> None:

@@ -103,6 +103,7 @@ def spans(start: int, end: int) -> dict[str, Any]:
     [
         ("srl_parser", spans(3, 9), "ARG1 of 'likes' spans tokens 3 to 9 of 6"),
         ("srl_parser", spans(1, 3), "the roles of 'likes' overlap at token 1"),
+        ("srl_parser", SENTENCE | {"frames": [FRAMES[0], FRAMES[0]]}, "two frames have their predicate at token 3"),
         ("srl_parser", {"text": "a b"}, "column 'frames' should be a list"),
         ("srl_parser", {"text": "a b", "frames": [{"index": 0}]}, "a frame has no 'predicate'"),
         ("extractor", {"text": " ", "target": {}}, "'text' that is not empty"),
