@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from srl_rlvr.examples import rankings
+from srl_rlvr.errors import InputError
+from srl_rlvr.examples import files, rankings
 from srl_rlvr.model_types.ranking import RankingType
 
 _BINS = 15  # of the calibration error
@@ -32,9 +33,7 @@ class RouterType(RankingType):
         file = files.find(path, split)
         number, first = next(iter(files.read_rows(file)), (1, {}))
         if not how.unanswered and "label" not in first:
-            raise InputError(
-                f"{file}, row {number}: column 'label' is missing; a router's rows have 'text' and 'label'"
-            )
+            raise InputError(f"{file}, row {number}: column 'label' is missing; a router's rows have 'text', 'label'")
         return super().load(path, split, how)
 
     def card(self, paths: Sequence[Path], predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
