@@ -88,7 +88,8 @@ def test_a_type_is_trained_scored_and_asked(
     source = f'[[data]]\npath = "{data}"\nheld_out = 10\ndev = 10\n'
     rest = '[evaluation]\nmax_tokens = 40\n[engine]\nkind = "transformers"\n[tracking]\nmlflow = false\n'
     (tmp_path / "run.toml").write_text(f'model_type = "{model_type}"\n{base}{source}{stages}{rest}')
-    srl_rlvr("train", tmp_path / "run.toml", "--out", "out", cwd=tmp_path)
+    trained = srl_rlvr("train", tmp_path / "run.toml", "--out", "out", cwd=tmp_path)
+    assert trained.code == 0, trained.err
     model = tmp_path / "out" / "model"
     assert json.loads((model / "model_card.json").read_text())["model_type"] == model_type
     held_out = json.loads((tmp_path / "out" / "result.json").read_text())["held_out"]
