@@ -13,7 +13,7 @@ import numpy as np
 Result = tuple[list[float], dict[str, float]]  # scores of the questions, and metrics
 
 
-def mnrl(task: Any, train: list[dict[str, Any]], base: Path, out: Path, steps: int) -> None:
+def mnrl(task: Any, train: list[dict[str, Any]], base: Path, out: Path, steps: int, seed: int) -> None:
     """MultipleNegativesRankingLoss: each question with one that answers it and the hardest that does not."""
     from datasets import Dataset
     from sentence_transformers import (
@@ -31,14 +31,14 @@ def mnrl(task: Any, train: list[dict[str, Any]], base: Path, out: Path, steps: i
         others = [text for number, text in enumerate(row["candidates"]) if number not in answers]
         triples += [(row["prompt"], row["candidates"][number], others[0]) for number in sorted(answers)[:1] if others]
     columns = dict(zip(("anchor", "positive", "negative"), map(list, zip(*triples, strict=True)), strict=True))
-    arguments = SentenceTransformerTrainingArguments(**_arguments(task, out, steps, task.batch))
+    arguments = SentenceTransformerTrainingArguments(**_arguments(task, out, steps, task.batch, seed))
     SentenceTransformerTrainer(
         model, arguments, train_dataset=Dataset.from_dict(columns), loss=MultipleNegativesRankingLoss(model)
     ).train()
     model.save_pretrained(str(out), create_model_card=False)
 
 
-def bce(task: Any, train: list[dict[str, Any]], base: Path, out: Path, steps: int) -> None:
+def bce(task: Any, train: list[dict[str, Any]], base: Path, out: Path, steps: int, seed: int) -> None:
     """Cross-encoder with binary cross-entropy: a pair of question and candidate is a row."""
     from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
 
@@ -50,10 +50,10 @@ def bce(task: Any, train: list[dict[str, Any]], base: Path, out: Path, steps: in
     columns: dict[str, list[Any]] = dict(
         zip(("query", "document", "label"), map(list, zip(*rows, strict=True)), strict=True)
     )
-    _cross_encoder(task, columns, BinaryCrossEntropyLoss, base, out, steps, task.batch * task.candidates)
+    _cross_encoder(task, columns, BinaryCrossEntropyLoss, base, out, steps, task.batch * task.candidates, seed)
 
 
-def lambda_loss(task: Any, train: list[dict[str, Any]], base: Path, out: Path, steps: int) -> None:
+def lambda_loss(task: Any, train: list[dict[str, Any]], base: Path, out: Path, steps: int, seed: int) -> None:
     """Cross-encoder with LambdaLoss (NDCG-Loss2++, its default): a question with its candidates is a row."""
     from sentence_transformers.cross_encoder.losses import LambdaLoss
 
@@ -62,7 +62,7 @@ def lambda_loss(task: Any, train: list[dict[str, Any]], base: Path, out: Path, s
         "docs": [row["candidates"] for row in train],
         "labels": [[float(str(n) in row["steps"]) for n in range(len(row["candidates"]))] for row in train],
     }
-    _cross_encoder(task, columns, LambdaLoss, base, out, steps, task.batch)
+    _cross_encoder(task, columns, LambdaLoss, base, out, steps, task.batch, seed)
 
 
 def logistic(task: Any, train: list[dict[str, Any]], base: Path, dev: Any, held_out: Any) -> Result:
@@ -97,7 +97,7 @@ def logistic(task: Any, train: list[dict[str, Any]], base: Path, dev: Any, held_
     return in_scope, intent_router.TYPE.metrics(judged, card)
 
 
-TRAINERS: dict[str, Callable[[Any, list[dict[str, Any]], Path, Path, int], None]] = {
+TRAINERS: dict[str, Callable[[Any, list[dict[str, Any]], Path, Path, int, int], None]] = {
     "mnrl": mnrl,
     "bce": bce,
     "lambda": lambda_loss,
@@ -105,22 +105,25 @@ TRAINERS: dict[str, Callable[[Any, list[dict[str, Any]], Path, Path, int], None]
 
 
 def _cross_encoder(
-    task: Any, columns: dict[str, list[Any]], loss: Any, base: Path, out: Path, steps: int, batch: int
+    task: Any, columns: dict[str, list[Any]], loss: Any, base: Path, out: Path, steps: int, batch: int, seed: int
 ) -> None:
     from datasets import Dataset
     from sentence_transformers import CrossEncoder
     from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
+    from transformers import set_seed
 
+    set_seed(seed)  # the head is drawn
     model = CrossEncoder(str(base), num_labels=1, max_length=task.max_context, device="cpu")
-    arguments = CrossEncoderTrainingArguments(**_arguments(task, out, steps, batch))
+    arguments = CrossEncoderTrainingArguments(**_arguments(task, out, steps, batch, seed))
     CrossEncoderTrainer(model, arguments, train_dataset=Dataset.from_dict(columns), loss=loss(model)).train()
     model.save_pretrained(str(out), create_model_card=False)
 
 
-def _arguments(task: Any, out: Path, steps: int, batch: int) -> dict[str, Any]:
+def _arguments(task: Any, out: Path, steps: int, batch: int, seed: int) -> dict[str, Any]:
     return {
         "output_dir": str(out.with_name("trainer")),
         "use_cpu": True,
+        "seed": seed,
         "max_steps": steps,
         "per_device_train_batch_size": batch,
         "learning_rate": task.learning_rate,

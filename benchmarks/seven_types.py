@@ -145,7 +145,7 @@ def run(cell: Cell, place: table.Place, options: argparse.Namespace) -> None:
         elif cell.sequence == "base":
             shutil.copytree(base, model, dirs_exist_ok=True)
         else:
-            _rivals.TRAINERS[cell.sequence](task, train.to_pylist(), base, model, steps)
+            _rivals.TRAINERS[cell.sequence](task, train.to_pylist(), base, model, steps, cell.seed)
         if not (model / "model_card.json").is_file():
             (model / "model_card.json").write_text(json.dumps({"model_type": task.model_type}))
         details["minutes"] = round((time.monotonic() - began) / 60, 2)

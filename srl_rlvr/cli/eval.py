@@ -33,10 +33,10 @@ def run(options: argparse.Namespace) -> int:
     examples = model_type.load(options.data, "dev", Reading(options.limit, card=card, skip_bad=options.skip_bad))
     with inference.open_model(options) as model:
         began = time.monotonic()
-        prompts = rlvr.prompts(examples, model.tokenizer, "evaluation", model.think)
-        inference.check_fits(prompts, model)
         predictions = model_type.over_corpus(model.engine, model.tokenizer, options.data, options.limit)
         if predictions is None:
+            prompts = rlvr.prompts(examples, model.tokenizer, "evaluation", model.think)
+            inference.check_fits(prompts, model)
             _, predictions = pipeline.evaluate(examples, model.tokenizer, model, model.think, model.max_tokens)
         scores = pipeline.counted(predictions)
         seconds = time.monotonic() - began

@@ -265,7 +265,7 @@ def _type_card(run: pipeline.Run) -> dict[str, Any]:
     """What the model type adds to the card."""
     paths = [Path(source.path) for source in run.config.data if source.path]
     predictions: list[dict[str, Any]] = []
-    if run.dev is not None and run.model_type.policy == "ranking":
+    if run.dev is not None and run.model_type.calibrates:
         config = run.config
         _, predictions = pipeline.evaluate(run.dev, run.tokenizer, run.crew, config.think, config.evaluation.max_tokens)
     return run.model_type.card(paths, predictions)

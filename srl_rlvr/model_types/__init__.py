@@ -43,6 +43,7 @@ class ModelType:
     metric: str  # of the held-out problems: what the verifier's rewards are the mean of
     step_verifier: str
     base: str  # where the run names none
+    calibrates: bool = False  # its card needs the trained model's answers to the dev problems
 
     def load(self, path: Path, split: Split, how: Reading = WHOLE) -> pa.Table:
         """The Examples of a file or of a folder's `split`. Raises InputError naming file, row and column."""

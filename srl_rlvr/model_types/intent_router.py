@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,8 @@ _CLIP = 1e-6
 
 @dataclass(frozen=True)
 class RouterType(RankingType):
+    calibrates: ClassVar[bool] = True
+
     def load(self, path: Path, split: files.Split, how: files.Reading = files.WHOLE) -> pa.Table:
         file = files.find(path, split)
         number, first = next(iter(files.read_rows(file)), (1, {}))
