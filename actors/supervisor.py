@@ -200,9 +200,9 @@ class Crew:
 def engine_of(config: RunConfig) -> tuple[str, dict[str, Any]]:
     """The kind of the run's engine and its arguments."""
     model_type, engine = model_types.find(config.model_type), config.engine
-    if model_type.policy == "ranking":
+    if model_type.engine == "ranking":
         return "ranking", model_type.policy_options() | {"tokens_per_pass": config.learner.tokens_per_microbatch}
-    return engine.kind, {
+    return model_type.engine or engine.kind, {
         "max_running": engine.max_running,
         "max_context": config.model.max_context,
         "kv_cache_gib": engine.kv_cache_gib,

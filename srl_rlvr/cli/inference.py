@@ -69,7 +69,7 @@ class Inference:
         return rollouts, self.pool.score(prompts, rollouts), {}
 
     def answer(self, prompts: pa.Table, spec: SamplingSpec) -> pa.Table:
-        groups = self.engine.sample(prompts["token_ids"].to_pylist(), spec)
+        groups = self.engine.sample(prompts["token_ids"].to_pylist(), spec, engines.images_of(prompts))
         return engines.rollout_table(prompts, groups, self.engine.version, self.tokenizer)
 
 
@@ -86,7 +86,7 @@ def open_model(options: argparse.Namespace) -> Iterator[Inference]:
     max_context = options.max_context or card.get("max_context", ModelConfig().max_context)
     max_tokens = options.max_tokens or card.get("max_tokens", EvaluationConfig().max_tokens)
     tokenizer = model_type.load_tokenizer(model, max_context)
-    kind = "ranking" if model_type.policy == "ranking" else options.engine
+    kind = model_type.engine or options.engine
     if kind == "auto":
         kind = "vllm" if importlib.util.find_spec("vllm") else "transformers"
     defaults = EngineConfig()

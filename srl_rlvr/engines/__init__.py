@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,8 +39,13 @@ class Completion:
 class Engine(Protocol):
     version: int
 
-    def sample(self, prompts: list[list[int]], spec: SamplingSpec) -> list[list[Completion]]:
-        """`spec.samples` completions of each prompt, in order. The same weights, prompts and spec give the same."""
+    def sample(
+        self, prompts: list[list[int]], spec: SamplingSpec, images: Sequence[Sequence[bytes]] = ()
+    ) -> list[list[Completion]]:
+        """`spec.samples` completions of each prompt, in order. The same weights, prompts and spec give the same.
+
+        `images` are those of each prompt, or none at all. Raises InputError where the engine takes none.
+        """
         ...
 
     def load(self, buffer: np.ndarray | torch.Tensor, manifest: Manifest) -> str:
@@ -60,6 +66,12 @@ def create(kind: str, model: Path, config: dict[str, Any]) -> Engine:
     from srl_rlvr.engines.transformers_engine import TransformersEngine
 
     return TransformersEngine(model, **config)
+
+
+def images_of(prompts: pa.Table) -> list[list[bytes]]:
+    """Those of each prompt, or nothing where no prompt has any."""
+    found = prompts["images"].to_pylist()
+    return found if any(found) else []
 
 
 def rollout_table(prompts: pa.Table, groups: list[list[Completion]], version: int, tokenizer: Any) -> pa.Table:

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
 from srl_rlvr.errors import InputError
-from srl_rlvr.policies import base_models, weights
+from srl_rlvr.policies import base_models, vision, weights
 from srl_rlvr.policies.attention import TreePass, TrunkMemory, adopt_tree_attention
 from srl_rlvr.policies.losses import (
     UpdateSpec,
@@ -43,10 +43,11 @@ _SUMS: tuple[str, ...] = ("loss", "kl", "clip_fraction", "entropy", "divergence"
 class CompletionLogprobs(torch.nn.Module):
     """log π(token | prefix) of every completion token of a pack; what DDP or FSDP wraps."""
 
-    def __init__(self, model: Any, shares_prefixes: bool):
+    def __init__(self, model: Any, shares_prefixes: bool, reader: vision.ImageReader | None):
         super().__init__()
         self.model = model
         self.shares_prefixes = shares_prefixes
+        self.reader = reader
 
     def forward(self, pack: Pack, temperature: float | None, memory: TrunkMemory, writes: bool) -> torch.Tensor:
         """[T], at `temperature`; only completion positions go through the output head, a chunk at a time.
@@ -54,10 +55,15 @@ class CompletionLogprobs(torch.nn.Module):
         Without a temperature nothing does: the pass is for what it writes into the memory, and returns nothing [0].
         """
         decoder, head = self.model.get_decoder(), self.model.get_output_embeddings()
-        options = {"tree_pass": TreePass(pack.layout, memory, writes)} if self.shares_prefixes else {}
-        hidden = decoder(
-            input_ids=pack.token_ids[None], position_ids=pack.position_ids[None], use_cache=False, **options
-        ).last_hidden_state[0]
+        options: dict[str, Any] = {"tree_pass": TreePass(pack.layout, memory, writes)} if self.shares_prefixes else {}
+        if pack.prompt_mask is None:
+            options["input_ids"] = pack.token_ids[None]
+        elif self.reader is not None:
+            embedded = self.reader.embed(self.model, pack.token_ids, pack.prompt_mask, pack.images)
+            options["inputs_embeds"] = embedded[None]
+        else:
+            raise ValueError("samples with images, but the model takes none")
+        hidden = decoder(position_ids=pack.position_ids[None], use_cache=False, **options).last_hidden_state[0]
         if temperature is None:
             return hidden[:0, 0]
         return head_logprobs(head, hidden.index_select(0, pack.predictors), pack.targets, temperature)
@@ -95,7 +101,8 @@ class TextPolicy:
         network = base_models.load_model(model).to(self.device)
         _check_output_head(network)
         obstacle = adopt_tree_attention(network)
-        self.attention = network.config._attn_implementation
+        reader = vision.reader_of(model, network)
+        self.attention = network.get_decoder().config._attn_implementation
         self.shares_prefixes = obstacle is None
         self.notices = [] if obstacle is None else [
             f"Model type '{network.config.model_type}' cannot be trained as prefix trees ({obstacle}): every sample is "
@@ -118,7 +125,9 @@ class TextPolicy:
         self.shapes = tuple(
             (_plain_name(name), tuple(p.shape)) for name, p in network.named_parameters() if p.requires_grad
         )
-        self.forward: Any = self._distribute(CompletionLogprobs(_inner(network), self.shares_prefixes), strategy)
+        self.forward: Any = self._distribute(
+            CompletionLogprobs(_inner(network), self.shares_prefixes, reader), strategy
+        )
         self.reference: dict[str, torch.Tensor] | None = None
         self.optimizer = self._new_optimizer()
 
@@ -226,11 +235,12 @@ class TextPolicy:
             base = ((name, tensor) for name, tensor in named.items() if ".lora_" not in name)
             named = dict(weights.merge_lora(base, adapters, self.lora_scale))
         network = _inner(self.network)
-        network.config._attn_implementation_internal = None
+        decoder = network.get_decoder()
+        decoder.config._attn_implementation_internal = None
         try:
             network.save_pretrained(folder, state_dict={name: t.cpu().contiguous() for name, t in named.items()})
         finally:
-            network.set_attn_implementation(self.attention)
+            decoder.set_attn_implementation(self.attention)
         (folder / "model_card.json").write_text(json.dumps(card, indent=2) + "\n")
 
     def _step(
@@ -508,7 +518,7 @@ def _check_output_head(network: Any) -> None:
 
     Raises InputError for models that scale or cap their logits after the head.
     """
-    ids = torch.arange(8, device=network.device)[None] % network.config.vocab_size
+    ids = torch.arange(8, device=network.device)[None] % network.config.get_text_config().vocab_size
     own = network(input_ids=ids, use_cache=False).logits[0, -1].float()
     hidden = network.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0, -1]
     ours = network.get_output_embeddings()(hidden).float()
