@@ -32,7 +32,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE_OR_DIR",
         type=Path,
         required=True,
-        help="problems (.jsonl, .jsonl.gz; of a folder its dev file)",
+        help="problems (.jsonl, .jsonl.gz, .parquet; of a folder its dev file)",
     )
     parser.add_argument("--skip-bad", action="store_true", help="leave out rows that are wrong, and say how many")
     parser.add_argument("--limit", metavar="N", type=int, help="only the first N problems")
