@@ -35,6 +35,7 @@ class _Trunk:
     slot: int = -1
     open: int = 0  # samples that wait or run
     logits: dict[int, torch.Tensor] = field(default_factory=dict)  # by offset, after each of its prompts
+    shift: int = 0  # to be added to the count of a token that follows, as its position
 
 
 @dataclass
@@ -208,10 +209,10 @@ class TransformersEngine:
             spans.append((trunk.slot, len(ids), len(trunk.token_ids)))
             wanted += [(trunk, offset, len(ids) + offset - 1) for offset in sorted(trunk.offsets)]
             ids += trunk.token_ids
-            positions += range(len(trunk.token_ids))
+            positions.append(self._positions(trunk))
         keep = torch.tensor([position for _, _, position in wanted], device=self.device)
         shown = [image for trunk in trunks for image in trunk.images]
-        logits = self._forward(ids, positions, Prefill(cache, spans), keep, shown)
+        logits = self._forward(ids, np.concatenate(positions, axis=-1), Prefill(cache, spans), keep, shown)
         for (trunk, offset, _), row in zip(wanted, logits, strict=True):
             trunk.logits[offset] = row
 
@@ -220,10 +221,19 @@ class TransformersEngine:
         lengths = [len(row.completion.token_ids) - 1 for row in rows]  # the last token is fed in now
         step = Decode(cache, lengths, [row.trunk.slot for row in rows], [row.offset for row in rows])
         ids = [row.completion.token_ids[-1] for row in rows]
-        return self._forward(ids, [row.offset + n for row, n in zip(rows, lengths, strict=True)], step, 0)
+        positions = [row.offset + row.trunk.shift + n for row, n in zip(rows, lengths, strict=True)]
+        return self._forward(ids, np.array(positions), step, 0)
+
+    def _positions(self, trunk: _Trunk) -> np.ndarray:
+        """[N], or [axes, N] of a model that has several."""
+        if self.reader is None or not self.reader.has_axes:
+            return np.arange(len(trunk.token_ids))
+        positions = self.reader.positions(self.network, trunk.token_ids, trunk.images)
+        trunk.shift = int(positions[0, -1]) - len(trunk.token_ids) + 1
+        return positions
 
     def _forward(
-        self, ids: list[int], positions: list[int], sampling: Any, keep: Any, images: Sequence[bytes] = ()
+        self, ids: list[int], positions: np.ndarray, sampling: Any, keep: Any, images: Sequence[bytes] = ()
     ) -> torch.Tensor:
         tokens = torch.tensor(ids, device=self.device)
         inputs = {"input_ids": tokens[None]}
@@ -232,7 +242,7 @@ class TransformersEngine:
             inputs = {"inputs_embeds": embedded[None]}
         output = self.network(
             **inputs,
-            position_ids=torch.tensor([positions], device=self.device),
+            position_ids=torch.from_numpy(positions).to(self.device)[..., None, :],
             use_cache=False,
             sampling=sampling,
             logits_to_keep=keep,

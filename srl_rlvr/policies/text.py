@@ -12,6 +12,7 @@ import functools
 import itertools
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ class CompletionLogprobs(torch.nn.Module):
             options["inputs_embeds"] = embedded[None]
         else:
             raise ValueError("samples with images, but the model takes none")
-        hidden = decoder(position_ids=pack.position_ids[None], use_cache=False, **options).last_hidden_state[0]
+        hidden = decoder(position_ids=pack.position_ids[..., None, :], use_cache=False, **options).last_hidden_state[0]
         if temperature is None:
             return hidden[:0, 0]
         return head_logprobs(head, hidden.index_select(0, pack.predictors), pack.targets, temperature)
@@ -101,7 +102,7 @@ class TextPolicy:
         network = base_models.load_model(model).to(self.device)
         _check_output_head(network)
         obstacle = adopt_tree_attention(network)
-        reader = vision.reader_of(model, network)
+        self.reader = vision.reader_of(model, network)
         self.attention = network.get_decoder().config._attn_implementation
         self.shares_prefixes = obstacle is None
         self.notices = [] if obstacle is None else [
@@ -125,9 +126,8 @@ class TextPolicy:
         self.shapes = tuple(
             (_plain_name(name), tuple(p.shape)) for name, p in network.named_parameters() if p.requires_grad
         )
-        self.forward: Any = self._distribute(
-            CompletionLogprobs(_inner(network), self.shares_prefixes, reader), strategy
-        )
+        module = CompletionLogprobs(_inner(network), self.shares_prefixes, self.reader)
+        self.forward: Any = self._distribute(module, strategy)
         self.reference: dict[str, torch.Tensor] | None = None
         self.optimizer = self._new_optimizer()
 
@@ -152,7 +152,7 @@ class TextPolicy:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = spec.learning_rate
-        trees = build_trees(samples)
+        trees = self._trees(samples)
         minibatches = [trees[i :: spec.updates] for i in range(spec.updates)]
         columns = _token_columns(samples)
         if spec.loss == "preference":
@@ -184,7 +184,7 @@ class TextPolicy:
 
     def logprobs(self, samples: pa.Table, temperature: float = 1.0) -> list[np.ndarray]:
         """log π of each sample's completion tokens, in the order of the table."""
-        return self._logprobs(build_trees(samples), samples, temperature)
+        return self._logprobs(self._trees(samples), samples, temperature)
 
     def export(self) -> tuple[torch.Tensor, weights.Manifest]:
         """What a generator needs to serve this version, as one flat float32 tensor: all weights, or only the adapters
@@ -365,6 +365,14 @@ class TextPolicy:
                 missing = max(len(forest.packs) for forest in forests if forest) - len(mine[index])
                 mine[index] += [(any_trunks, 0.0)] * missing
         return mine
+
+    def _trees(self, samples: pa.Table) -> list[Tree]:
+        trees = build_trees(samples)
+        if self.reader is None or not self.reader.has_axes:
+            return trees
+        network = _inner(self.network)
+        positions = (self.reader.positions(network, tree.trunk, tree.images) for tree in trees)
+        return [replace(tree, positions=of_tree) for tree, of_tree in zip(trees, positions, strict=True)]
 
     def _plant(self, trees: Sequence[Tree]) -> Iterator[Forest]:
         grow = plant if self.shares_prefixes else plant_one_by_one

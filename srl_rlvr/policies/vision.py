@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from srl_rlvr import images
@@ -23,17 +24,29 @@ def reader_of(model: Path, network: Any) -> ImageReader | None:
 
 
 class ImageReader:
-    """Embeddings of tokens and images. Raises InputError for networks whose positions are not one line."""
+    """Embeddings of tokens and images, and their positions. Raises InputError for networks whose deeper layers are
+    given features, too."""
 
     def __init__(self, model: Path, network: Any):
-        base = getattr(network, "model", network)
-        if hasattr(base, "get_rope_index"):
+        if getattr(network.config.vision_config, "deepstack_visual_indexes", None):
             raise InputError(
-                f"model type '{network.config.model_type}' gives image tokens positions of three axes; it cannot be "
-                "trained here yet: use one in the style of LLaVA or Idefics"
+                f"model type '{network.config.model_type}' gives images to deeper layers, too; it cannot be trained "
+                "here yet: use LLaVA, SmolVLM, Idefics 3, or Qwen2.5-VL"
             )
         self._processor = base_models.load_image_processor(model)
         self._image_token = network.config.image_token_id
+        # Of an image token in Qwen2-VL (2409.12191, section 2.1: M-RoPE).
+        self.has_axes = hasattr(network.model, "get_rope_index")
+
+    def positions(self, network: Any, token_ids: Sequence[int] | np.ndarray, shown: Sequence[bytes]) -> np.ndarray:
+        """[3, N]: time, height and width of each token; of text the three are equal."""
+        ids = torch.as_tensor(np.asarray(token_ids, dtype=np.int64))[None]
+        is_image, grid = (ids == self._image_token).int(), None
+        if shown:
+            grid = self._prepared(shown)["image_grid_thw"]
+            merged = network.config.vision_config.spatial_merge_size**2
+            self._check_places(int(is_image.sum()), int(grid.prod(1).sum()) // merged, len(shown))
+        return network.model.get_rope_index(ids, mm_token_type_ids=is_image, image_grid_thw=grid)[0][:, 0].numpy()
 
     def embed(
         self, network: Any, token_ids_N: torch.Tensor, of_prompts_N: torch.Tensor, shown: Sequence[bytes]
@@ -42,17 +55,23 @@ class ImageReader:
 
         Raises ValueError where the prompts have other than as many places.
         """
-        prepared = self._processor(images=[images.pixels(data) for data in shown], return_tensors="pt")
-        inputs = {name: value.to(token_ids_N.device) for name, value in prepared.items() if name in _TAKEN}
+        inputs = {name: value.to(token_ids_N.device) for name, value in self._prepared(shown).items()}
         found = network.get_image_features(**inputs, return_dict=True).pooler_output
         features = torch.cat(list(found))  # [Σ tokens, hidden]
         embeddings = network.get_input_embeddings()(token_ids_N)
         places = (token_ids_N == self._image_token) & of_prompts_N
-        if int(places.sum()) != len(features):
-            raise ValueError(
-                f"{len(shown)} images give {len(features)} states, and {int(places.sum())} places are there"
-            )
+        self._check_places(int(places.sum()), len(features), len(shown))
         return embeddings.masked_scatter(places[:, None], features.to(embeddings.dtype))
 
+    @staticmethod
+    def _check_places(places: int, states: int, shown: int) -> None:
+        if places != states:
+            raise ValueError(f"{shown} images give {states} states, and {places} places are there")
 
-_TAKEN = ("pixel_values", "pixel_attention_mask", "image_sizes")
+    def _prepared(self, shown: Sequence[bytes]) -> dict[str, torch.Tensor]:
+        """What the tower takes."""
+        found = self._processor(images=[images.pixels(data) for data in shown], return_tensors="pt")
+        return {name: value for name, value in found.items() if name in _TAKEN}
+
+
+_TAKEN = ("pixel_values", "pixel_attention_mask", "image_grid_thw")

@@ -83,7 +83,7 @@ def test_prompts_that_are_prefixes_of_one_another_are_computed_once(
     computed: list[int] = []
     forward = engine._forward
 
-    def count(ids: list[int], positions: list[int], sampling: Any, *others: Any) -> torch.Tensor:
+    def count(ids: list[int], positions: Any, sampling: Any, *others: Any) -> torch.Tensor:
         if isinstance(sampling, Prefill):
             computed.append(len(ids))
         return forward(ids, positions, sampling, *others)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from srl_rlvr.errors import InputError
 from srl_rlvr.policies import base_models
 from srl_rlvr.policies.losses import UpdateSpec
 from srl_rlvr.policies.text import TextPolicy
+from srl_rlvr.policies.vision import _TAKEN
 
 TYPE = model_types.find("multimodal_vision")
 CONTEXT = 300
@@ -59,22 +62,79 @@ def _smolvlm(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-@pytest.fixture(scope="module", params=["llava", "smolvlm"])
+def _qwen(folder: Path) -> None:
+    """A tiny one whose image tokens have positions of three axes, and as many tokens as its image is large."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    tokenizer = small_base.tokenizer_of(["one two", "yes no"])
+    tags = ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": tags}, replace_extra_special_tokens=False)
+    ids = dict(zip(tags, tokenizer.convert_tokens_to_ids(tags), strict=True))
+    torch.manual_seed(0)
+    text = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+    text |= {"num_attention_heads": 2, "num_key_value_heads": 1, "bos_token_id": None, "pad_token_id": 0}
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]}
+    tower = {"depth": 2, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 32}
+    config = Qwen2_5_VLConfig(
+        text_config=text | {"eos_token_id": tokenizer.eos_token_id, "rope_parameters": rope},
+        vision_config=tower | {"patch_size": 4, "fullatt_block_indexes": [1], "window_size": 16},
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+    )
+    Qwen2_5_VLForConditionalGeneration(config).save_pretrained(folder)
+    # Its processor wants torchvision, for videos: the prompts are written by hand here.
+    tokenizer.save_pretrained(folder)
+    side = {"shortest_edge": 64, "longest_edge": 4096}
+    Qwen2VLImageProcessorPil(patch_size=4, size=side, temporal_patch_size=2, merge_size=2).save_pretrained(folder)
+
+
+class _QwenTokenizer:
+    """Of the folder that `_qwen` writes, what the tests need of a processor."""
+
+    def __init__(self, folder: Path):
+        self.plain, self.folder = base_models.load_plain_tokenizer(folder), folder
+        self.encode = self.plain.encode
+
+    def prompt(self, images_: list[bytes]) -> list[int]:
+        shown = [images.pixels(image) for image in images_]
+        grids = base_models.load_image_processor(self.folder)(images=shown, return_tensors="pt")["image_grid_thw"]
+        places = ("<|vision_start|>" + "<|image_pad|>" * (int(grid.prod()) // 4) + "<|vision_end|>" for grid in grids)
+        return self.plain.encode("".join(places) + "one two")
+
+    def save_pretrained(self, folder: Path) -> None:
+        for file in [*self.folder.glob("token*"), *self.folder.glob("*processor*"), *self.folder.glob("*.jinja")]:
+            shutil.copy(file, folder)
+
+
+BUILDERS = {"smolvlm": _smolvlm, "qwen": _qwen}
+
+
+@pytest.fixture(scope="module", params=["llava", *BUILDERS])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("vision") / request.param
     if request.param == "llava":
         vision_base.build(folder, texts=["one two", "yes no"], image_size=32, width=32, layers=2)
     else:
-        _smolvlm(folder)
+        BUILDERS[request.param](folder)
     return folder
+
+
+def _tokenizer(model: Path) -> Any:
+    return _QwenTokenizer(model) if model.name == "qwen" else TYPE.load_tokenizer(model, CONTEXT)
 
 
 def _asked(model: Path) -> tuple[list[list[int]], list[list[bytes]]]:
     """Prompts of one image, of two, and the same text with another image; the last goes on from the one before."""
-    tokenizer = TYPE.load_tokenizer(model, CONTEXT)
+    tokenizer = _tokenizer(model)
     shown = [[picture(0)], [picture(1), picture(2, (16, 60))], [picture(3)], [picture(3)]]
-    rows = [{"id": "x", "provenance": "", "prompt": "one two", "steps": [], "images": of} for of in shown]
-    prompts = [TYPE.encode_prompt(tokenizer, row, think=False) for row in rows]
+    if isinstance(tokenizer, _QwenTokenizer):
+        prompts = [tokenizer.prompt(of) for of in shown]
+    else:
+        rows = [{"id": "x", "provenance": "", "prompt": "one two", "steps": [], "images": of} for of in shown]
+        prompts = [TYPE.encode_prompt(tokenizer, row, think=False) for row in rows]
     prompts[3] = prompts[3] + tokenizer.encode("yes\n")
     return prompts, shown
 
@@ -98,9 +158,11 @@ def _engine(model: Path) -> TransformersEngine:
 def _by_itself(model: Path, row: dict[str, Any]) -> torch.Tensor:
     """Log-probabilities of the completion from the network's own forward on the whole sample."""
     network, processor = base_models.load_model(model), base_models.load_image_processor(model)
-    prepared = processor(images=[[images.pixels(image) for image in row["images"]]], return_tensors="pt")
-    taken = {name: prepared[name] for name in ("pixel_values", "pixel_attention_mask") if name in prepared}
+    prepared = processor(images=[images.pixels(image) for image in row["images"]], return_tensors="pt")
+    taken = {name: prepared[name] for name in _TAKEN if name in prepared}
     ids = torch.tensor([row["prompt_ids"] + row["completion_ids"]])
+    if "image_grid_thw" in taken:
+        taken["mm_token_type_ids"] = (ids == network.config.image_token_id).int()
     logits = network(input_ids=ids, **taken).logits[0].log_softmax(-1)
     start = len(row["prompt_ids"])
     return logits[start - 1 : -1].gather(1, ids[0, start:, None])[:, 0]
@@ -140,12 +202,12 @@ def test_an_update_moves_tower_projector_and_decoder_and_is_served_and_saved(mod
     before = {name: p.detach().clone() for name, p in policy.network.named_parameters()}
     policy.update(samples, UpdateSpec("cross_entropy", 1e-3))
     moved = {name for name, p in policy.network.named_parameters() if not torch.equal(p, before[name])}
-    for part in ("vision", "projector" if "projector" in " ".join(moved) else "connector", "layers.0"):
-        assert any(part in name for name in moved), part
+    for part in (r"vis", r"projector|connector|merger", r"(language|text)_model.layers.0"):
+        assert any(re.search(part, name) for name in moved), part
     buffer, manifest = policy.export()
     engine.load(buffer.clone(), manifest)
     policy.save_model(tmp_path, {})
-    TYPE.load_tokenizer(model, CONTEXT).save_pretrained(tmp_path)
+    _tokenizer(model).save_pretrained(tmp_path)
     spec = SamplingSpec(1, 0.0, 6)
     assert engine.sample(prompts, spec, shown) == _engine(tmp_path).sample(prompts, spec, shown)
 
