@@ -20,8 +20,8 @@ questions, and what is left is easier. It is, of train and of dev in percent: sv
 wnut17 100 and 100, crossner 89 and 86, sroie_json 61 and 79, gsm8k 57 and 59. Files are sorted by domain, so the order
 of their rows is drawn, once for all cells.
 
-The type that sees starts from a small tower and a small Llama, newly drawn, so that its SFT is the supervised training of
-the same network; ours is SFT for half of the time, then SRL and RLVR. It answers every question.
+The type that sees starts from a small tower and a small Llama, newly drawn, so that its SFT is the supervised training
+of the same network; ours is SFT for half of the time, then SRL and RLVR. It answers every question.
 
 The lead is that of SRL → RLVR over the best rival, paired by question and bootstrapped over seeds and questions; the
 rival is chosen anew in each draw.

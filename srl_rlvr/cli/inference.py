@@ -89,16 +89,8 @@ def open_model(options: argparse.Namespace) -> Iterator[Inference]:
     kind = model_type.engine or options.engine
     if kind == "auto":
         kind = "vllm" if importlib.util.find_spec("vllm") else "transformers"
-    defaults = EngineConfig()
-    arguments = {
-        "max_running": defaults.max_running,
-        "max_context": max_context,
-        "kv_cache_gib": defaults.kv_cache_gib,
-        "block_size": defaults.block_size,
-    }
-    if kind == "ranking":
-        arguments = model_type.policy_options() | {"tokens_per_pass": LearnerConfig().tokens_per_microbatch}
-    engine = engines.create(kind, model, arguments)
+    arguments = engines.arguments(kind, EngineConfig(), max_context, LearnerConfig().tokens_per_microbatch)
+    engine = engines.create(kind, model, arguments | model_type.policy_options())
     verifier = VerifierConfig()
     with VerifierPool(verifier.workers, verifier.deadline_s) as pool:
         yield Inference(model, model_type, card, tokenizer, engine, pool, max_tokens, max_context)

@@ -12,6 +12,7 @@ import pyarrow as pa
 import torch
 
 from srl_rlvr import records
+from srl_rlvr.config import EngineConfig
 from srl_rlvr.errors import InputError
 from srl_rlvr.policies.weights import Manifest
 
@@ -51,6 +52,18 @@ class Engine(Protocol):
     def load(self, buffer: np.ndarray | torch.Tensor, manifest: Manifest) -> str:
         """Serve the weights in `buffer` (flat, float32) from now on; returns the checksum of what arrived."""
         ...
+
+
+def arguments(kind: str, engine: EngineConfig, max_context: int, tokens_per_pass: int) -> dict[str, Any]:
+    """What `create` is to be given for an engine of this kind."""
+    if kind == "ranking":
+        return {"tokens_per_pass": tokens_per_pass}
+    return {
+        "max_running": engine.max_running,
+        "max_context": max_context,
+        "kv_cache_gib": engine.kv_cache_gib,
+        "block_size": engine.block_size,
+    }
 
 
 def create(kind: str, model: Path, config: dict[str, Any]) -> Engine:

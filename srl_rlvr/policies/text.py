@@ -28,7 +28,10 @@ from srl_rlvr.errors import InputError
 from srl_rlvr.policies import base_models, vision, weights
 from srl_rlvr.policies.attention import TreePass, TrunkMemory, adopt_tree_attention
 from srl_rlvr.policies.losses import (
+    SUMS,
     UpdateSpec,
+    averages,
+    check_finite,
     cross_entropy_loss,
     likelihood_loss,
     policy_gradient_loss,
@@ -38,7 +41,6 @@ from srl_rlvr.policies.output_head import head_logprobs
 from srl_rlvr.policies.prefix_tree import Forest, Pack, Tree, build_trees, plant, plant_one_by_one
 
 _BETAS = (0.9, 0.99)
-_SUMS: tuple[str, ...] = ("loss", "kl", "clip_fraction", "entropy", "divergence", "drawn")  # over tokens
 
 
 class CompletionLogprobs(torch.nn.Module):
@@ -252,7 +254,7 @@ class TextPolicy:
         denominator = samples_seen * spec.constant_length if spec.constant_length else tokens_seen
         if spec.loss == "preference":
             denominator = samples_seen / 2  # pairs
-        sums = dict.fromkeys(_SUMS, 0.0)
+        sums = dict.fromkeys(SUMS, 0.0)
         self.optimizer.zero_grad(set_to_none=True)
         forests = self._share(trees)
         for index, passes in enumerate(forests):
@@ -264,15 +266,10 @@ class TextPolicy:
             total = torch.tensor(list(sums.values()), dtype=torch.float64, device=self.device)
             dist.all_reduce(total)
             sums = dict(zip(sums, total.tolist(), strict=True))
-        drawn = max(sums.pop("drawn"), 1.0)
-        metrics = {name: value / tokens_seen for name, value in sums.items()}
-        metrics |= {name: sums[name] / drawn for name in ("entropy", "divergence")}
-        metrics["loss"] = sums["loss"] / denominator
         parameters = [p for p in self.network.parameters() if p.requires_grad]
-        metrics["grad_norm"] = float(_whole(torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)))
-        for what in ("loss", "grad_norm"):
-            if not np.isfinite(metrics[what]):
-                raise ValueError(f"the {what} of version {self.version} is {metrics[what]}; lower the learning rate")
+        norm = float(_whole(torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)))
+        metrics = averages(sums, tokens_seen, denominator) | {"grad_norm": norm}
+        check_finite(metrics, self.version)
         self.optimizer.step()
         return metrics
 
@@ -297,7 +294,7 @@ class TextPolicy:
         if len(packs) > 1:
             with torch.no_grad():
                 self.forward(packs[0], None, memory, writes=True)
-        sums = dict.fromkeys(_SUMS, 0.0)
+        sums = dict.fromkeys(SUMS, 0.0)
         for number in (*range(1, len(packs)), 0):
             pack, weight = passes[number]
             with contextlib.nullcontext() if synchronize and number == 0 else self._no_sync():
