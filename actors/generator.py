@@ -35,7 +35,8 @@ class Generator:
     def generate(self, prompts: pa.Table, spec: SamplingSpec) -> pa.Table:
         """Rollout table: `spec.samples` rows for each prompt, in order."""
         records.check("Prompt", prompts)
-        groups = self.thread.submit(self.engine.sample, prompts["token_ids"].to_pylist(), spec).result()
+        asked = prompts["token_ids"].to_pylist()
+        groups = self.thread.submit(self.engine.sample, asked, spec, engines.images_of(prompts)).result()
         return engines.rollout_table(prompts, groups, self.engine.version, self.tokenizer)
 
     def load(self, buffer: np.ndarray | torch.Tensor, manifest: Manifest) -> tuple[int, str]:

@@ -24,7 +24,7 @@ from actors.dispatcher import Dispatcher, explained
 from actors.generator import Generator
 from actors.learner import Learner, LearnerSpec
 from actors.verifier import Verifier
-from srl_rlvr import model_types, records
+from srl_rlvr import engines, model_types, records
 from srl_rlvr.config import RunConfig
 from srl_rlvr.engines import SamplingSpec
 from srl_rlvr.errors import InputError, RunError
@@ -200,14 +200,9 @@ class Crew:
 def engine_of(config: RunConfig) -> tuple[str, dict[str, Any]]:
     """The kind of the run's engine and its arguments."""
     model_type, engine = model_types.find(config.model_type), config.engine
-    if model_type.policy == "ranking":
-        return "ranking", model_type.policy_options() | {"tokens_per_pass": config.learner.tokens_per_microbatch}
-    return engine.kind, {
-        "max_running": engine.max_running,
-        "max_context": config.model.max_context,
-        "kv_cache_gib": engine.kv_cache_gib,
-        "block_size": engine.block_size,
-    }
+    kind = model_type.engine or engine.kind
+    max_context, tokens_per_pass = config.model.max_context, config.learner.tokens_per_microbatch
+    return kind, engines.arguments(kind, engine, max_context, tokens_per_pass) | model_type.policy_options()
 
 
 def _threads(config: RunConfig) -> tuple[int, int]:

@@ -263,7 +263,9 @@ class TrackingConfig(Section):
 class RunConfig(Section):
     name: str = "run"
     """Names the run in MLflow and its default folder under `out/`."""
-    model_type: Literal["srl_parser", "intent_router", "embeddings", "reranker", "task_llm", "extractor"] = "task_llm"
+    model_type: Literal[
+        "srl_parser", "intent_router", "embeddings", "reranker", "task_llm", "extractor", "multimodal_vision"
+    ] = "task_llm"
     """What the model is for."""
     seed: int = Field(default=0, ge=0)
     """Of everything drawn: problems, order, samples."""

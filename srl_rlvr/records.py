@@ -26,6 +26,7 @@ PASSED = 1.0 - 1e-6  # the reward of a right answer, or more
 
 _IDS = pa.list_(pa.int32())
 _LOGPROBS = pa.list_(pa.float32())
+_IMAGES = pa.list_(pa.binary())  # encoded, as files hold them; a prompt's tokens have a place for each, in order
 
 
 def _schema(*fields: tuple[str, pa.DataType]) -> pa.Schema:
@@ -37,7 +38,7 @@ EXAMPLE = _schema(
     ("model_type", pa.string()),
     ("task", pa.string()),  # data set or generated family
     ("prompt", pa.string()),  # the user's turn
-    ("images", pa.list_(pa.binary())),
+    ("images", _IMAGES),
     ("steps", pa.list_(pa.string())),  # the expert's actions, in order, without line breaks at their ends
     ("reference", pa.string()),  # the right final answer
     ("candidates", pa.list_(pa.string())),
@@ -53,6 +54,7 @@ PROMPT = _schema(
     ("stage", pa.string()),
     ("step_index", pa.int32()),  # 0-based; -1 for a whole problem
     ("token_ids", _IDS),
+    ("images", _IMAGES),
     ("trunk_id", pa.string()),  # prompts of one trunk are prefixes of one token sequence
     ("offset", pa.int32()),  # where this prompt's samples branch off the trunk, in tokens
     ("verifier", pa.string()),
@@ -85,6 +87,7 @@ SAMPLE = _schema(
     ("trunk_id", pa.string()),
     ("policy_version", pa.int64()),
     ("prompt_ids", _IDS),
+    ("images", _IMAGES),
     ("completion_ids", _IDS),
     ("behavior_logprobs", _LOGPROBS),
     ("advantage", pa.float32()),
@@ -131,13 +134,17 @@ def check(record: str, table: pa.Table) -> pa.Table:
 
 
 def build(record: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
-    """A checked `record` table from dictionaries. Raises RecordError naming the column that does not fit."""
+    """A checked `record` table from dictionaries; `images` may be left out where there are none.
+
+    Raises RecordError naming the column that does not fit.
+    """
     schema = SCHEMAS[record]
     rows = list(rows)
     columns = []
     for field in schema:
         try:
-            columns.append(pa.array([row[field.name] for row in rows], type=field.type))
+            values = [row.get("images", ()) if field.name == "images" else row[field.name] for row in rows]
+            columns.append(pa.array(values, type=field.type))
         except KeyError:
             raise RecordError(f"{record} table: column '{field.name}' is missing") from None
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:

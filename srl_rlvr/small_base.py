@@ -82,7 +82,7 @@ def build(
     partial.mkdir(parents=True)
     tokenizer = train_tokenizer([row for of_family in rows.values() for row in of_family[:_FOR_TOKENIZER]])
     tokenizer.save_pretrained(partial)
-    _random_model(tokenizer, seed).save_pretrained(partial)
+    random_model(tokenizer, seed).save_pretrained(partial)
     policy = TextPolicy(partial, weight_decay=0.01, seed=seed)
     texts = Texts(list(rows.values()), tokenizer, seed)
     for update in range(updates):
@@ -101,8 +101,14 @@ def build(
     partial.rename(folder)
 
 
-def train_tokenizer(problems: Sequence[dict[str, Any]], vocabulary: int = VOCABULARY) -> Any:
-    """Byte-level BPE over the problems' language; digits and line breaks stand alone."""
+def train_tokenizer(problems: Sequence[dict[str, Any]]) -> Any:
+    """Of the problems' language."""
+    lines = [text for row in problems for text in (row["prompt"], *row["steps"], f"Answer: {row['reference']}")]
+    return tokenizer_of([task_llm.TYPE.instruction, *lines])
+
+
+def tokenizer_of(texts: Sequence[str], vocabulary: int = VOCABULARY) -> Any:
+    """Byte-level BPE over the texts, with the chat form; digits and line breaks stand alone."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -120,8 +126,8 @@ def train_tokenizer(problems: Sequence[dict[str, Any]], vocabulary: int = VOCABU
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    lines = [text for row in problems for text in (row["prompt"], *row["steps"], f"Answer: {row['reference']}")]
-    tokenizer.train_from_iterator([task_llm.TYPE.instruction, "system\nuser\nassistant\n", *lines], trainer)
+    first, *others = texts
+    tokenizer.train_from_iterator([first, "system\nuser\nassistant\n", *others], trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token=END, pad_token=END, additional_special_tokens=_SPECIAL[1:]
     )
@@ -217,7 +223,7 @@ def _schedule(update: int, updates: int) -> float:
     return 0.1 + 0.45 * (1 + math.cos(math.pi * (update - warm_up) / max(1, updates - warm_up)))
 
 
-def _random_model(tokenizer: Any, seed: int) -> Any:
+def random_model(tokenizer: Any, seed: int) -> Any:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

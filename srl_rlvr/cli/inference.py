@@ -32,7 +32,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE_OR_DIR",
         type=Path,
         required=True,
-        help="problems (.jsonl, .jsonl.gz; of a folder its dev file)",
+        help="problems (.jsonl, .jsonl.gz, .parquet; of a folder its dev file)",
     )
     parser.add_argument("--skip-bad", action="store_true", help="leave out rows that are wrong, and say how many")
     parser.add_argument("--limit", metavar="N", type=int, help="only the first N problems")
@@ -69,7 +69,7 @@ class Inference:
         return rollouts, self.pool.score(prompts, rollouts), {}
 
     def answer(self, prompts: pa.Table, spec: SamplingSpec) -> pa.Table:
-        groups = self.engine.sample(prompts["token_ids"].to_pylist(), spec)
+        groups = self.engine.sample(prompts["token_ids"].to_pylist(), spec, engines.images_of(prompts))
         return engines.rollout_table(prompts, groups, self.engine.version, self.tokenizer)
 
 
@@ -86,19 +86,11 @@ def open_model(options: argparse.Namespace) -> Iterator[Inference]:
     max_context = options.max_context or card.get("max_context", ModelConfig().max_context)
     max_tokens = options.max_tokens or card.get("max_tokens", EvaluationConfig().max_tokens)
     tokenizer = model_type.load_tokenizer(model, max_context)
-    kind = "ranking" if model_type.policy == "ranking" else options.engine
+    kind = model_type.engine or options.engine
     if kind == "auto":
         kind = "vllm" if importlib.util.find_spec("vllm") else "transformers"
-    defaults = EngineConfig()
-    arguments = {
-        "max_running": defaults.max_running,
-        "max_context": max_context,
-        "kv_cache_gib": defaults.kv_cache_gib,
-        "block_size": defaults.block_size,
-    }
-    if kind == "ranking":
-        arguments = model_type.policy_options() | {"tokens_per_pass": LearnerConfig().tokens_per_microbatch}
-    engine = engines.create(kind, model, arguments)
+    arguments = engines.arguments(kind, EngineConfig(), max_context, LearnerConfig().tokens_per_microbatch)
+    engine = engines.create(kind, model, arguments | model_type.policy_options())
     verifier = VerifierConfig()
     with VerifierPool(verifier.workers, verifier.deadline_s) as pool:
         yield Inference(model, model_type, card, tokenizer, engine, pool, max_tokens, max_context)

@@ -50,7 +50,8 @@ def train(config: RunConfig, out: Path, resume: bool, command: str) -> int:
     train_examples, dev, held_out = sources.load_all(config.data, config.seed, config.model_type)
     model = base_models.resolve(config.model.base, model_cache())
     tokenizer = model_type.load_tokenizer(model, config.model.max_context)
-    limit = json.loads((model / "config.json").read_text()).get("max_position_embeddings", config.model.max_context)
+    of_model = base_models.read_config(model)
+    limit = (of_model | of_model.get("text_config", {})).get("max_position_embeddings", config.model.max_context)
     by_steps = any(stage.kind == "srl" for stage in config.stages)
     if model_type.policy == "text":  # an encoder cuts its texts to the context
         pipeline.check_fits_context(train_examples, tokenizer, config, limit, by_steps)
@@ -171,7 +172,8 @@ def _crew(config: RunConfig, model: Path, out: Path, progress: Progress) -> Iter
 
     supervisor.start_ray(config, progress.note)
     try:
-        progress.phase(f"starting the {config.engine.kind} engine and the learner")
+        kind = model_types.find(config.model_type).engine or config.engine.kind
+        progress.phase(f"starting the {kind} engine and the learner")
         run_id = f"{config.name}-{time.time_ns() % 10**9:09d}"
         crew = supervisor.Crew(config, model.resolve(), run_id, (out / _RAY_TRAIN).resolve())
         try:

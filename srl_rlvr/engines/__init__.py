@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +12,7 @@ import pyarrow as pa
 import torch
 
 from srl_rlvr import records
+from srl_rlvr.config import EngineConfig
 from srl_rlvr.errors import InputError
 from srl_rlvr.policies.weights import Manifest
 
@@ -38,13 +40,30 @@ class Completion:
 class Engine(Protocol):
     version: int
 
-    def sample(self, prompts: list[list[int]], spec: SamplingSpec) -> list[list[Completion]]:
-        """`spec.samples` completions of each prompt, in order. The same weights, prompts and spec give the same."""
+    def sample(
+        self, prompts: list[list[int]], spec: SamplingSpec, images: Sequence[Sequence[bytes]] = ()
+    ) -> list[list[Completion]]:
+        """`spec.samples` completions of each prompt, in order. The same weights, prompts and spec give the same.
+
+        `images` are those of each prompt, or none at all. Raises InputError where the engine takes none.
+        """
         ...
 
     def load(self, buffer: np.ndarray | torch.Tensor, manifest: Manifest) -> str:
         """Serve the weights in `buffer` (flat, float32) from now on; returns the checksum of what arrived."""
         ...
+
+
+def arguments(kind: str, engine: EngineConfig, max_context: int, tokens_per_pass: int) -> dict[str, Any]:
+    """What `create` is to be given for an engine of this kind."""
+    if kind == "ranking":
+        return {"tokens_per_pass": tokens_per_pass}
+    return {
+        "max_running": engine.max_running,
+        "max_context": max_context,
+        "kv_cache_gib": engine.kv_cache_gib,
+        "block_size": engine.block_size,
+    }
 
 
 def create(kind: str, model: Path, config: dict[str, Any]) -> Engine:
@@ -60,6 +79,12 @@ def create(kind: str, model: Path, config: dict[str, Any]) -> Engine:
     from srl_rlvr.engines.transformers_engine import TransformersEngine
 
     return TransformersEngine(model, **config)
+
+
+def images_of(prompts: pa.Table) -> list[list[bytes]]:
+    """Those of each prompt, or nothing where no prompt has any."""
+    found = prompts["images"].to_pylist()
+    return found if any(found) else []
 
 
 def rollout_table(prompts: pa.Table, groups: list[list[Completion]], version: int, tokenizer: Any) -> pa.Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,9 @@ class RankingEngine:
         self.version = 0
         self.scorer = Scorer(model, kind, tokens_per_pass)
 
-    def sample(self, prompts: list[list[int]], spec: SamplingSpec) -> list[list[Completion]]:
+    def sample(
+        self, prompts: list[list[int]], spec: SamplingSpec, images: Sequence[Sequence[bytes]] = ()
+    ) -> list[list[Completion]]:
         """`spec.samples` orderings of each prompt's candidates, of the first `spec.max_tokens` picks; where the spec
         has stops, an action ends with each, and here an action is one pick."""
         picks = len(spec.stops) or spec.max_tokens

@@ -8,6 +8,7 @@ share one trunk, computed once. Weights are views into the buffer that the learn
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from srl_rlvr.engines import Completion, SamplingSpec, check_room
 from srl_rlvr.engines.adapters import Adapter
 from srl_rlvr.engines.branch_cache import ATTENTION_NAME, BranchCache, Decode, Prefill
 from srl_rlvr.errors import InputError
-from srl_rlvr.policies import base_models
+from srl_rlvr.policies import base_models, vision
 from srl_rlvr.policies.attention import UnsupportedAttention, obstacle_to_trees
 from srl_rlvr.policies.weights import Manifest, unflatten
 
@@ -29,10 +30,12 @@ class _Trunk:
     """Prompts that are prefixes of the longest of them."""
 
     token_ids: list[int]
+    images: Sequence[bytes] = ()
     offsets: set[int] = field(default_factory=set)  # lengths of its prompts
     slot: int = -1
     open: int = 0  # samples that wait or run
     logits: dict[int, torch.Tensor] = field(default_factory=dict)  # by offset, after each of its prompts
+    shift: int = 0  # to be added to the count of a token that follows, as its position
 
 
 @dataclass
@@ -63,6 +66,7 @@ class TransformersEngine:
         self.model = model
         self.network = base_models.load_model(model).to(self.device)
         self.tokenizer = base_models.load_tokenizer(model)
+        self.reader = vision.reader_of(model, self.network)
         self.max_running = max_running
         self.max_context = max_context
         self.cache_bytes = kv_cache_gib * 2**30
@@ -77,7 +81,7 @@ class TransformersEngine:
         obstacle = obstacle_to_trees(self.network)
         try:
             if obstacle is None:
-                self.network.set_attn_implementation(ATTENTION_NAME)
+                self.network.get_decoder().set_attn_implementation(ATTENTION_NAME)
                 self.sample([[0]], SamplingSpec(1, 0.0, 2))
         except UnsupportedAttention as unsupported:
             obstacle = str(unsupported)
@@ -88,10 +92,14 @@ class TransformersEngine:
             )
 
     @torch.inference_mode()
-    def sample(self, prompts: list[list[int]], spec: SamplingSpec) -> list[list[Completion]]:
+    def sample(
+        self, prompts: list[list[int]], spec: SamplingSpec, images: Sequence[Sequence[bytes]] = ()
+    ) -> list[list[Completion]]:
         """See `Engine`. The draws of a sample depend on the seed and its place alone, not on what runs beside it."""
         check_room(prompts, self.max_context)
-        groups = self._groups(prompts, spec)
+        if images and self.reader is None:
+            raise InputError(f"model {self.model} takes no images; use one with a vision tower")
+        groups = self._groups(prompts, spec, images or [()] * len(prompts))
         result = [[row.completion for row in group.rows] for group in groups]
         waiting, rows = deque(groups), []
         cache = self._room_for(groups, spec)
@@ -134,16 +142,16 @@ class TransformersEngine:
             else:
                 parameter.data.copy_(tensors[name])
 
-    def _groups(self, prompts: list[list[int]], spec: SamplingSpec) -> list[_Group]:
+    def _groups(self, prompts: list[list[int]], spec: SamplingSpec, images: Sequence[Sequence[bytes]]) -> list[_Group]:
         """A group for each prompt, each with the trunk it shares with its neighbours."""
         trunks: list[_Trunk] = []
         groups: list[_Group] = []
         draws = np.random.default_rng(spec.seed)
-        for prompt in prompts:
+        for prompt, shown in zip(prompts, images, strict=True):
             trunk = trunks[-1] if trunks else None
             shared = min(len(prompt), len(trunk.token_ids)) if trunk else 0
-            if trunk is None or prompt[:shared] != trunk.token_ids[:shared]:
-                trunks.append(trunk := _Trunk(prompt))
+            if trunk is None or prompt[:shared] != trunk.token_ids[:shared] or list(shown) != list(trunk.images):
+                trunks.append(trunk := _Trunk(prompt, shown))
             elif len(prompt) > shared:
                 trunk.token_ids = prompt
             trunk.offsets.add(len(prompt))
@@ -201,9 +209,10 @@ class TransformersEngine:
             spans.append((trunk.slot, len(ids), len(trunk.token_ids)))
             wanted += [(trunk, offset, len(ids) + offset - 1) for offset in sorted(trunk.offsets)]
             ids += trunk.token_ids
-            positions += range(len(trunk.token_ids))
+            positions.append(self._positions(trunk))
         keep = torch.tensor([position for _, _, position in wanted], device=self.device)
-        logits = self._forward(ids, positions, Prefill(cache, spans), keep)
+        shown = [image for trunk in trunks for image in trunk.images]
+        logits = self._forward(ids, np.concatenate(positions, axis=-1), Prefill(cache, spans), keep, shown)
         for (trunk, offset, _), row in zip(wanted, logits, strict=True):
             trunk.logits[offset] = row
 
@@ -212,12 +221,28 @@ class TransformersEngine:
         lengths = [len(row.completion.token_ids) - 1 for row in rows]  # the last token is fed in now
         step = Decode(cache, lengths, [row.trunk.slot for row in rows], [row.offset for row in rows])
         ids = [row.completion.token_ids[-1] for row in rows]
-        return self._forward(ids, [row.offset + n for row, n in zip(rows, lengths, strict=True)], step, 0)
+        positions = [row.offset + row.trunk.shift + n for row, n in zip(rows, lengths, strict=True)]
+        return self._forward(ids, np.array(positions), step, 0)
 
-    def _forward(self, ids: list[int], positions: list[int], sampling: Any, keep: Any) -> torch.Tensor:
+    def _positions(self, trunk: _Trunk) -> np.ndarray:
+        """[N], or [axes, N] of a model that has several."""
+        if self.reader is None or not self.reader.has_axes:
+            return np.arange(len(trunk.token_ids))
+        positions = self.reader.positions(self.network, trunk.token_ids, trunk.images)
+        trunk.shift = int(positions[0, -1]) - len(trunk.token_ids) + 1
+        return positions
+
+    def _forward(
+        self, ids: list[int], positions: np.ndarray, sampling: Any, keep: Any, images: Sequence[bytes] = ()
+    ) -> torch.Tensor:
+        tokens = torch.tensor(ids, device=self.device)
+        inputs = {"input_ids": tokens[None]}
+        if images and self.reader is not None:
+            embedded = self.reader.embed(self.network, tokens, torch.ones_like(tokens, dtype=torch.bool), images)
+            inputs = {"inputs_embeds": embedded[None]}
         output = self.network(
-            input_ids=torch.tensor([ids], device=self.device),
-            position_ids=torch.tensor([positions], device=self.device),
+            **inputs,
+            position_ids=torch.from_numpy(positions).to(self.device)[..., None, :],
             use_cache=False,
             sampling=sampling,
             logits_to_keep=keep,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 
 from srl_rlvr.engines import Completion, SamplingSpec, in_segments
-from srl_rlvr.errors import MissingExtraError
+from srl_rlvr.errors import InputError, MissingExtraError
 from srl_rlvr.policies import base_models
 from srl_rlvr.policies.weights import Manifest, unflatten
 
@@ -60,7 +61,11 @@ class VllmEngine:
             **placement,
         )
 
-    def sample(self, prompts: list[list[int]], spec: SamplingSpec) -> list[list[Completion]]:
+    def sample(
+        self, prompts: list[list[int]], spec: SamplingSpec, images: Sequence[Sequence[bytes]] = ()
+    ) -> list[list[Completion]]:
+        if images:
+            raise InputError("the vllm engine is given no images; use the transformers engine")
         # vLLM's own per-request generators do not work with chunked prefill on a CPU; the process's generator does.
         torch.manual_seed(spec.seed)
 

@@ -1,4 +1,4 @@
-"""Files of problems → Example tables: JSON lines as they are, told apart by their columns.
+"""Files of problems → Example tables: JSON lines or Parquet as they are, told apart by their columns.
 
 `SCHEMAS` is the whole list of what is understood; to understand another, add a row. This module knows files and
 columns; it must not know what a verifier does with the reference that it names.
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from srl_rlvr import records
 from srl_rlvr.errors import InputError
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 Split = Literal["train", "dev"]
 Row = Mapping[str, Any]
 
-SUFFIXES = (".jsonl.gz", ".jsonl")
+SUFFIXES = (".jsonl.gz", ".jsonl", ".parquet")
 FOLIO_LABELS = ("True", "False", "Unknown")
 
 _PLAIN_NUMBER = re.compile(r"[-+]?(\d[\d,]*(\.\d*)?|\.\d+)")
@@ -81,7 +82,7 @@ def load(
     missing_answer: str | None = None,
     skip_bad: bool = False,
 ) -> pa.Table:
-    """The Examples of a `.jsonl` or `.jsonl.gz` file, or of a folder's `split` file: the first `limit`, each once.
+    """The Examples of a file, or of a folder's `split` file: the first `limit`, each once.
 
     missing_answer is for prediction: it stands in for an `answer` that a row does not have, and every row is kept,
     repeated or not.
@@ -145,12 +146,13 @@ def task_of(path: Path, file: Path) -> str:
 
 
 def find(path: Path, split: Split = "train") -> Path:
-    """The file itself, or a folder's `<split>.jsonl.gz` or `<split>.jsonl`. Raises InputError with the nearest name."""
+    """The file itself, or a folder's `<split>.jsonl.gz`, `.jsonl` or `.parquet`. Raises InputError with the nearest
+    name."""
     if path.is_dir():
         for suffix in SUFFIXES:
             if (file := path / f"{split}{suffix}").is_file():
                 return file
-        raise InputError(f"{path}: no {split}.jsonl.gz or {split}.jsonl{nearest(split, _names_in(path))}")
+        raise InputError(f"{path}: no {split}.jsonl.gz, .jsonl or .parquet{nearest(split, _names_in(path))}")
     if not path.is_file():
         raise InputError(f"{path}: no such file{nearest(path.name, _names_in(path.parent))}")
     if not path.name.endswith(SUFFIXES):
@@ -159,12 +161,14 @@ def find(path: Path, split: Split = "train") -> Path:
 
 
 def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number from 1, row) for each line of JSON that is not blank. Raises InputError naming file and line."""
+    """(number from 1, row) for each row, or line of JSON that is not blank. Raises InputError naming file and line."""
     for number, line in _lines(file):
         yield number, _row(file, number, line)
 
 
-def _row(file: Path, number: int, line: bytes) -> dict[str, Any]:
+def _row(file: Path, number: int, line: bytes | dict[str, Any]) -> dict[str, Any]:
+    if isinstance(line, dict):
+        return line
     try:
         row = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError:
@@ -176,9 +180,12 @@ def _row(file: Path, number: int, line: bytes) -> dict[str, Any]:
     return row
 
 
-def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
-    """(number from 1, line) of those that are not blank."""
+def _lines(file: Path) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
+    """(number from 1, line) of those that are not blank; of Parquet the rows, without what is null."""
     number = 0
+    if file.suffix == ".parquet":
+        yield from enumerate(_parquet(file), start=1)
+        return
     try:
         with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as stream:
             for number, line in enumerate(stream, start=1):
@@ -188,6 +195,15 @@ def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
         raise InputError(f"{file}: not a whole gzip file after line {number} ({error})") from None
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror})") from None
+
+
+def _parquet(file: Path) -> Iterator[dict[str, Any]]:
+    try:
+        for batch in pq.ParquetFile(file).iter_batches(batch_size=256):
+            for row in batch.to_pylist():
+                yield {name: value for name, value in row.items() if value is not None}
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{file}: not a whole Parquet file ({str(error).splitlines()[0]})") from None
 
 
 def _names_in(folder: Path) -> list[str]:

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from srl_rlvr.examples.files import WHOLE, Reading, Split
 
-_NAMES = ("srl_parser", "intent_router", "embeddings", "reranker", "task_llm", "extractor")
+_NAMES = ("srl_parser", "intent_router", "embeddings", "reranker", "task_llm", "extractor", "multimodal_vision")
 # Imported when they are asked for: a name can be checked without torch.
 MODULES = {name: f"{__name__}.{name}" for name in _NAMES}
 
@@ -40,6 +40,7 @@ class ModelType:
 
     name: str
     policy: str  # text | ranking
+    engine: str = ""  # the only one that runs it, where not all that a run may name do
     metric: str  # of the held-out problems: what the verifier's rewards are the mean of
     step_verifier: str
     base: str  # where the run names none

@@ -70,6 +70,7 @@ class RankingType(ModelType):
     base: str = "all-minilm-l6-v2"
     shares_candidates: bool = False  # a batch's questions are asked with each other's candidates, too
     policy: ClassVar[str] = "ranking"
+    engine: ClassVar[str] = "ranking"
     step_verifier: ClassVar[str] = "pick"
 
     def load(self, path: Path, split: Split, how: Reading = WHOLE) -> pa.Table:

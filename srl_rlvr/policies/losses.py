@@ -5,10 +5,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+
+# Of an update, over completion tokens; `drawn` is how many of them an engine drew.
+SUMS: tuple[str, ...] = ("loss", "kl", "clip_fraction", "entropy", "divergence", "drawn")
 
 
 @dataclass(frozen=True)
@@ -93,3 +98,19 @@ def preference_weights(log_ratios_P_2: torch.Tensor, beta: float) -> tuple[torch
     margins_P = beta * (log_ratios_P_2[:, 0] - log_ratios_P_2[:, 1])
     weights_P = beta * torch.sigmoid(-margins_P)
     return -torch.nn.functional.logsigmoid(margins_P), torch.stack([weights_P, -weights_P], dim=1)
+
+
+def averages(sums: Mapping[str, float], tokens: int, denominator: float) -> dict[str, float]:
+    """The metrics that `SUMS` come to: the loss by its `denominator`, what compares engine and policy by what was
+    drawn, the rest by `tokens`."""
+    drawn = max(sums["drawn"], 1.0)
+    of_drawn = {name: sums[name] / drawn for name in ("entropy", "divergence")}
+    of_tokens = {name: sums[name] / tokens for name in ("kl", "clip_fraction")}
+    return {"loss": sums["loss"] / denominator} | of_tokens | of_drawn
+
+
+def check_finite(metrics: Mapping[str, float], version: int) -> None:
+    """Raises ValueError naming what is not finite."""
+    for what in ("loss", "grad_norm"):
+        if not math.isfinite(metrics[what]):
+            raise ValueError(f"the {what} of version {version} is {metrics[what]}; lower the learning rate")

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -45,6 +45,13 @@ class Branch:
 class Tree:
     trunk: np.ndarray
     branches: tuple[Branch, ...]
+    images: tuple[bytes, ...] = ()  # that the trunk's tokens have places for, in order
+    positions: np.ndarray | None = None  # [axes, trunk] where the model does not just count them
+
+    @property
+    def shift(self) -> int:
+        """What is to be added to the count of a token that follows the images."""
+        return 0 if self.positions is None else int(self.positions[0, -1]) - len(self.trunk) + 1
 
 
 @dataclass(frozen=True)
@@ -75,12 +82,14 @@ class Pack:
     """One forward pass. `predictors[c]` is the token of the pack whose hidden state predicts completion token c."""
 
     token_ids: torch.Tensor  # [N]
-    position_ids: torch.Tensor  # [N]
+    position_ids: torch.Tensor  # [N], or [axes, N]
     layout: Layout
     predictors: torch.Tensor  # [T]
     targets: torch.Tensor  # [T]
     token_rows: torch.Tensor  # [T] row of the sample table that each completion token belongs to
     token_indices: torch.Tensor  # [T] its index within that sample's completion
+    images: tuple[bytes, ...] = ()  # of its prompts, in the order of their places
+    prompt_mask: torch.Tensor | None = None  # [N] where images may stand: tokens of prompts that have some
 
 
 @dataclass(frozen=True)
@@ -102,6 +111,7 @@ def build_trees(samples: pa.Table) -> list[Tree]:
     that were never sampled.
     """
     trunk_ids = samples["trunk_id"].to_pylist()
+    images = samples["images"].to_pylist()
     prompts = [np.asarray(ids, dtype=np.int64) for ids in samples["prompt_ids"].to_pylist()]
     completions = [np.asarray(ids, dtype=np.int64) for ids in samples["completion_ids"].to_pylist()]
     rows_of: dict[str, list[int]] = {}
@@ -115,7 +125,8 @@ def build_trees(samples: pa.Table) -> list[Tree]:
                 raise ValueError(f"sample {row} of trunk {trunk_id}: prompt and completion must not be empty")
             if not np.array_equal(prompts[row], trunk[: len(prompts[row])]):
                 raise ValueError(f"sample {row}: its prompt is not a prefix of trunk {trunk_id}")
-        trees.append(Tree(trunk, tuple(Branch(len(prompts[row]), completions[row], row) for row in rows)))
+        branches = tuple(Branch(len(prompts[row]), completions[row], row) for row in rows)
+        trees.append(Tree(trunk, branches, tuple(images[rows[0]])))
     return trees
 
 
@@ -128,24 +139,25 @@ def plant(trees: Sequence[Tree], token_budget: int, device: torch.device | str =
         row, branches = _Row(), []
         for tree in group:
             if len(tree.branches) == 1:
-                row.add_whole(tree.trunk, tree.branches[0])
+                row.add_whole(tree)
                 continue
-            span = row.add(tree.trunk, 0)
+            span = row.add(tree.trunk, np.arange(len(tree.trunk)) if tree.positions is None else tree.positions)
+            row.show(tree.images, span.start, len(tree.trunk))
             for branch in sorted(tree.branches, key=lambda branch: branch.offset):
                 row.predict(branch, slice(0, 1), span.start + branch.offset - 1)
                 if branch.input_length:
-                    branches.append((span.start, branch))
-        packs = _within_budget(branches, lambda placed: placed[1].input_length, token_budget)
+                    branches.append((span.start, tree.shift, branch))
+        packs = _within_budget(branches, lambda placed: placed[2].input_length, token_budget)
         yield Forest(row.pack(device), tuple(_branch_pack(pack, device) for pack in packs))
 
 
 def plant_one_by_one(trees: Sequence[Tree], token_budget: int, device: torch.device | str = "cpu") -> Iterator[Forest]:
     """Every sample a whole sequence that shares nothing: packs for models that cannot attend to trees."""
-    alone = (Tree(tree.trunk, (branch,)) for tree in trees for branch in tree.branches)
+    alone = (replace(tree, branches=(branch,)) for tree in trees for branch in tree.branches)
     for group in _within_budget(alone, _trunk_length, token_budget):
         row = _Row()
         for tree in group:
-            row.add_whole(tree.trunk, tree.branches[0])
+            row.add_whole(tree)
         yield Forest(row.pack(device), ())
 
 
@@ -155,13 +167,13 @@ def _trunk_length(tree: Tree) -> int:
     return first.offset + first.input_length if len(tree.branches) == 1 else len(tree.trunk)
 
 
-def _branch_pack(placed: Sequence[tuple[int, Branch]], device: torch.device | str) -> Pack:
-    """The pack of branches, each with the start of its trunk in the trunks' pack."""
+def _branch_pack(placed: Sequence[tuple[int, int, Branch]], device: torch.device | str) -> Pack:
+    """The pack of branches, each with the start of its trunk in the trunks' pack and the shift of its positions."""
     row = _Row()
-    for (start, offset), side_by_side in itertools.groupby(placed, lambda each: (each[0], each[1].offset)):
+    for (start, offset), side_by_side in itertools.groupby(placed, lambda each: (each[0], each[2].offset)):
         spans = []
-        for _, branch in side_by_side:
-            span = row.add(branch.completion[:-1], offset)
+        for _, shift, branch in side_by_side:
+            span = row.add(branch.completion[:-1], offset + shift + np.arange(branch.input_length))
             row.predict(branch, slice(1, len(branch.completion)), span.start)
             spans.append(span)
         row.looks.append((Span(spans[0].start, spans[-1].stop), Span(start, start + offset)))
@@ -194,18 +206,32 @@ class _Row:
     targets: list[np.ndarray] = field(default_factory=list)
     rows: list[np.ndarray] = field(default_factory=list)
     indices: list[np.ndarray] = field(default_factory=list)
+    images: list[bytes] = field(default_factory=list)
+    prompts_with_images: list[Span] = field(default_factory=list)
 
-    def add(self, token_ids: np.ndarray, position: int) -> Span:
+    def add(self, token_ids: np.ndarray, positions: np.ndarray) -> Span:
         start = self.spans[-1].stop if self.spans else 0
         self.spans.append(Span(start, start + len(token_ids)))
         self.token_ids.append(token_ids)
-        self.position_ids.append(np.arange(position, position + len(token_ids)))
+        self.position_ids.append(positions)
         return self.spans[-1]
 
-    def add_whole(self, trunk: np.ndarray, branch: Branch) -> None:
-        """A sample as one sequence: its prompt and what it adds to it."""
-        span = self.add(np.concatenate([trunk[: branch.offset], branch.completion[:-1]]), 0)
+    def add_whole(self, tree: Tree) -> None:
+        """The only sample of a tree as one sequence: its prompt and what it adds to it."""
+        branch = tree.branches[0]
+        positions = np.arange(branch.offset + branch.input_length)
+        if tree.positions is not None:
+            after = tree.shift + positions[branch.offset :]
+            positions = np.hstack([tree.positions[:, : branch.offset], np.tile(after, (len(tree.positions), 1))])
+        span = self.add(np.concatenate([tree.trunk[: branch.offset], branch.completion[:-1]]), positions)
+        self.show(tree.images, span.start, branch.offset)
         self.predict(branch, slice(0, len(branch.completion)), span.start + branch.offset - 1)
+
+    def show(self, images: Sequence[bytes], start: int, length: int) -> None:
+        """The prompt of `length` tokens at `start` has places for these."""
+        if images:
+            self.images += images
+            self.prompts_with_images.append(Span(start, start + length))
 
     def predict(self, branch: Branch, which: slice, first: int) -> None:
         """Completion tokens `which` of `branch` are predicted by the tokens of this row from `first` on."""
@@ -217,8 +243,14 @@ class _Row:
 
     def pack(self, device: torch.device | str) -> Pack:
         def tensor(parts: list[np.ndarray]) -> torch.Tensor:
-            return torch.from_numpy(np.concatenate(parts).astype(np.int64)).to(device)
+            return torch.from_numpy(np.concatenate(parts, axis=-1).astype(np.int64)).to(device)
 
+        mask = None
+        if self.images:
+            mask = torch.zeros(self.spans[-1].stop, dtype=torch.bool)
+            for span in self.prompts_with_images:
+                mask[span.start : span.stop] = True
+            mask = mask.to(device)
         return Pack(
             tensor(self.token_ids),
             tensor(self.position_ids),
@@ -227,4 +259,6 @@ class _Row:
             tensor(self.targets),
             tensor(self.rows),
             tensor(self.indices),
+            tuple(self.images),
+            mask,
         )

@@ -23,7 +23,14 @@ import torch
 import torch.distributed as dist
 
 from srl_rlvr.policies import base_models, weights
-from srl_rlvr.policies.losses import UpdateSpec, cross_entropy_loss, policy_gradient_loss
+from srl_rlvr.policies.losses import (
+    SUMS,
+    UpdateSpec,
+    averages,
+    check_finite,
+    cross_entropy_loss,
+    policy_gradient_loss,
+)
 
 Kind = Literal["bi", "cross"]
 SCALE = 20.0  # of cosines, as sentence-transformers trains them
@@ -287,7 +294,7 @@ class RankingPolicy:
         trunks = list(dict.fromkeys(row["trunk_id"] for row in rows))
         mine = set(trunks[self.rank :: self.world])
         chosen = [index for index, row in enumerate(rows) if row["trunk_id"] in mine]
-        sums = dict.fromkeys(("loss", "kl", "clip_fraction", "entropy", "divergence", "drawn"), 0.0)
+        sums = dict.fromkeys(SUMS, 0.0)
         if chosen:
             share = [rows[index] for index in chosen]
             before = [old[index] for index in chosen] if old else None
@@ -301,14 +308,9 @@ class RankingPolicy:
             sums = dict(zip(sums, total.tolist(), strict=True))
             for parameter in self.parameters:
                 dist.all_reduce(parameter.grad)
-        drawn = max(sums.pop("drawn"), 1.0)
-        metrics = {name: value / picks_seen for name, value in sums.items()}
-        metrics |= {name: sums[name] / drawn for name in ("entropy", "divergence")}
-        metrics["loss"] = sums["loss"] / denominator
-        metrics["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm))
-        for what in ("loss", "grad_norm"):
-            if not np.isfinite(metrics[what]):
-                raise ValueError(f"the {what} of version {self.version} is {metrics[what]}; lower the learning rate")
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm))
+        metrics = averages(sums, picks_seen, denominator) | {"grad_norm": norm}
+        check_finite(metrics, self.version)
         self.optimizer.step()
         return metrics
 

@@ -12,6 +12,7 @@ import functools
 import itertools
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,13 @@ from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
 from srl_rlvr.errors import InputError
-from srl_rlvr.policies import base_models, weights
+from srl_rlvr.policies import base_models, vision, weights
 from srl_rlvr.policies.attention import TreePass, TrunkMemory, adopt_tree_attention
 from srl_rlvr.policies.losses import (
+    SUMS,
     UpdateSpec,
+    averages,
+    check_finite,
     cross_entropy_loss,
     likelihood_loss,
     policy_gradient_loss,
@@ -37,16 +41,16 @@ from srl_rlvr.policies.output_head import head_logprobs
 from srl_rlvr.policies.prefix_tree import Forest, Pack, Tree, build_trees, plant, plant_one_by_one
 
 _BETAS = (0.9, 0.99)
-_SUMS: tuple[str, ...] = ("loss", "kl", "clip_fraction", "entropy", "divergence", "drawn")  # over tokens
 
 
 class CompletionLogprobs(torch.nn.Module):
     """log π(token | prefix) of every completion token of a pack; what DDP or FSDP wraps."""
 
-    def __init__(self, model: Any, shares_prefixes: bool):
+    def __init__(self, model: Any, shares_prefixes: bool, reader: vision.ImageReader | None):
         super().__init__()
         self.model = model
         self.shares_prefixes = shares_prefixes
+        self.reader = reader
 
     def forward(self, pack: Pack, temperature: float | None, memory: TrunkMemory, writes: bool) -> torch.Tensor:
         """[T], at `temperature`; only completion positions go through the output head, a chunk at a time.
@@ -54,10 +58,15 @@ class CompletionLogprobs(torch.nn.Module):
         Without a temperature nothing does: the pass is for what it writes into the memory, and returns nothing [0].
         """
         decoder, head = self.model.get_decoder(), self.model.get_output_embeddings()
-        options = {"tree_pass": TreePass(pack.layout, memory, writes)} if self.shares_prefixes else {}
-        hidden = decoder(
-            input_ids=pack.token_ids[None], position_ids=pack.position_ids[None], use_cache=False, **options
-        ).last_hidden_state[0]
+        options: dict[str, Any] = {"tree_pass": TreePass(pack.layout, memory, writes)} if self.shares_prefixes else {}
+        if pack.prompt_mask is None:
+            options["input_ids"] = pack.token_ids[None]
+        elif self.reader is not None:
+            embedded = self.reader.embed(self.model, pack.token_ids, pack.prompt_mask, pack.images)
+            options["inputs_embeds"] = embedded[None]
+        else:
+            raise ValueError("samples with images, but the model takes none")
+        hidden = decoder(position_ids=pack.position_ids[..., None, :], use_cache=False, **options).last_hidden_state[0]
         if temperature is None:
             return hidden[:0, 0]
         return head_logprobs(head, hidden.index_select(0, pack.predictors), pack.targets, temperature)
@@ -95,7 +104,8 @@ class TextPolicy:
         network = base_models.load_model(model).to(self.device)
         _check_output_head(network)
         obstacle = adopt_tree_attention(network)
-        self.attention = network.config._attn_implementation
+        self.reader = vision.reader_of(model, network)
+        self.attention = network.get_decoder().config._attn_implementation
         self.shares_prefixes = obstacle is None
         self.notices = [] if obstacle is None else [
             f"Model type '{network.config.model_type}' cannot be trained as prefix trees ({obstacle}): every sample is "
@@ -118,7 +128,8 @@ class TextPolicy:
         self.shapes = tuple(
             (_plain_name(name), tuple(p.shape)) for name, p in network.named_parameters() if p.requires_grad
         )
-        self.forward: Any = self._distribute(CompletionLogprobs(_inner(network), self.shares_prefixes), strategy)
+        module = CompletionLogprobs(_inner(network), self.shares_prefixes, self.reader)
+        self.forward: Any = self._distribute(module, strategy)
         self.reference: dict[str, torch.Tensor] | None = None
         self.optimizer = self._new_optimizer()
 
@@ -143,7 +154,7 @@ class TextPolicy:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = spec.learning_rate
-        trees = build_trees(samples)
+        trees = self._trees(samples)
         minibatches = [trees[i :: spec.updates] for i in range(spec.updates)]
         columns = _token_columns(samples)
         if spec.loss == "preference":
@@ -175,7 +186,7 @@ class TextPolicy:
 
     def logprobs(self, samples: pa.Table, temperature: float = 1.0) -> list[np.ndarray]:
         """log π of each sample's completion tokens, in the order of the table."""
-        return self._logprobs(build_trees(samples), samples, temperature)
+        return self._logprobs(self._trees(samples), samples, temperature)
 
     def export(self) -> tuple[torch.Tensor, weights.Manifest]:
         """What a generator needs to serve this version, as one flat float32 tensor: all weights, or only the adapters
@@ -226,11 +237,12 @@ class TextPolicy:
             base = ((name, tensor) for name, tensor in named.items() if ".lora_" not in name)
             named = dict(weights.merge_lora(base, adapters, self.lora_scale))
         network = _inner(self.network)
-        network.config._attn_implementation_internal = None
+        decoder = network.get_decoder()
+        decoder.config._attn_implementation_internal = None
         try:
             network.save_pretrained(folder, state_dict={name: t.cpu().contiguous() for name, t in named.items()})
         finally:
-            network.set_attn_implementation(self.attention)
+            decoder.set_attn_implementation(self.attention)
         (folder / "model_card.json").write_text(json.dumps(card, indent=2) + "\n")
 
     def _step(
@@ -242,7 +254,7 @@ class TextPolicy:
         denominator = samples_seen * spec.constant_length if spec.constant_length else tokens_seen
         if spec.loss == "preference":
             denominator = samples_seen / 2  # pairs
-        sums = dict.fromkeys(_SUMS, 0.0)
+        sums = dict.fromkeys(SUMS, 0.0)
         self.optimizer.zero_grad(set_to_none=True)
         forests = self._share(trees)
         for index, passes in enumerate(forests):
@@ -254,15 +266,10 @@ class TextPolicy:
             total = torch.tensor(list(sums.values()), dtype=torch.float64, device=self.device)
             dist.all_reduce(total)
             sums = dict(zip(sums, total.tolist(), strict=True))
-        drawn = max(sums.pop("drawn"), 1.0)
-        metrics = {name: value / tokens_seen for name, value in sums.items()}
-        metrics |= {name: sums[name] / drawn for name in ("entropy", "divergence")}
-        metrics["loss"] = sums["loss"] / denominator
         parameters = [p for p in self.network.parameters() if p.requires_grad]
-        metrics["grad_norm"] = float(_whole(torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)))
-        for what in ("loss", "grad_norm"):
-            if not np.isfinite(metrics[what]):
-                raise ValueError(f"the {what} of version {self.version} is {metrics[what]}; lower the learning rate")
+        norm = float(_whole(torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)))
+        metrics = averages(sums, tokens_seen, denominator) | {"grad_norm": norm}
+        check_finite(metrics, self.version)
         self.optimizer.step()
         return metrics
 
@@ -287,7 +294,7 @@ class TextPolicy:
         if len(packs) > 1:
             with torch.no_grad():
                 self.forward(packs[0], None, memory, writes=True)
-        sums = dict.fromkeys(_SUMS, 0.0)
+        sums = dict.fromkeys(SUMS, 0.0)
         for number in (*range(1, len(packs)), 0):
             pack, weight = passes[number]
             with contextlib.nullcontext() if synchronize and number == 0 else self._no_sync():
@@ -355,6 +362,14 @@ class TextPolicy:
                 missing = max(len(forest.packs) for forest in forests if forest) - len(mine[index])
                 mine[index] += [(any_trunks, 0.0)] * missing
         return mine
+
+    def _trees(self, samples: pa.Table) -> list[Tree]:
+        trees = build_trees(samples)
+        if self.reader is None or not self.reader.has_axes:
+            return trees
+        network = _inner(self.network)
+        positions = (self.reader.positions(network, tree.trunk, tree.images) for tree in trees)
+        return [replace(tree, positions=of_tree) for tree, of_tree in zip(trees, positions, strict=True)]
 
     def _plant(self, trees: Sequence[Tree]) -> Iterator[Forest]:
         grow = plant if self.shares_prefixes else plant_one_by_one
@@ -508,7 +523,7 @@ def _check_output_head(network: Any) -> None:
 
     Raises InputError for models that scale or cap their logits after the head.
     """
-    ids = torch.arange(8, device=network.device)[None] % network.config.vocab_size
+    ids = torch.arange(8, device=network.device)[None] % network.config.get_text_config().vocab_size
     own = network(input_ids=ids, use_cache=False).logits[0, -1].float()
     hidden = network.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0, -1]
     ours = network.get_output_embeddings()(hidden).float()

@@ -24,6 +24,7 @@ def prompts(examples: pa.Table, tokenizer: Any, label: str, think: bool, invalid
                 "stage": label,
                 "step_index": -1,
                 "token_ids": token_ids,
+                "images": example["images"],
                 "trunk_id": example["id"],
                 "offset": len(token_ids),
                 "verifier": example["verifier"],

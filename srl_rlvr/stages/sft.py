@@ -26,6 +26,7 @@ def samples(examples: pa.Table, tokenizer: Any, think: bool) -> pa.Table:
                 "trunk_id": example["id"],
                 "policy_version": 0,
                 "prompt_ids": solution.prompt,
+                "images": example["images"],
                 "completion_ids": completion,
                 "behavior_logprobs": [0.0] * len(completion),
                 "advantage": 1.0,

@@ -34,6 +34,7 @@ def prompts(examples: pa.Table, tokenizer: Any, stage: SrlStage, think: bool) ->
                     "stage": stage.label,
                     "step_index": k,
                     "token_ids": trunk,
+                    "images": example["images"],
                     "trunk_id": example["id"],
                     "offset": len(trunk),
                     "verifier": model_type.step_verifier,

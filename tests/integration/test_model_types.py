@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import random
 from collections.abc import Iterator
@@ -10,6 +12,7 @@ from typing import Any
 
 import pytest
 from cli_runs import srl_rlvr
+from PIL import Image
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 WORDS = ("ant", "bee", "cat", "dog", "eel", "fox")
@@ -51,10 +54,19 @@ def _rows(model_type: str, split: str, count: int) -> Iterator[dict[str, Any]]:
             yield {"query": text, "positives": [word], "candidates": list(WORDS)}
         elif model_type == "extractor":
             yield {"text": text, "target": {"animal": word, "number": str(number)}}
+        elif model_type == "multimodal_vision":
+            colours = number % 3, number % 2
+            yield {"image": _picture(number), "n_rows": colours[0], "n_columns": colours[1]}
         else:
             tokens = [word, "likes", other, str(number), split]
             roles = [{"role": "ARG0", "start": 0, "end": 1}, {"role": "ARG1", "start": 2, "end": 3}]
             yield {"tokens": tokens, "frames": [{"index": 1, "predicate": "likes", "args": roles}]}
+
+
+def _picture(number: int) -> str:
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 8), (number, 40 * (number % 3), 90 * (number % 2))).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _write(file: Path, rows: Iterator[dict[str, Any]]) -> None:
@@ -68,6 +80,7 @@ def _write(file: Path, rows: Iterator[dict[str, Any]]) -> None:
         ("embeddings", {"ndcg@10", "mrr@10"}),
         ("reranker", {"ndcg@10", "mrr@10"}),
         ("extractor", {"f1", "field_f1", "valid", "exact"}),
+        ("multimodal_vision", {"accuracy", "exact", "field_f1"}),
         ("srl_parser", {"f1", "predicate_f1", "role_f1", "valid", "exact"}),
     ],
 )
@@ -83,7 +96,12 @@ def test_a_type_is_trained_scored_and_asked(
     for split, name in names.items():
         _write(data / f"{name}.jsonl", _rows(model_type, split, 30 if split == "train" else 10))
     ranks = model_type in ("intent_router", "embeddings", "reranker")
-    base = f'[model]\nbase = "{tiny_encoder if ranks else tiny_model}"\nmax_context = {64 if ranks else 512}\n'
+    start = tiny_encoder if ranks else tiny_model
+    if model_type == "multimodal_vision":
+        start = tmp_path / "base"
+        built = srl_rlvr("base", "build", "--vision", data, "--image-size", "32", "--out", start, cwd=tmp_path)
+        assert built.code == 0, built.err
+    base = f'[model]\nbase = "{start}"\nmax_context = {64 if ranks else 512}\n'
     stages = STAGES.replace('kind = "rlvr"', 'kind = "rlvr"\nhardest = 3') if ranks else STAGES
     source = f'[[data]]\npath = "{data}"\nheld_out = 10\ndev = 10\n'
     rest = '[evaluation]\nmax_tokens = 40\n[engine]\nkind = "transformers"\n[tracking]\nmlflow = false\n'

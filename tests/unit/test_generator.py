@@ -22,7 +22,7 @@ class NotesItsThread:
     def __init__(self, *_: Any) -> None:
         self.threads = {threading.get_ident()}
 
-    def sample(self, prompts: list[list[int]], spec: SamplingSpec) -> list[list[Completion]]:
+    def sample(self, prompts: list[list[int]], spec: SamplingSpec, images: Any = ()) -> list[list[Completion]]:
         self.threads.add(threading.get_ident())
         return [[Completion([1], [0.0], "length")] for _ in prompts]
 

@@ -83,10 +83,10 @@ def test_prompts_that_are_prefixes_of_one_another_are_computed_once(
     computed: list[int] = []
     forward = engine._forward
 
-    def count(ids: list[int], positions: list[int], sampling: Any, keep: Any) -> torch.Tensor:
+    def count(ids: list[int], positions: Any, sampling: Any, *others: Any) -> torch.Tensor:
         if isinstance(sampling, Prefill):
             computed.append(len(ids))
-        return forward(ids, positions, sampling, keep)
+        return forward(ids, positions, sampling, *others)
 
     monkeypatch.setattr(engine, "_forward", count)
     engine.sample(STEP_PROMPTS, SamplingSpec(3, 1.0, 4))
@@ -164,7 +164,7 @@ def scripted(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch, text: 
     script = engine.tokenizer.encode(text, add_special_tokens=False)
     prompt_length = len(PROMPTS[0])
 
-    def forward(ids: list[int], positions: list[int], sampling: Any, keep: Any) -> torch.Tensor:
+    def forward(ids: list[int], positions: list[int], sampling: Any, keep: Any, images: Any = ()) -> torch.Tensor:
         rows = keep.tolist() if isinstance(sampling, Prefill) else range(len(ids))
         logits = torch.full((len(rows), engine.network.config.vocab_size), -50.0)
         for i, row in enumerate(rows):

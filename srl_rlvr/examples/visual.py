@@ -1,0 +1,237 @@
+"""Files of images and what is asked about them → Example tables of the vision type, told apart by their columns.
+
+    `image`, `question`, `answer`     as they are; the expert's `steps` where there are some
+    `image`, `sentence`, `label`      whether the sentence is true; steps: what stands in each box (`structured_rep`)
+    `image`, `n_…`                    how many there are of each: a JSON object, a number a line
+    `image`, `label`                  which of the train file's labels
+    `image`, `character`              whether two rows show the same character
+
+An image is its encoded bytes (Parquet), a path from the file's folder, or a `data:` address; `images` is a list of
+them. The expert's actions are the lines of the whole answer, the one with the result too.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from srl_rlvr import images, records
+from srl_rlvr.errors import InputError
+from srl_rlvr.examples import files
+from srl_rlvr.examples.structures import MAX_CHARACTERS, as_lines
+
+Row = Mapping[str, Any]
+NAME = "multimodal_vision"
+_COUNT = "n_"  # begins the columns that are counts of something in the image
+_OBJECTS = "n_objects"  # of all kinds, where others say of which
+
+
+@dataclass(frozen=True)
+class Problem:
+    question: str
+    lines: Sequence[str]  # of the whole answer
+    reference: str
+    verifier: str = "exact"
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    images: Sequence[Any] = ()  # beside the row's own
+
+
+def load(path: Path, split: files.Split, how: files.Reading = files.WHOLE) -> pa.Table:
+    """The Examples of a file or of a folder's `split`. Raises InputError naming the file, the row and the column."""
+    file = files.find(path, split)
+    train = files.find(path, "train") if path.is_dir() else file
+    reader: Callable[[int, Row, str], Problem] | None = None
+
+    def example(number: int, row: dict[str, Any]) -> dict[str, Any]:
+        nonlocal reader
+        where = f"{file}, row {number}"
+        reader = reader or _reader(row, where, file, train, how)
+        problem = reader(number, row, where)
+        if len(problem.question) > MAX_CHARACTERS:
+            raise InputError(f"{where}: the question has {len(problem.question):,} characters; {MAX_CHARACTERS:,} are "
+                             "the most")  # fmt: skip
+        own = row["images"] if isinstance(row.get("images"), list) else [row.get("image")]
+        return records.example(
+            model_type=NAME,
+            task=files.task_of(path, file),
+            prompt=problem.question,
+            images=[_image(value, file, where) for value in (*own, *problem.images)],
+            steps=[] if how.unanswered else problem.lines,
+            reference=problem.reference,
+            verifier=problem.verifier,
+            metadata=problem.metadata,
+            difficulty=len(problem.lines),
+            provenance={"source": file.name, "row": number, "id": row.get("id")},
+        )
+
+    return files.collect(file, example, limit=how.limit, skip_bad=how.skip_bad, keep_repeated=how.unanswered)
+
+
+def card(paths: Sequence[Path]) -> dict[str, Any]:
+    """What a card has to hold to ask about images that come alone: the question, and the schema of its answer."""
+    for path in paths:
+        train = files.find(path, "train")
+        number, row = next(files.read_rows(train))
+        if "question" not in row and "sentence" not in row and "character" not in row:
+            asked = _reader(row, f"{train}, row {number}", train, train, files.WHOLE)(number, row, f"{train}")
+            return {"question": asked.question, "verifier": asked.verifier, "metadata": dict(asked.metadata)}
+    return {}
+
+
+def _reader(row: Row, where: str, file: Path, train: Path, how: files.Reading) -> Callable[[int, Row, str], Problem]:
+    """What makes a Problem of (number, row, where) for rows with such columns."""
+    if "image" not in row and "images" not in row:
+        raise InputError(f"{where}: column 'image' is missing: encoded bytes, a path, or a data: address")
+    if how.unanswered:
+        return lambda number, row, where: _unanswered(row, how.card or {}, where)
+    if "question" in row:
+        return _asked
+    if "sentence" in row:
+        return _statement
+    if "character" in row:
+        return _pairs(file)
+    counted = [name for name, value in row.items() if name.startswith(_COUNT) and name != _OBJECTS]
+    if counted:
+        return lambda number, row, where: _counts(row, counted, where)
+    if "label" in row:
+        labels = sorted({str(of.get("label")) for _, of in files.read_rows(train)})
+        return lambda number, row, where: _label(row, labels, where)
+    raise InputError(f"{where}: beside 'image' there should be 'question' and 'answer', 'sentence' and 'label', "
+                     "'label', 'character', or counts as 'n_…'")  # fmt: skip
+
+
+def _answer(result: str) -> str:
+    return f"Answer: {result}"
+
+
+def _text(row: Row, column: str, where: str) -> str:
+    value = row.get(column)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = f"{value:g}"
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(f"{where}: column '{column}' should be text that is not empty")
+    return value
+
+
+def _asked(number: int, row: Row, where: str) -> Problem:
+    answer, steps = _text(row, "answer", where), row.get("steps") or []
+    if not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
+        raise InputError(f"{where}: column 'steps' should be a list of texts")
+    return Problem(_text(row, "question", where), [*steps, _answer(answer)], answer)
+
+
+def _unanswered(row: Row, of_model: Row, where: str) -> Problem:
+    question = row.get("question") or of_model.get("question")
+    if not isinstance(question, str):
+        raise InputError(f"{where}: it has no 'question', and the model's card names none")
+    if question != of_model.get("question"):
+        return Problem(question, (), "unknown")
+    return Problem(question, (), "{}", of_model["verifier"], of_model["metadata"])
+
+
+def _label(row: Row, labels: Sequence[str], where: str) -> Problem:
+    label = _text(row, "label", where)
+    if label not in labels:
+        raise InputError(f"{where}: label '{label}' is in no row of the train file: {', '.join(labels)}")
+    return Problem(f"Which of these is shown: {', '.join(labels)}?", [_answer(label)], label)
+
+
+def _statement(number: int, row: Row, where: str) -> Problem:
+    if not isinstance(row.get("label"), bool):
+        raise InputError(f"{where}: column 'label' should be true or false")
+    result = str(row["label"]).lower()
+    question = f"{_text(row, 'sentence', where)}\nIs that true or false?"
+    return Problem(question, [*_boxes(row.get("structured_rep"), where), _answer(result)], result)
+
+
+def _boxes(drawn: Any, where: str) -> list[str]:
+    """A line for each box: how many there are in it of each colour and shape."""
+    if drawn is None:
+        return []
+    lines = []
+    try:
+        for number, box in enumerate(json.loads(drawn), start=1):
+            kinds = Counter(f"{_COLOURS.get(thing['color'].lower(), thing['color'].lower())} {thing['type']}"
+                            for thing in box)  # fmt: skip
+            lines.append(f"{number}: " + ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f"{where}: column 'structured_rep' should be JSON: boxes of things with 'color' and 'type'") \
+            from None  # fmt: skip
+    return lines
+
+
+_COLOURS = {"#0099ff": "blue"}
+
+
+def _counts(row: Row, columns: Sequence[str], where: str) -> Problem:
+    names = [column.removeprefix(_COUNT) for column in columns]
+    bad = next((column for column in columns if not isinstance(row.get(column), int) or row[column] < 0), None)
+    if bad is not None:
+        raise InputError(f"{where}: column '{bad}' should be a number of things, 0 or more")
+    lines = as_lines({name: row[column] for name, column in zip(names, columns, strict=True)})
+    schema = {
+        "type": "object",
+        "properties": {name: {"type": "integer"} for name in names},
+        "additionalProperties": False,
+    }
+    question = f"How many are there of each: {', '.join(names)}? Answer with a JSON object, a number a line."
+    return Problem(question, lines, "\n".join(lines), "fields", {"schema": schema})
+
+
+def _pairs(file: Path) -> Callable[[int, Row, str], Problem]:
+    """Every row beside another of its alphabet: rows in turn beside the same character and beside another one."""
+    of_alphabet: dict[Any, list[tuple[int, Row]]] = {}
+    for number, row in files.read_rows(file):
+        of_alphabet.setdefault(row.get("alphabet"), []).append((number, row))
+
+    def problem(number: int, row: Row, where: str) -> Problem:
+        character, same = _text(row, "character", where), number % 2 == 0
+        others = [
+            other.get("image")
+            for at, other in of_alphabet[row.get("alphabet")]
+            if at != number and (other.get("character") == character) == same
+        ]
+        if not others:
+            raise InputError(f"{where}: no other row of its alphabet to show beside '{character}'")
+        result = "yes" if same else "no"
+        beside = random.Random(f"pair:{row.get('id', number)}").choice(others)
+        question = "Do both images show the same character, yes or no?"
+        return Problem(question, [_answer(result)], result, images=[beside])
+
+    return problem
+
+
+def _image(value: Any, file: Path, where: str) -> bytes:
+    """The encoded image, known to be one. Raises InputError naming the row."""
+    if isinstance(value, Mapping):  # as the datasets library writes images into Parquet
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, str):
+        value = _read(value, file, where)
+    if not isinstance(value, bytes):
+        raise InputError(f"{where}: column 'image' should be encoded bytes, a path, or a data: address")
+    try:
+        images.check(value)
+    except ValueError as error:
+        raise InputError(f"{where}: the image {error}") from None
+    return value
+
+
+def _read(value: str, file: Path, where: str) -> bytes:
+    if value.startswith("data:"):
+        try:
+            return base64.b64decode(value.partition(",")[2], validate=True)
+        except binascii.Error:
+            raise InputError(f"{where}: the image's data: address is not valid base64") from None
+    try:
+        return (file.parent / value).read_bytes()
+    except OSError as error:
+        raise InputError(f"{where}: the image {value} cannot be read ({error.strerror})") from None

@@ -1,0 +1,141 @@
+"""Files of images: what they become, and what is wrong with them."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from srl_rlvr import model_types
+from srl_rlvr.errors import InputError
+from srl_rlvr.examples.files import Reading
+from srl_rlvr.verifiers import find_verifier
+
+TYPE = model_types.find("multimodal_vision")
+
+
+def picture(colour: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+RED, BLUE = picture("red"), picture("blue")
+
+
+def load(folder: Path, *rows: dict[str, Any], how: Reading | None = None) -> list[dict[str, Any]]:
+    pq.write_table(pa.Table.from_pylist(list(rows)), folder / "train.parquet")
+    return TYPE.load(folder, "train", how or Reading()).to_pylist()
+
+
+def _is_right(example: dict[str, Any]) -> bool:
+    answer = "\n".join(example["steps"])
+    found = find_verifier(example["verifier"])(answer, example["reference"], json.loads(example["metadata"]))
+    return found.reward == 1
+
+
+def test_a_question_is_taken_as_it_is(tmp_path: Path) -> None:
+    [row] = load(tmp_path, {"image": RED, "question": "Which colour?", "answer": "red", "steps": ["It is all red."]})
+    assert (row["images"], row["prompt"]) == ([RED], "Which colour?")
+    assert row["steps"] == ["It is all red.", "Answer: red"]
+    assert _is_right(row)
+
+
+def test_the_labels_of_the_train_file_are_the_choice(tmp_path: Path) -> None:
+    first, second = load(tmp_path, {"image": RED, "label": "hat"}, {"image": BLUE, "label": "coat"})
+    assert first["prompt"] == second["prompt"] == "Which of these is shown: coat, hat?"
+    assert (first["reference"], second["reference"]) == ("hat", "coat")
+    assert _is_right(first)
+
+
+def test_a_label_that_no_train_row_has_is_an_error(tmp_path: Path) -> None:
+    load(tmp_path, {"image": RED, "label": "hat"})
+    pq.write_table(pa.Table.from_pylist([{"image": RED, "label": "boat"}]), tmp_path / "dev.parquet")
+    with pytest.raises(InputError, match=r"dev.parquet, row 1: label 'boat' is in no row of the train file: hat"):
+        TYPE.load(tmp_path, "dev")
+
+
+def test_counts_are_an_object_a_number_a_line(tmp_path: Path) -> None:
+    [row] = load(tmp_path, {"image": RED, "n_rbc": 18, "n_wbc": 0, "boxes": "[]"})
+    assert row["steps"] == ['{"rbc": 18,', '"wbc": 0}']
+    assert "rbc, wbc" in row["prompt"] and _is_right(row)
+
+
+def test_a_statement_has_a_line_for_each_box(tmp_path: Path) -> None:
+    things = [{"type": "square", "color": "#0099ff"}, {"type": "square", "color": "#0099ff"},
+              {"type": "circle", "color": "Black"}]  # fmt: skip
+    row = {"image": RED, "sentence": "There is a circle.", "label": True, "n_objects": 4}
+    [row] = load(tmp_path, row | {"structured_rep": json.dumps([things, [things[2]]])})
+    assert row["steps"] == ["1: 1 black circle, 2 blue square", "2: 1 black circle", "Answer: true"]
+    assert _is_right(row)
+
+
+def test_characters_stand_beside_the_same_and_beside_another_in_turn(tmp_path: Path) -> None:
+    rows = [{"id": str(i), "image": picture(f"#0000{i:02x}"), "alphabet": "a", "character": "xy"[i < 2]}
+            for i in range(4)]  # fmt: skip
+    found = load(tmp_path, *rows)
+    characters = {row["image"]: row["character"] for row in rows}
+    for example in found:
+        first, second = (characters[image] for image in example["images"])
+        assert example["reference"] == ("yes" if first == second else "no")
+    assert [example["reference"] for example in found] == ["no", "yes", "no", "yes"]
+    assert found == load(tmp_path, *rows)
+
+
+def test_json_lines_name_images_by_path_or_hold_them(tmp_path: Path) -> None:
+    (tmp_path / "red.png").write_bytes(RED)
+    address = "data:image/png;base64," + base64.b64encode(BLUE).decode()
+    rows = [{"images": ["red.png", address], "question": "Same?", "answer": "no"}]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    [row] = TYPE.load(tmp_path / "mine.jsonl", "train").to_pylist()
+    assert row["images"] == [RED, BLUE]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"question": "?", "answer": "a"}, "column 'image' is missing"),
+        ({"image": b"x", "question": "?", "answer": "a"}, "the image is no image that can be read"),
+        ({"image": "gone.png", "question": "?", "answer": "a"}, r"the image gone.png cannot be read \(No such file"),
+        ({"image": "data:image/png;base64,?", "question": "?", "answer": "a"}, "is not valid base64"),
+        ({"image": RED, "question": "?"}, "column 'answer' should be text"),
+        ({"image": RED, "question": "?" * 100_001, "answer": "a"}, "the question has 100,001 characters; 100,000 are"),
+        ({"image": RED, "sentence": "a", "label": "true"}, "column 'label' should be true or false"),
+        ({"image": RED, "sentence": "a", "label": True, "structured_rep": "[1]"}, "column 'structured_rep' should be"),
+        ({"image": RED, "n_cells": -1}, "column 'n_cells' should be a number of things"),
+        ({"image": RED, "character": "x"}, "no other row of its alphabet to show beside 'x'"),
+        ({"image": RED}, "beside 'image' there should be"),
+    ],
+)
+def test_a_row_that_is_wrong_is_named(tmp_path: Path, row: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=f"train.parquet, row 1: .*{said}"):
+        load(tmp_path, row)
+
+
+def test_wrong_rows_are_left_out_and_counted_when_asked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"image": image, "label": "hat"} for image in (RED, b"x", b"y", BLUE)]
+    assert len(load(tmp_path, *rows, how=Reading(skip_bad=True))) == 2
+    assert "2 rows are wrong and were left out; the first:" in caplog.text
+
+
+def test_a_file_that_is_no_parquet_is_named(tmp_path: Path) -> None:
+    (tmp_path / "train.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(InputError, match="train.parquet: not a whole Parquet file"):
+        TYPE.load(tmp_path, "train")
+
+
+def test_images_alone_are_asked_what_the_card_says(tmp_path: Path) -> None:
+    load(tmp_path, {"image": RED, "label": "hat"}, {"image": BLUE, "label": "coat"})
+    card = TYPE.card([tmp_path], [])
+    (tmp_path / "new").mkdir()
+    [row] = load(tmp_path / "new", {"image": RED}, how=Reading(unanswered=True, card=card))
+    assert row["prompt"] == "Which of these is shown: coat, hat?"
+    with pytest.raises(InputError, match="it has no 'question', and the model's card names none"):
+        load(tmp_path / "new", {"image": RED}, how=Reading(unanswered=True))

@@ -1,0 +1,72 @@
+"""Which images are taken, and what is said of the others."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from srl_rlvr import images
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def _huge_png() -> bytes:
+    """A header of 20,000 × 20,000 pixels with next to nothing behind it."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+SMALL = Image.new("RGB", (8, 6), "red")
+DEEP = Image.fromarray(np.full((4, 4), 40_000, np.uint16))
+FRAMES = encoded(SMALL, "GIF", save_all=True, append_images=[Image.new("RGB", (8, 6), "blue")])
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"no image at all", "is no image that can be read"),
+        (b"", "is no image that can be read"),
+        (_huge_png(), "has 20,000 × 20,000 pixels; 50,000,000 in all are the most: scale it down before"),
+        (encoded(Image.new("CMYK", (4, 4)), "JPEG"), "is in CMYK: save it in RGB, 8 bits a channel"),
+        (encoded(DEEP), "has 16 or more bits a channel: save it in RGB, 8 bits a channel"),
+        (FRAMES, "is an animation of 2 frames: give the one that is meant"),
+        (encoded(Image.effect_noise((64, 64), 50))[:900], "cannot be read to its end"),
+    ],
+)
+def test_what_is_wrong_with_an_image_is_one_clause(data: bytes, said: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        images.check(data)
+    assert str(caught.value).startswith(said) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+def test_common_images_are_rgb_and_their_size_is_known(mode: str) -> None:
+    data = encoded(SMALL.convert(mode))
+    assert images.size(data) == (8, 6)
+    assert (images.pixels(data).mode, images.pixels(data).size) == ("RGB", (8, 6))
+
+
+def test_what_is_transparent_is_white() -> None:
+    data = encoded(Image.new("RGBA", (2, 2), (255, 0, 0, 0)))
+    assert images.pixels(data).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_pillows_own_limit_is_left_as_it_was() -> None:
+    before = Image.MAX_IMAGE_PIXELS
+    with pytest.raises(ValueError):
+        images.check(b"")
+    assert before == Image.MAX_IMAGE_PIXELS
