@@ -174,7 +174,7 @@ def test_a_missing_file_names_the_nearest_one(tmp_path: Path):
     write(tmp_path / "train.jsonl.gz", FOUR)
     with pytest.raises(InputError, match="no such file; did you mean 'train.jsonl.gz'?"):
         load(tmp_path / "trian.jsonl.gz")
-    with pytest.raises(InputError, match=r"no dev.jsonl.gz or dev.jsonl"):
+    with pytest.raises(InputError, match=r"no dev.jsonl.gz, .jsonl or .parquet"):
         load(tmp_path, split="dev")
 
 

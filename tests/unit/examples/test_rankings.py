@@ -137,7 +137,7 @@ def test_a_router_wants_labels(tmp_path: Path) -> None:
     router = model_types.find("intent_router")
     with pytest.raises(InputError, match="row 1: column 'label' is missing"):
         router.load(write(tmp_path, train=[SENTENCES]), "train")
-    with pytest.raises(InputError, match=r"no train.jsonl.gz or train.jsonl"):
+    with pytest.raises(InputError, match=r"no train.jsonl.gz, .jsonl or .parquet"):
         (tmp_path / "train.jsonl").unlink()
         router.load(corpus_folder(tmp_path), "train")
 
