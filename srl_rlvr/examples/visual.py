@@ -3,7 +3,7 @@
     `image`, `question`, `answer`     as they are; the expert's `steps` where there are some
     `image`, `sentence`, `label`      whether the sentence is true; steps: what stands in each box (`structured_rep`)
     `image`, `n_…`                    how many there are of each: a JSON object, a number a line
-    `image`, `label`                  which of the train file's labels
+    `image`, `label`                  which of the labels in training
     `image`, `character`              whether two rows show the same character
 
 An image is its encoded bytes (Parquet), a path from the file's folder, or a `data:` address; `images` is a list of
@@ -103,7 +103,8 @@ def _reader(row: Row, where: str, file: Path, train: Path, how: files.Reading) -
     if counted:
         return lambda number, row, where: _counts(row, counted, where)
     if "label" in row:
-        labels = sorted({str(of.get("label")) for _, of in files.read_rows(train)})
+        known = (how.card or {}).get("metadata", {}).get("labels")
+        labels = known or sorted({str(of.get("label")) for _, of in files.read_rows(train)})
         return lambda number, row, where: _label(row, labels, where)
     raise InputError(f"{where}: beside 'image' there should be 'question' and 'answer', 'sentence' and 'label', "
                      "'label', 'character', or counts as 'n_…'")  # fmt: skip
@@ -141,8 +142,9 @@ def _unanswered(row: Row, of_model: Row, where: str) -> Problem:
 def _label(row: Row, labels: Sequence[str], where: str) -> Problem:
     label = _text(row, "label", where)
     if label not in labels:
-        raise InputError(f"{where}: label '{label}' is in no row of the train file: {', '.join(labels)}")
-    return Problem(f"Which of these is shown: {', '.join(labels)}?", [_answer(label)], label)
+        raise InputError(f"{where}: label '{label}' is none of those in training: {', '.join(labels)}")
+    question = f"Which of these is shown: {', '.join(labels)}?"
+    return Problem(question, [_answer(label)], label, metadata={"labels": labels})
 
 
 def _statement(number: int, row: Row, where: str) -> Problem:

@@ -58,8 +58,15 @@ def test_the_labels_of_the_train_file_are_the_choice(tmp_path: Path) -> None:
 def test_a_label_that_no_train_row_has_is_an_error(tmp_path: Path) -> None:
     load(tmp_path, {"image": RED, "label": "hat"})
     pq.write_table(pa.Table.from_pylist([{"image": RED, "label": "boat"}]), tmp_path / "dev.parquet")
-    with pytest.raises(InputError, match=r"dev.parquet, row 1: label 'boat' is in no row of the train file: hat"):
+    with pytest.raises(InputError, match=r"dev.parquet, row 1: label 'boat' is none of those in training: hat"):
         TYPE.load(tmp_path, "dev")
+
+
+def test_a_model_is_asked_about_the_labels_that_it_was_trained_on(tmp_path: Path) -> None:
+    load(tmp_path, {"image": RED, "label": "hat"}, {"image": BLUE, "label": "coat"})
+    card = TYPE.card([tmp_path], [])
+    [row] = load(tmp_path, {"image": RED, "label": "hat"}, how=Reading(card=card))
+    assert row["prompt"] == "Which of these is shown: coat, hat?"
 
 
 def test_counts_are_an_object_a_number_a_line(tmp_path: Path) -> None:
