@@ -389,7 +389,7 @@ def report(found: dict[Cell, Any]) -> dict[str, float]:
     of: dict[str, dict[str, list[Any]]] = {}
     for cell, line in found.items():
         of.setdefault(cell.task, {}).setdefault(cell.sequence, []).append(line)
-    print(f"{'':<26}{'sequence':<12}{'seeds':>6}{'n':>6}{'score':>8}{'minutes':>9}{'GiB':>6}  others")
+    print(f"{'':<28}{'sequence':<12}{'seeds':>6}{'n':>6}{'score':>8}{'minutes':>9}{'GiB':>6}  others")
     for name, sequences in of.items():
         for sequence, lines in sequences.items():
             shown = (f"{np.mean([line[what] for line in lines]):.1f}" for what in ("minutes", "peak_memory_gib"))
@@ -398,7 +398,7 @@ def report(found: dict[Cell, Any]) -> dict[str, float]:
             others = {key: np.mean([line["metrics"][key] for line in lines]) for key in lines[0]["metrics"]}
             rest = " ".join(f"{key} {value:.3f}" for key, value in others.items())
             n = len(lines[0]["scores"])
-            print(f"{name:<26}{sequence:<12}{len(lines):>6}{n:>6}{mean:>8.3f}{minutes:>9}{memory:>6}  {rest}")
+            print(f"{name:<28}{sequence:<12}{len(lines):>6}{n:>6}{mean:>8.3f}{minutes:>9}{memory:>6}  {rest}")
     figures: dict[str, float] = {}
     for model_type in dict.fromkeys(task.model_type for task in TASKS):
         names = [task.name for task in TASKS if task.model_type == model_type and OURS in of.get(task.name, {})]
