@@ -212,6 +212,19 @@ def test_an_update_moves_tower_projector_and_decoder_and_is_served_and_saved(mod
     assert engine.sample(prompts, spec, shown) == _engine(tmp_path).sample(prompts, spec, shown)
 
 
+def test_adapters_on_a_model_with_a_tower_are_served_as_they_are_learned(model: Path) -> None:
+    engine, (prompts, shown) = _engine(model), _asked(model)
+    samples = _samples(prompts, shown, engine.sample(prompts, SamplingSpec(2, 1.0, 6), shown))
+    policy = TextPolicy(model, lora_rank=2)
+    policy.begin_stage(keep_reference=False)
+    policy.update(samples, UpdateSpec("cross_entropy", 1e-2))
+    buffer, manifest = policy.export()
+    engine.load(buffer.clone(), manifest)
+    samples = _samples(prompts, shown, engine.sample(prompts, SamplingSpec(2, 1.0, 6), shown))
+    for row, learned in zip(samples.to_pylist(), policy.logprobs(samples), strict=True):
+        np.testing.assert_allclose(learned, row["behavior_logprobs"], atol=5e-5)
+
+
 def test_places_that_do_not_fit_the_images_are_an_error(model: Path) -> None:
     prompts, shown = _asked(model)
     with pytest.raises(ValueError, match="1 images give .* states, and .* places are there"):
