@@ -79,8 +79,8 @@ RECIPES = {
         lora_rank=0,
         tokens_per_microbatch=2048,
     ),
-    "text": Recipe(  # alone, RLVR samples longer answers
-        {"sft": [("sft", 1.0)], "rlvr": [("rlvr", 0.7)], OURS: [("sft", 0.4), ("srl", 0.2), ("rlvr", 0.4)]},
+    "text": Recipe(
+        {"sft": [("sft", 1.0)], "rlvr": [("rlvr", 1.0)], OURS: [("sft", 0.4), ("srl", 0.2), ("rlvr", 0.4)]},
         {"sft": 1.0, "srl": 0.6, "rlvr": 0.4},
         group_size=8,
         lora_rank=16,
@@ -156,7 +156,7 @@ TASKS = [
     Task("embeddings", "covidqa", 711, ("mnrl",), 192, 32, ranking(60), 10, dev=60, candidates=2),
     Task("reranker", "scifact", 705, ("bce", "lambda"), 192, 8, ranking(90), 10, dev=60, candidates=8),
     writer("extractor", "crossner", 320, 4, (80, 24, 16), longest=72),
-    writer("extractor", "sroie_json", 640, 4, (30, 20, 8), longest=112, dev=16),
+    writer("extractor", "sroie_json", 640, 4, (25, 18, 7), longest=112, dev=16),
     writer("task_llm", "gsm8k", 224, 8, (55, 24, 10), longest=96),
     vision("omniglot", 3294, 16, 250, dev=150),
     vision("nlvr", 3956, 72, 250, dev=150),
