@@ -259,12 +259,11 @@ def run(cell: Cell, place: table.Place) -> None:
 
 def vision_base_of(task: Task, folder: Path) -> Path:
     """A small tower and a small Llama that know nothing yet, with a tokenizer of the data's texts."""
-    from srl_rlvr import model_types, vision_base
+    from srl_rlvr import vision_base
 
     base = folder / "base"
     if not base.is_dir():
-        rows = model_types.find(VISION).load(DATA / task.data, "train").select(["prompt", "steps"]).to_pylist()
-        vision_base.build(base, texts=[text for row in rows for text in (row["prompt"], *row["steps"])])
+        vision_base.build(base, texts=vision_base.texts_of([DATA / task.data]))
     return base
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from srl_rlvr import small_base
+from srl_rlvr.errors import InputError
+from srl_rlvr.examples import visual
 from srl_rlvr.policies import base_models
 
 IMAGE = "<image>"
@@ -38,11 +40,13 @@ def build(
 
     An image is (image_size / patch)² tokens to the language model in the folder `language`; without one, a small
     Llama is drawn whose tokenizer is of `texts`. `width` and `layers` are the tower's. The same seed gives the same.
-    Raises InputError where `language` cannot be loaded.
+    Raises InputError where `language` cannot be loaded, or the patches do not fill the image.
     """
     import torch
     from transformers import LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
 
+    if image_size % patch or image_size < patch:
+        raise InputError(f"image size {image_size} is no multiple of the patches' {patch} pixels")
     tokenizer, decoder = _language(language, texts, seed)
     torch.manual_seed(seed)
     network = LlavaForConditionalGeneration(
@@ -72,6 +76,12 @@ def build(
     network.save_pretrained(partial)
     _processor(tokenizer, image_size, patch).save_pretrained(partial)
     partial.rename(folder)
+
+
+def texts_of(paths: Sequence[Path]) -> list[str]:
+    """Questions and answers of these train files."""
+    tables = (visual.load(path, "train").select(["prompt", "steps"]) for path in paths)
+    return [text for table in tables for row in table.to_pylist() for text in (row["prompt"], *row["steps"])]
 
 
 def _language(language: Path | None, texts: Sequence[str], seed: int) -> tuple[Any, Any]:

@@ -71,12 +71,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _build_vision(options: argparse.Namespace) -> None:
-    from srl_rlvr import model_types, vision_base
+    from srl_rlvr import vision_base
+    from srl_rlvr.model_types import multimodal_vision
 
-    model_type = model_types.find("multimodal_vision")
-    texts = [model_type.system(think=False)]  # type: ignore[attr-defined]
-    for path in options.vision:
-        for row in model_type.load(path, "train").select(["prompt", "steps"]).to_pylist():
-            texts += [row["prompt"], *row["steps"]]
+    texts = [multimodal_vision.TYPE.instruction, *vision_base.texts_of(options.vision)]
     vision_base.build(options.out, texts=texts, image_size=options.image_size, seed=options.seed)
     print(f"model   {options.out}")

@@ -77,13 +77,13 @@ def load(path: Path, split: files.Split, how: files.Reading = files.WHOLE) -> pa
 
 
 def card(paths: Sequence[Path]) -> dict[str, Any]:
-    """What a card has to hold to ask about images that come alone: the question, and the schema of its answer."""
+    """What a card has to hold to ask about images that come alone: the question that all rows have in common, what
+    verifies its answer, and the labels or the schema."""
     for path in paths:
-        train = files.find(path, "train")
-        number, row = next(files.read_rows(train))
-        if "question" not in row and "sentence" not in row and "character" not in row:
-            asked = _reader(row, f"{train}, row {number}", train, train, files.WHOLE)(number, row, f"{train}")
-            return {"question": asked.question, "verifier": asked.verifier, "metadata": dict(asked.metadata)}
+        [first] = load(path, "train", files.Reading(limit=1, skip_bad=True)).to_pylist()
+        metadata = json.loads(first["metadata"])
+        if metadata:
+            return {"question": first["prompt"], "verifier": first["verifier"], "metadata": metadata}
     return {}
 
 
@@ -104,7 +104,7 @@ def _reader(row: Row, where: str, file: Path, train: Path, how: files.Reading) -
         return lambda number, row, where: _counts(row, counted, where)
     if "label" in row:
         known = (how.card or {}).get("metadata", {}).get("labels")
-        labels = known or sorted({str(of.get("label")) for _, of in files.read_rows(train)})
+        labels = known or sorted({str(of["label"]) for _, of in files.read_rows(train) if of.get("label")})
         return lambda number, row, where: _label(row, labels, where)
     raise InputError(f"{where}: beside 'image' there should be 'question' and 'answer', 'sentence' and 'label', "
                      "'label', 'character', or counts as 'n_…'")  # fmt: skip

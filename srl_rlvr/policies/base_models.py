@@ -80,8 +80,12 @@ def load_image_processor(model: Path) -> Any:
 
 
 def read_config(model: Path) -> dict[str, Any]:
-    """The folder's `config.json`."""
-    return json.loads((model / "config.json").read_text(encoding="utf-8"))
+    """The folder's `config.json`. Raises InputError where there is none, or it is no JSON."""
+    path = model / "config.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read: {_first_line(error)}") from None
 
 
 def load_tokenizer(model: Path) -> Any:

@@ -6,6 +6,7 @@ processor gives a prompt as many image tokens as its `get_image_features` gives 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ class ImageReader:
                 "here yet: use LLaVA, SmolVLM, Idefics 3, or Qwen2.5-VL"
             )
         self._processor = base_models.load_image_processor(model)
+        # An update passes its trunks two or three times.
+        self._prepared = functools.lru_cache(maxsize=4)(self._prepare)
         self._image_token = network.config.image_token_id
         # Of an image token in Qwen2-VL (2409.12191, section 2.1: M-RoPE).
         self.has_axes = hasattr(network.model, "get_rope_index")
@@ -43,7 +46,7 @@ class ImageReader:
         ids = torch.as_tensor(np.asarray(token_ids, dtype=np.int64))[None]
         is_image, grid = (ids == self._image_token).int(), None
         if shown:
-            grid = self._prepared(shown)["image_grid_thw"]
+            grid = self._prepared(tuple(shown))["image_grid_thw"]
             merged = network.config.vision_config.spatial_merge_size**2
             self._check_places(int(is_image.sum()), int(grid.prod(1).sum()) // merged, len(shown))
         return network.model.get_rope_index(ids, mm_token_type_ids=is_image, image_grid_thw=grid)[0][:, 0].numpy()
@@ -55,7 +58,7 @@ class ImageReader:
 
         Raises ValueError where the prompts have other than as many places.
         """
-        inputs = {name: value.to(token_ids_N.device) for name, value in self._prepared(shown).items()}
+        inputs = {name: value.to(token_ids_N.device) for name, value in self._prepared(tuple(shown)).items()}
         found = network.get_image_features(**inputs, return_dict=True).pooler_output
         features = torch.cat(list(found))  # [Σ tokens, hidden]
         embeddings = network.get_input_embeddings()(token_ids_N)
@@ -68,7 +71,7 @@ class ImageReader:
         if places != states:
             raise ValueError(f"{shown} images give {states} states, and {places} places are there")
 
-    def _prepared(self, shown: Sequence[bytes]) -> dict[str, torch.Tensor]:
+    def _prepare(self, shown: tuple[bytes, ...]) -> dict[str, torch.Tensor]:
         """What the tower takes."""
         found = self._processor(images=[images.pixels(data) for data in shown], return_tensors="pt")
         return {name: value for name, value in found.items() if name in _TAKEN}

@@ -69,6 +69,12 @@ def test_a_model_is_asked_about_the_labels_that_it_was_trained_on(tmp_path: Path
     assert row["prompt"] == "Which of these is shown: coat, hat?"
 
 
+def test_the_card_is_of_rows_that_are_right(tmp_path: Path) -> None:
+    rows = [{"image": b"x", "label": ""}, {"image": RED, "label": "hat"}, {"image": BLUE, "label": "coat"}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
+    assert TYPE.card([tmp_path], [])["metadata"] == {"labels": ["coat", "hat"]}
+
+
 def test_counts_are_an_object_a_number_a_line(tmp_path: Path) -> None:
     [row] = load(tmp_path, {"image": RED, "n_rbc": 18, "n_wbc": 0, "boxes": "[]"})
     assert row["steps"] == ['{"rbc": 18,', '"wbc": 0}']

@@ -24,6 +24,12 @@ def refusal(base: str, cache: Path) -> str:
     return str(caught.value)
 
 
+def test_a_config_that_is_no_json_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InputError, match="config.json: cannot be read"):
+        base_models.load_model(tmp_path)
+
+
 def test_a_whole_folder_is_its_own_model(copy: Path) -> None:
     assert base_models.resolve(str(copy), copy / "cache") == copy.resolve()
 

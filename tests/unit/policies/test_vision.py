@@ -231,6 +231,11 @@ def test_places_that_do_not_fit_the_images_are_an_error(model: Path) -> None:
         _engine(model).sample([prompts[1]], SamplingSpec(1, 0.0, 2), [shown[0]])
 
 
+def test_patches_that_do_not_fill_the_image_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="image size 20 is no multiple of the patches' 8 pixels"):
+        vision_base.build(tmp_path / "base", texts=["one two"], image_size=20)
+
+
 def test_a_model_without_a_tower_takes_no_images(tiny_model: Path) -> None:
     engine = TransformersEngine(tiny_model, max_running=2, max_context=64, kv_cache_gib=0.05)
     with pytest.raises(InputError, match="takes no images"):
