@@ -66,8 +66,8 @@ class Recipe:
 
 RECIPES = {
     "ranking": Recipe(
-        {"sft": [("sft", 1.0)], OURS: [("srl", 0.75), ("rlvr", 0.25)]},
-        {"sft": 1.0, "srl": 1.0, "rlvr": 1 / 3},
+        {"sft": [("sft", 1.0)], OURS: [("sft", 0.6), ("srl", 0.2), ("rlvr", 0.2)]},
+        {"sft": 1.0, "srl": 0.5, "rlvr": 0.3},
         group_size=16,
         lora_rank=0,
         tokens_per_microbatch=4096,
@@ -124,7 +124,7 @@ def ranking(updates: int) -> tuple[int, int, int]:
 
 
 def router(data: str, rows: int) -> Task:
-    return Task("intent_router", data, rows, ("logistic",), 64, 64, ranking(150), 1, dev=300, learning_rate=1e-4)
+    return Task("intent_router", data, rows, ("logistic",), 64, 64, ranking(150), 1, dev=300, learning_rate=3e-4)
 
 
 def writer(

@@ -94,7 +94,8 @@ class Run:
                 self.crew.begin_stage(
                     isinstance(stage, DpoStage) or (isinstance(stage, PolicyGradientStage) and stage.kl > 0)
                 )
-                self._look_at_dev(stage)
+                if self.state.best_step < 0:
+                    self._look_at_dev(stage)
             if isinstance(stage, SftStage):
                 self._warm_up(stage)
             elif isinstance(stage, DpoStage):
@@ -108,7 +109,8 @@ class Run:
             self.state.stage += 1
             self.state.step = 0
             self.state.selector, self.state.hardest = {}, {}
-            self.state.best_step, self.state.best_score = -1, -1.0
+            if self.dev is not None:
+                self.state.best_step = 0  # the next stage begins with what this one ends with
             self._checkpoint()
             if self.should_stop() and not is_last:
                 raise Stopped(f"stopped after {stage.label}; everything up to here is saved")
@@ -277,7 +279,8 @@ class Run:
         return rows, prompts, self.crew.send(prompts, spec)
 
     def _look_at_dev(self, stage: Stage, done: int = 0, steps: int = 0) -> dict[str, float]:
-        """Every `evaluation.every` updates, before the first and after the last: the pass rate on the dev problems.
+        """Every `evaluation.every` updates, before the first of the run and after the last: the pass rate on the dev
+        problems.
 
         The weights with the best are kept, of equals the newest.
         """

@@ -462,6 +462,17 @@ def test_dev_problems_are_looked_at_as_often_as_asked_and_after_the_last_step(to
     assert ["dev" in step for step in run.observer.steps] == [False, False, True, False, True]  # type: ignore[attr-defined]
 
 
+def test_a_stage_is_not_looked_at_anew_where_the_one_before_ended(tokenizer: Any, tmp_path: Path) -> None:
+    stage = {**SRL, "max_refills": 0}
+    run = run_with_dev(tokenizer, tmp_path, 2, stage, {**stage, "name": "again"})
+    run.execute()
+    looks = [entry for entry in asked(run, "sample") if entry[1] == "evaluation"]
+    of_held_out = 3  # base, and after each stage
+    assert len(looks) == of_held_out + 1 + 2 * SRL["steps"]
+    assert run.crew.holds == 2  # type: ignore[attr-defined]
+    assert "again: ends with the weights of its beginning: 100.0% of dev solved" in notes(run)
+
+
 @pytest.mark.parametrize(("patience", "steps"), [(1, 3), (2, 4), (9, 5)])
 @pytest.mark.parametrize("max_staleness", [0, 2])
 def test_a_stage_ends_early_where_so_many_looks_find_it_below_its_best(
