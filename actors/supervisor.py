@@ -5,21 +5,18 @@ Every wait has a deadline and says what it waited for.
 
 from __future__ import annotations
 
-import logging
 import math
 import os
-import re
-import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pyarrow as pa
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from actors.cluster import NAMESPACE, connect, worker_environment
 from actors.dispatcher import Dispatcher, explained
 from actors.generator import Generator
 from actors.learner import Learner, LearnerSpec
@@ -31,10 +28,8 @@ from srl_rlvr.errors import InputError, RunError
 from srl_rlvr.policies.losses import UpdateSpec
 from srl_rlvr.scheduling import Ticket, exact_ticket, free_ticket
 
-NAMESPACE = "srl-rlvr"
 _PLACEMENT_DEADLINE_S = 60.0
 _COMMIT_DEADLINE_S = 60.0
-_CONNECT_DEADLINE_S = 5.0
 
 
 def demand(config: RunConfig) -> list[tuple[str, int, dict[str, float]]]:
@@ -253,66 +248,12 @@ def _learner_spec(config: RunConfig, model: Path, storage: Path) -> LearnerSpec:
     )
 
 
-def worker_environment(gpus: float, threads: int) -> dict[str, Any]:
-    """The runtime environment of a process that computes: its threads and, on CPUs, the jemalloc that Ray brings.
-
-    Ray starts a worker with as many OpenMP threads as CPUs are reserved for it, and what a thread of the process sets
-    later holds for that thread alone. torch asks for aligned blocks, whose room glibc before 2.38 does not find again
-    when they are freed: that alone is 0.7 GiB of a learner's peak at 135M parameters.
-    """
-    variables = {"OMP_NUM_THREADS": str(threads)}
-    library = Path(ray.__file__).parent / "core" / "libjemalloc.so"
-    if not gpus and "LD_PRELOAD" not in os.environ and library.is_file():
-        variables["LD_PRELOAD"] = str(library)
-    return {"env_vars": variables}
-
-
 def start_ray(config: RunConfig, notify: Callable[[str], None]) -> bool:
     """Join the cluster that is asked for, or start a local one; returns whether it is local.
 
     Raises InputError where the cluster cannot be reached or the run cannot fit.
     """
-    address = config.cluster.address or os.environ.get("RAY_ADDRESS", "")
-    local = not address
     needed = math.ceil(sum(n * each.get("CPU", 0) for _, n, each in demand(config)))
-    if not local:
-        check_reachable(address)
-    try:
-        if local:
-            ray.init(
-                address="local",  # a stale address of another cluster must not capture a local run
-                num_cpus=max(os.cpu_count() or 1, needed),
-                include_dashboard=config.cluster.dashboard,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                namespace=NAMESPACE,
-            )
-        else:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace=NAMESPACE)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        where = "a local Ray" if local else f"the Ray cluster at '{address}'"
-        hint = "see its log" if local else "is it running, and is RAY_AUTH_MODE/RAY_AUTH_TOKEN_PATH set as on its head?"
-        raise InputError(f"cannot reach {where}: {str(error).strip().splitlines()[0]}; {hint}") from None
+    local = connect(config.cluster.address, max(os.cpu_count() or 1, needed), config.cluster.dashboard)
     notify(preflight(config, ray.cluster_resources()))
     return local
-
-
-def check_reachable(address: str) -> None:
-    """Raises InputError where no Ray cluster answers at `address`: Ray itself would try for minutes, without a word."""
-    if address in ("auto", "local"):
-        return
-    parts = re.fullmatch(r"(?:ray://)?\[?([^/]+?)\]?:(\d+)", address)
-    if parts is None:
-        raise InputError(f"'{address}' is no address of a Ray cluster: write HOST:6379, ray://HOST:10001 or auto")
-    try:
-        socket.create_connection((parts[1], int(parts[2])), _CONNECT_DEADLINE_S).close()
-        if os.environ.get("RAY_USE_TLS", "0") == "0":  # with certificates, Ray itself has to shake hands
-            with grpc.insecure_channel(f"{parts[1]}:{parts[2]}") as channel:
-                grpc.channel_ready_future(channel).result(_CONNECT_DEADLINE_S)
-    except (OSError, OverflowError, grpc.FutureTimeoutError) as error:
-        silent = "what listens there does not answer as Ray does"
-        cause = silent if isinstance(error, grpc.FutureTimeoutError) else getattr(error, "strerror", None) or error
-        raise InputError(
-            f"cannot reach the Ray cluster at '{address}': {cause}; start it (`ray start --head`), or correct "
-            "cluster.address or RAY_ADDRESS"
-        ) from None

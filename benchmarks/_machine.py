@@ -31,7 +31,7 @@ def commit() -> str:
 def in_the_actors_environment() -> None:
     """Start this command anew as our actors run: on all cores, with the allocator that Ray
     brings, at the niceness of its workers."""
-    from actors.supervisor import worker_environment
+    from actors.cluster import worker_environment
 
     environment = worker_environment(0, os.cpu_count() or 1)["env_vars"]
     if any(os.environ.get(name) != value for name, value in environment.items()):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import time
-from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ def train(config: Any, base: Path, out: Path) -> float:
     """Run the sft and the rlvr stage of `config` by TRL, write the model to `out`; minutes without the start."""
     from datasets import Dataset
 
+    from srl_rlvr import trained
     from srl_rlvr.cli import inference
     from srl_rlvr.examples import sources
     from srl_rlvr.model_types import task_llm
@@ -41,8 +41,7 @@ def train(config: Any, base: Path, out: Path) -> float:
     sft, grpo = config.stages
     tokens = config.evaluation.max_tokens
     network = base_models.load_model(base)
-    options = Namespace(model=str(base), limit=None, engine="transformers", max_tokens=tokens, max_context=512)
-    with inference.open_model(options) as opened:
+    with inference.open_model(trained.read(base, 512, tokens), "transformers") as opened:
         tokenizer = opened.tokenizer
         best = Best(network, opened, dev, config.evaluation.every, tokens)
         began = time.monotonic()

@@ -359,24 +359,25 @@ mlflow = false
 
 def score(model: Path | str, examples: Any, cell: Cell, samples: int = 0) -> dict[str, Any]:
     """Of each problem: whether it was solved greedily, tokens of that answer, and how many of `samples` solved it."""
-    from srl_rlvr.cli import inference
+    from srl_rlvr import trained
+    from srl_rlvr.cli import inference, session
     from srl_rlvr.engines import SamplingSpec
+    from srl_rlvr.policies import base_models
     from srl_rlvr.records import PASSED
     from srl_rlvr.stages import rlvr
 
-    options = Namespace(
-        model=str(model), limit=None, engine="transformers", max_tokens=TASKS[cell.task].tokens, max_context=512
-    )
-    with inference.open_model(options) as opened:
+    tokens = TASKS[cell.task].tokens
+    read = trained.read(base_models.resolve(str(model), session.model_cache()), 512, tokens)
+    with inference.open_model(read, "transformers") as opened:
         prompts = rlvr.prompts(examples, opened.tokenizer, "evaluation", think=False)
-        greedy, verdicts, _ = opened.sample(prompts, SamplingSpec(1, 0.0, opened.max_tokens))
+        greedy, verdicts, _ = opened.sample(prompts, SamplingSpec(1, 0.0, tokens))
         found = {
             "greedy": (verdicts["reward"].to_numpy() >= PASSED).astype(int).tolist(),
             "tokens": [len(ids) for ids in greedy["token_ids"].to_pylist()],
         }
         if samples:
             asked = prompts.slice(0, SAMPLED)
-            _, sampled, _ = opened.sample(asked, SamplingSpec(samples, 1.0, opened.max_tokens, seed=cell.seed))
+            _, sampled, _ = opened.sample(asked, SamplingSpec(samples, 1.0, tokens, seed=cell.seed))
             passed = sampled["reward"].to_numpy().reshape(-1, samples) >= PASSED
             found["of_8"] = passed.sum(1).tolist()
     return found

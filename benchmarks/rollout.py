@@ -146,8 +146,8 @@ def _engine(kind: str, folder: Path, prompts: list[list[int]]) -> Callable[[int]
 def _actor(kind: str, folder: Path, prompts: list[list[int]]) -> Callable[[int], tuple[int, float]]:
     import ray
 
+    from actors.cluster import worker_environment
     from actors.generator import Generator
-    from actors.supervisor import worker_environment
     from srl_rlvr import records
     from srl_rlvr.engines import SamplingSpec
 

@@ -33,7 +33,6 @@ import argparse
 import json
 import shutil
 import time
-from argparse import Namespace
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -297,16 +296,13 @@ def fitting(task: Task, base: Path, folder: Path) -> Path:
 
 def score(model: Path, task: Task, held_out: Any) -> tuple[list[float], dict[str, float]]:
     """Of each question, and the metrics of the type."""
-    from srl_rlvr import pipeline
+    from srl_rlvr import pipeline, trained
     from srl_rlvr.cli import inference
 
-    options = Namespace(
-        model=str(model), limit=None, engine="transformers", max_tokens=task.longest, max_context=task.max_context
-    )
-    model_type, card = inference.declared(options)
-    with inference.open_model(options) as opened:
+    read = trained.read(model, task.max_context, task.longest)
+    with inference.open_model(read, "transformers") as opened:
         scores, predictions = pipeline.evaluate(held_out, opened.tokenizer, opened, False, task.longest)
-    return [round(score, 4) for score in scores], model_type.metrics(predictions, card)
+    return [round(score, 4) for score in scores], read.model_type.metrics(predictions, read.card)
 
 
 def as_given(questions: list[dict[str, Any]]) -> tuple[list[float], dict[str, float]]:

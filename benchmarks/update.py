@@ -270,7 +270,7 @@ def _trl(folder: Path) -> Any:
 def _in_a_process_of_its_own(side: str, quick: bool, gradients: Path | None) -> dict[str, float]:
     command = [sys.executable, __file__, "--side", side, *(["--quick"] if quick else [])]
     command += ["--gradients", str(gradients)] if gradients else []
-    from actors.supervisor import worker_environment
+    from actors.cluster import worker_environment
 
     environment = os.environ | worker_environment(gpus=0, threads=os.cpu_count() or 1)["env_vars"]
     found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)

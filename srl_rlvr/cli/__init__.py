@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import srl_rlvr
 from srl_rlvr.errors import InputError, RunError
 
-_COMMANDS = ("quickstart", "train", "eval", "predict", "tune", "base", "submit", "doctor")
+_COMMANDS = ("quickstart", "train", "eval", "predict", "serve", "tune", "base", "submit", "doctor")
 
 _DESCRIPTION = """\
 Teach a small language model a narrow job: first by Supervised Reinforcement Learning (each step of an expert's

@@ -171,7 +171,7 @@ def _cluster(address: str) -> Iterator[Finding]:
 
     import ray
 
-    from actors.supervisor import check_reachable
+    from actors.cluster import check_reachable
 
     try:
         check_reachable(address)

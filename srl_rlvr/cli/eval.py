@@ -29,15 +29,16 @@ def run(options: argparse.Namespace) -> int:
     from srl_rlvr.reporting.result import mean_interval
     from srl_rlvr.stages import rlvr
 
-    model_type, card = inference.declared(options)
+    model = inference.read_model(options)
+    model_type, card = model.model_type, model.card
     examples = model_type.load(options.data, "dev", Reading(options.limit, card=card, skip_bad=options.skip_bad))
-    with inference.open_model(options) as model:
+    with inference.open_model(model, options.engine) as opened:
         began = time.monotonic()
-        predictions = model_type.over_corpus(model.engine, model.tokenizer, options.data, options.limit)
+        predictions = model_type.over_corpus(opened.engine, opened.tokenizer, options.data, options.limit)
         if predictions is None:
-            prompts = rlvr.prompts(examples, model.tokenizer, "evaluation", model.think)
+            prompts = rlvr.prompts(examples, opened.tokenizer, "evaluation", model.think)
             inference.check_fits(prompts, model)
-            _, predictions = pipeline.evaluate(examples, model.tokenizer, model, model.think, model.max_tokens)
+            _, predictions = pipeline.evaluate(examples, opened.tokenizer, opened, model.think, model.max_tokens)
         scores = pipeline.counted(predictions)
         seconds = time.monotonic() - began
     name, found = model_type.metric, mean_interval(scores)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,12 +11,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from srl_rlvr import engines, model_types, records
+from srl_rlvr import engines, records, trained
 from srl_rlvr.cli.session import model_cache
-from srl_rlvr.config import EngineConfig, EvaluationConfig, LearnerConfig, ModelConfig, VerifierConfig
+from srl_rlvr.config import EngineConfig, VerifierConfig
 from srl_rlvr.engines import SamplingSpec
 from srl_rlvr.errors import InputError
 from srl_rlvr.policies import base_models
+from srl_rlvr.trained import Trained
 from srl_rlvr.verifiers.pool import VerifierPool
 
 
@@ -51,18 +51,10 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 class Inference:
     """An open model: `sample` answers prompts and scores the answers."""
 
-    model: Path
-    model_type: model_types.ModelType
-    card: dict[str, Any]
+    model: Trained
     tokenizer: Any
     engine: engines.Engine
     pool: VerifierPool
-    max_tokens: int
-    max_context: int
-
-    @property
-    def think(self) -> bool:
-        return bool(self.card.get("think", False))
 
     def sample(self, prompts: pa.Table, spec: SamplingSpec) -> tuple[pa.Table, pa.Table, dict[str, float]]:
         rollouts = self.answer(prompts, spec)
@@ -73,43 +65,27 @@ class Inference:
         return engines.rollout_table(prompts, groups, self.engine.version, self.tokenizer)
 
 
-@contextmanager
-def open_model(options: argparse.Namespace) -> Iterator[Inference]:
-    """Load MODEL as `options` say. Raises InputError where it is of no known type or cannot be loaded."""
-    model = base_models.resolve(options.model, model_cache())
-    card = base_models.read_card(model)
-    model_type = _declared(model)
+def read_model(options: argparse.Namespace) -> Trained:
+    """What MODEL is. Raises InputError where it is of no known type."""
     for flag in ("limit", "max_tokens", "max_context"):
         value = getattr(options, flag)
         if value is not None and value < 1:
             raise InputError(f"--{flag.replace('_', '-')} is {value}; it should be 1 or more")
-    max_context = options.max_context or card.get("max_context", ModelConfig().max_context)
-    max_tokens = options.max_tokens or card.get("max_tokens", EvaluationConfig().max_tokens)
-    tokenizer = model_type.load_tokenizer(model, max_context)
-    kind = model_type.engine or options.engine
-    if kind == "auto":
-        kind = "vllm" if importlib.util.find_spec("vllm") else "transformers"
-    arguments = engines.arguments(kind, EngineConfig(), max_context, LearnerConfig().tokens_per_microbatch)
-    engine = engines.create(kind, model, arguments | model_type.policy_options())
+    folder = base_models.resolve(options.model, model_cache())
+    return trained.read(folder, options.max_context, options.max_tokens)
+
+
+@contextmanager
+def open_model(model: Trained, engine: str = "auto") -> Iterator[Inference]:
+    """Raises InputError where it cannot be loaded."""
+    tokenizer = model.load_tokenizer()
+    opened = model.open_engine(model.engine_kind(engine), EngineConfig())
     verifier = VerifierConfig()
     with VerifierPool(verifier.workers, verifier.deadline_s) as pool:
-        yield Inference(model, model_type, card, tokenizer, engine, pool, max_tokens, max_context)
+        yield Inference(model, tokenizer, opened, pool)
 
 
-def declared(options: argparse.Namespace) -> tuple[model_types.ModelType, dict[str, Any]]:
-    """What MODEL is for, and its card. Raises InputError where it is of no known type."""
-    model = base_models.resolve(options.model, model_cache())
-    return _declared(model), base_models.read_card(model)
-
-
-def _declared(model: Path) -> model_types.ModelType:
-    name = base_models.read_card(model).get("model_type", "task_llm")
-    if name not in model_types.MODULES:
-        raise InputError(f"model {model} is a {name}; there are {', '.join(model_types.MODULES)}")
-    return model_types.find(name)
-
-
-def check_fits(prompts: pa.Table, model: Inference) -> pa.Table:
+def check_fits(prompts: pa.Table, model: Trained) -> pa.Table:
     """Raises InputError naming the first prompt that leaves no room to answer."""
     if model.model_type.policy == "ranking":  # an encoder cuts its texts to the context
         return prompts

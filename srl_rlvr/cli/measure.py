@@ -57,7 +57,7 @@ def measure() -> Measured:
 
 def _together(tasks: list[tuple[str, int]]) -> list[float]:
     """Rates of (what, threads) that run at the same time, begun when all are ready."""
-    from actors.supervisor import worker_environment
+    from actors.cluster import worker_environment
 
     processes = []
     for what, threads in tasks:

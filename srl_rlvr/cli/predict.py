@@ -31,13 +31,14 @@ def run(options: argparse.Namespace) -> int:
     from srl_rlvr.examples.files import Reading
     from srl_rlvr.stages import rlvr
 
-    model_type, card = inference.declared(options)
+    model = inference.read_model(options)
+    model_type, card = model.model_type, model.card
     how = Reading(options.limit, card=card, unanswered=True, skip_bad=options.skip_bad)
     examples = model_type.load(options.data, "dev", how)
-    with inference.open_model(options) as model:
-        prompts = rlvr.prompts(examples, model.tokenizer, "prediction", model.think)
+    with inference.open_model(model, options.engine) as opened:
+        prompts = rlvr.prompts(examples, opened.tokenizer, "prediction", model.think)
         inference.check_fits(prompts, model)
-        rollouts = model.answer(prompts, SamplingSpec(1, 0.0, model.max_tokens))
+        rollouts = opened.answer(prompts, SamplingSpec(1, 0.0, model.max_tokens))
     rows = []
     for example, rollout in zip(examples.to_pylist(), rollouts.to_pylist(), strict=True):
         own_id = json.loads(example["provenance"]).get("id")

@@ -20,7 +20,7 @@ from srl_rlvr.errors import InputError, MissingExtraError
 from srl_rlvr.policies import base_models
 from srl_rlvr.policies.weights import Manifest, unflatten
 
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -33,7 +33,7 @@ class VllmEngine:
     def __init__(self, model: Path, *, max_running: int, max_context: int, kv_cache_gib: float, block_size: int):
         if importlib.util.find_spec("vllm") is None:
             raise MissingExtraError("vllm", "gpu" if torch.cuda.is_available() else "cpu")
-        for key, value in _ENVIRONMENT.items():
+        for key, value in ENVIRONMENT.items():
             os.environ.setdefault(key, value)
         from vllm import LLM
 

@@ -57,6 +57,23 @@ WHOLE = Reading()
 
 
 @dataclass(frozen=True)
+class InMemory:
+    """Rows that stand in no file, as those of a request; read like one."""
+
+    rows: Sequence[dict[str, Any]]
+    name: str = "request"
+
+    def __str__(self) -> str:
+        return self.name
+
+    def is_dir(self) -> bool:
+        return False
+
+
+Source = Path | InMemory
+
+
+@dataclass(frozen=True)
 class Problem:
     """What a row says, before it is an Example. Raised ValueErrors become an InputError that names the row."""
 
@@ -75,7 +92,7 @@ class Schema:
 
 
 def load(
-    path: Path,
+    path: Source,
     split: Split = "train",
     limit: int | None = None,
     model_type: str = "task_llm",
@@ -102,7 +119,7 @@ def load(
 
 
 def collect(
-    file: Path,
+    file: Source,
     example_of: Callable[[int, dict[str, Any]], dict[str, Any]],
     *,
     limit: int | None = None,
@@ -139,15 +156,19 @@ def collect(
     return records.build("Example", examples.values())
 
 
-def task_of(path: Path, file: Path) -> str:
+def task_of(path: Source, file: Source) -> str:
     """How problems of this file are called: by its folder, or by its name where that says more."""
+    if isinstance(file, InMemory):
+        return file.name
     plain = file.name.startswith(("train.", "dev.", "queries_"))
     return file.resolve().parent.name if path.is_dir() or plain else file.name.partition(".")[0]
 
 
-def find(path: Path, split: Split = "train") -> Path:
+def find(path: Source, split: Split = "train") -> Source:
     """The file itself, or a folder's `<split>.jsonl.gz`, `.jsonl` or `.parquet`. Raises InputError with the nearest
     name."""
+    if isinstance(path, InMemory):
+        return path
     if path.is_dir():
         for suffix in SUFFIXES:
             if (file := path / f"{split}{suffix}").is_file():
@@ -160,13 +181,13 @@ def find(path: Path, split: Split = "train") -> Path:
     return path
 
 
-def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_rows(file: Source) -> Iterator[tuple[int, dict[str, Any]]]:
     """(number from 1, row) for each row, or line of JSON that is not blank. Raises InputError naming file and line."""
     for number, line in _lines(file):
         yield number, _row(file, number, line)
 
 
-def _row(file: Path, number: int, line: bytes | dict[str, Any]) -> dict[str, Any]:
+def _row(file: Source, number: int, line: bytes | dict[str, Any]) -> dict[str, Any]:
     if isinstance(line, dict):
         return line
     try:
@@ -180,9 +201,12 @@ def _row(file: Path, number: int, line: bytes | dict[str, Any]) -> dict[str, Any
     return row
 
 
-def _lines(file: Path) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
+def _lines(file: Source) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
     """(number from 1, line) of those that are not blank; of Parquet the rows, without what is null."""
     number = 0
+    if isinstance(file, InMemory):
+        yield from enumerate(file.rows, start=1)
+        return
     if file.suffix == ".parquet":
         yield from enumerate(_parquet(file), start=1)
         return
@@ -210,7 +234,7 @@ def _names_in(folder: Path) -> list[str]:
     return [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
 
 
-def _recognize(file: Path, number: int, row: Row) -> Schema:
+def _recognize(file: Source, number: int, row: Row) -> Schema:
     """The first schema whose required columns are all there; else the error tells what the closest one lacks."""
     for schema in SCHEMAS:
         if all(column in row for column in schema.required):
@@ -220,12 +244,12 @@ def _recognize(file: Path, number: int, row: Row) -> Schema:
     raise _missing(file, number, row, column)
 
 
-def _missing(file: Path, number: int, row: Row, column: str) -> InputError:
+def _missing(file: Source, number: int, row: Row, column: str) -> InputError:
     there = f"; it has {', '.join(row)}" if row else ""
     return InputError(f"{file}, row {number}: column '{column}' is missing{there}{did_you_mean(column, row)}")
 
 
-def _example(file: Path, number: int, row: Row, schema: Schema, task: str, model_type: str) -> dict[str, Any]:
+def _example(file: Source, number: int, row: Row, schema: Schema, task: str, model_type: str) -> dict[str, Any]:
     for column in schema.required:
         if column not in row:
             raise _missing(file, number, row, column)

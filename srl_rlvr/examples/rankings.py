@@ -30,7 +30,7 @@ OUT_OF_SCOPE = "oos"
 
 
 def load(
-    path: Path,
+    path: files.Source,
     split: files.Split,
     model_type: str,
     verifier: str,
@@ -179,7 +179,7 @@ def _from_label(row: Row, where: str, labels: Mapping[str, str], number_of: Mapp
     }
 
 
-def _read_costs(path: Path, number_of: Mapping[str, int]) -> dict[str, dict[str, float]]:
+def _read_costs(path: files.Source, number_of: Mapping[str, int]) -> dict[str, dict[str, float]]:
     """By right label: what each wrong one costs, by its number."""
     file = _file(path, "costs") if path.is_dir() else None
     costs: dict[str, dict[str, float]] = {}
@@ -195,7 +195,7 @@ def _read_costs(path: Path, number_of: Mapping[str, int]) -> dict[str, dict[str,
     return costs
 
 
-def read_labels(path: Path) -> dict[str, str]:
+def read_labels(path: files.Source) -> dict[str, str]:
     """Every label of the train file, sorted, and the text that stands for it. What is out of scope has none."""
     names = sorted({str(row.get("label")) for _, row in files.read_rows(files.find(path, "train"))} - {OUT_OF_SCOPE})
     described: Mapping[str, str] = {}
@@ -208,7 +208,9 @@ def read_labels(path: Path) -> dict[str, str]:
     return {name: described.get(name, name.replace("_", " ")) for name in names}
 
 
-def _file(path: Path, name: str) -> Path | None:
+def _file(path: files.Source, name: str) -> Path | None:
+    if isinstance(path, files.InMemory):
+        return None
     found: Sequence[Path] = [path / f"{name}{suffix}" for suffix in files.SUFFIXES]
     return next((file for file in found if file.is_file()), None)
 

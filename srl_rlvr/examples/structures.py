@@ -25,10 +25,19 @@ Row = Mapping[str, Any]
 MAX_CHARACTERS = 100_000
 _TEXT = {"type": "string"}
 _TEXTS = {"type": "array", "items": _TEXT}
+FRAMES = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "properties": {"predicate": _TEXT},
+        "required": ["predicate"],
+        "additionalProperties": {"anyOf": [_TEXT, _TEXTS]},
+    },
+}
 
 
 def load(
-    path: Path,
+    path: files.Source,
     split: files.Split,
     model_type: str,
     limit: int | None = None,
@@ -135,7 +144,7 @@ def _given(schema: Row | None) -> Callable[[Row, str], dict[str, Any]]:
     return schema_of
 
 
-def _schemas(train: Path) -> Callable[[Row, str], dict[str, Any]]:
+def _schemas(train: files.Source) -> Callable[[Row, str], dict[str, Any]]:
     """A row's JSON Schema is its own, else one of the fields (of entities: of its domain) in the train file."""
     of_domain = _domains(train)
     everything = {name: of for fields in of_domain.values() for name, of in fields.items()}
@@ -154,7 +163,7 @@ def _checked(schema: Any, where: str) -> dict[str, Any]:
     return {"additionalProperties": False} | schema
 
 
-def _domains(train: Path) -> dict[str, dict[str, Any]]:
+def _domains(train: files.Source) -> dict[str, dict[str, Any]]:
     """The fields of each `domain` in the file, and the schema of each field."""
     of_domain: dict[str, dict[str, Any]] = {}
     for number, row in files.read_rows(train):

@@ -45,7 +45,7 @@ class Problem:
     images: Sequence[Any] = ()  # beside the row's own
 
 
-def load(path: Path, split: files.Split, how: files.Reading = files.WHOLE) -> pa.Table:
+def load(path: files.Source, split: files.Split, how: files.Reading = files.WHOLE) -> pa.Table:
     """The Examples of a file or of a folder's `split`. Raises InputError naming the file, the row and the column."""
     file = files.find(path, split)
     train = files.find(path, "train") if path.is_dir() else file
@@ -87,7 +87,9 @@ def card(paths: Sequence[Path]) -> dict[str, Any]:
     return {}
 
 
-def _reader(row: Row, where: str, file: Path, train: Path, how: files.Reading) -> Callable[[int, Row, str], Problem]:
+def _reader(
+    row: Row, where: str, file: files.Source, train: files.Source, how: files.Reading
+) -> Callable[[int, Row, str], Problem]:
     """What makes a Problem of (number, row, where) for rows with such columns."""
     if "image" not in row and "images" not in row:
         raise InputError(f"{where}: column 'image' is missing: encoded bytes, a path, or a data: address")
@@ -189,7 +191,7 @@ def _counts(row: Row, columns: Sequence[str], where: str) -> Problem:
     return Problem(question, lines, "\n".join(lines), "fields", {"schema": schema})
 
 
-def _pairs(file: Path) -> Callable[[int, Row, str], Problem]:
+def _pairs(file: files.Source) -> Callable[[int, Row, str], Problem]:
     """Every row beside another of its alphabet: rows in turn beside the same character and beside another one."""
     of_alphabet: dict[Any, list[tuple[int, Row]]] = {}
     for number, row in files.read_rows(file):
@@ -212,7 +214,7 @@ def _pairs(file: Path) -> Callable[[int, Row, str], Problem]:
     return problem
 
 
-def _image(value: Any, file: Path, where: str) -> bytes:
+def _image(value: Any, file: files.Source, where: str) -> bytes:
     """The encoded image, known to be one. Raises InputError naming the row."""
     if isinstance(value, Mapping):  # as the datasets library writes images into Parquet
         value = value.get("bytes") or value.get("path")
@@ -227,12 +229,14 @@ def _image(value: Any, file: Path, where: str) -> bytes:
     return value
 
 
-def _read(value: str, file: Path, where: str) -> bytes:
+def _read(value: str, file: files.Source, where: str) -> bytes:
     if value.startswith("data:"):
         try:
             return base64.b64decode(value.partition(",")[2], validate=True)
         except binascii.Error:
             raise InputError(f"{where}: the image's data: address is not valid base64") from None
+    if isinstance(file, files.InMemory):
+        raise InputError(f"{where}: an image should be its encoded bytes, or a data: address")
     try:
         return (file.parent / value).read_bytes()
     except OSError as error:

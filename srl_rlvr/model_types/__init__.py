@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from srl_rlvr.examples.files import WHOLE, Reading, Split
+from srl_rlvr.examples.files import WHOLE, Reading, Source, Split
 
 _NAMES = ("srl_parser", "intent_router", "embeddings", "reranker", "task_llm", "extractor", "multimodal_vision")
 # Imported when they are asked for: a name can be checked without torch.
@@ -46,7 +46,7 @@ class ModelType:
     base: str  # where the run names none
     calibrates: bool = False  # its card needs the trained model's answers to the dev problems
 
-    def load(self, path: Path, split: Split, how: Reading = WHOLE) -> pa.Table:
+    def load(self, path: Source, split: Split, how: Reading = WHOLE) -> pa.Table:
         """The Examples of a file or of a folder's `split`. Raises InputError naming file, row and column."""
         raise NotImplementedError
 
@@ -77,6 +77,10 @@ class ModelType:
     def present(self, example: Mapping[str, Any], prediction: Mapping[str, Any], card: Mapping[str, Any]) -> Any:
         """The answer, for whoever asked."""
         raise NotImplementedError
+
+    def answer_schema(self, example: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The JSON Schema of the answer's text; None where it is no JSON."""
+        return None
 
     def step_metadata(self, solution: Solution, k: int, think: bool, measure: str) -> dict[str, Any]:
         """What the verifier of step k is told beside its reference."""

@@ -31,7 +31,7 @@ _CLIP = 1e-6
 class RouterType(RankingType):
     calibrates: ClassVar[bool] = True
 
-    def load(self, path: Path, split: files.Split, how: files.Reading = files.WHOLE) -> pa.Table:
+    def load(self, path: files.Source, split: files.Split, how: files.Reading = files.WHOLE) -> pa.Table:
         file = files.find(path, split)
         number, first = next(iter(files.read_rows(file)), (1, {}))
         if not how.unanswered and "label" not in first:

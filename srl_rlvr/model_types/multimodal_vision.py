@@ -15,7 +15,7 @@ import pyarrow as pa
 from srl_rlvr import images
 from srl_rlvr.errors import InputError
 from srl_rlvr.examples import visual
-from srl_rlvr.examples.files import WHOLE, Reading, Split
+from srl_rlvr.examples.files import WHOLE, Reading, Source, Split
 from srl_rlvr.model_types.text import StructuredType, TextType
 from srl_rlvr.policies import base_models
 from srl_rlvr.records import PASSED
@@ -51,7 +51,7 @@ class ImageTokenizer:
 class VisionType(TextType):
     engine: ClassVar[str] = "transformers"
 
-    def load(self, path: Path, split: Split, how: Reading = WHOLE) -> pa.Table:
+    def load(self, path: Source, split: Split, how: Reading = WHOLE) -> pa.Table:
         return visual.load(path, split, how)
 
     def card(self, paths: Sequence[Path], predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -73,6 +73,9 @@ class VisionType(TextType):
 
     def score(self, reward: float) -> float:
         return max(reward, 0.0)
+
+    def answer_schema(self, example: Mapping[str, Any]) -> dict[str, Any] | None:
+        return json.loads(example["metadata"])["schema"] if example["verifier"] == "fields" else None
 
     def present(self, example: Mapping[str, Any], prediction: Mapping[str, Any], card: Mapping[str, Any]) -> Any:
         how: type[TextType] = StructuredType if example["verifier"] == "fields" else TextType

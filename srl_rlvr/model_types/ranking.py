@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from srl_rlvr import records
 from srl_rlvr.examples import rankings
-from srl_rlvr.examples.files import WHOLE, Reading, Split
+from srl_rlvr.examples.files import WHOLE, Reading, Source, Split
 from srl_rlvr.model_types import ModelType, Solution
 from srl_rlvr.policies import base_models
 from srl_rlvr.policies.ranking import Question, pack, unpack
@@ -73,7 +73,7 @@ class RankingType(ModelType):
     engine: ClassVar[str] = "ranking"
     step_verifier: ClassVar[str] = "pick"
 
-    def load(self, path: Path, split: Split, how: Reading = WHOLE) -> pa.Table:
+    def load(self, path: Source, split: Split, how: Reading = WHOLE) -> pa.Table:
         return rankings.load(
             path, split, self.name, self.verifier, candidates=how.candidates, limit=how.limit,
             labels=(how.card or {}).get("labels"), unanswered=how.unanswered, skip_bad=how.skip_bad,

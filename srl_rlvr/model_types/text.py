@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from srl_rlvr.examples import files, structures
-from srl_rlvr.examples.files import WHOLE, Reading, Split
+from srl_rlvr.examples.files import WHOLE, Reading, Source, Split
 from srl_rlvr.model_types import ModelType, Solution
 from srl_rlvr.policies import base_models
 from srl_rlvr.records import PASSED
@@ -34,7 +34,7 @@ class TextType(ModelType):
     policy: ClassVar[str] = "text"
     step_verifier: ClassVar[str] = "similarity"
 
-    def load(self, path: Path, split: Split, how: Reading = WHOLE) -> pa.Table:
+    def load(self, path: Source, split: Split, how: Reading = WHOLE) -> pa.Table:
         return files.load(path, split, how.limit, self.name, "unknown" if how.unanswered else None, how.skip_bad)
 
     def load_tokenizer(self, model: Path, max_context: int) -> Any:
@@ -92,7 +92,7 @@ class StructuredType(TextType):
     def lines(self, example: Mapping[str, Any]) -> list[str]:
         return list(example["steps"])
 
-    def load(self, path: Path, split: Split, how: Reading = WHOLE) -> pa.Table:
+    def load(self, path: Source, split: Split, how: Reading = WHOLE) -> pa.Table:
         schema = (how.card or {}).get("schema")
         return structures.load(path, split, self.name, how.limit, how.unanswered, schema, how.skip_bad)
 
@@ -106,6 +106,9 @@ class StructuredType(TextType):
             return json.loads(prediction["text"])
         except ValueError:
             return None
+
+    def answer_schema(self, example: Mapping[str, Any]) -> dict[str, Any] | None:
+        return json.loads(example["metadata"]).get("schema", structures.FRAMES)
 
     def metrics(self, predictions: Sequence[Mapping[str, Any]], card: Mapping[str, Any]) -> dict[str, float]:
         """F1 of each kind of part over all answers together, and the shares of valid and of wholly right ones."""

@@ -88,27 +88,16 @@ class MlflowTracker:
         self._parent = out.absolute().parent
         self._warn = warn
         self._warned = False
-        self._uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self._parent / 'mlflow.db'}"
+        self._uri = _store(self._parent)
         self._run_id = ""
         self._artifact_uri = ""
         self._model_name = ""
         self._unsent: list[Any] = []
 
     def start(self, config: RunConfig, run_id: str | None = None) -> str:
-        client_class = _import_client()
-        from mlflow.exceptions import MlflowException
-
         self._model_name = re.sub(r"[/:]", "-", config.name)
-        try:
-            _check_database(self._uri)
-            with _patience(_START_TIMEOUT_S):
-                self._client = client_class(tracking_uri=self._uri, registry_uri=self._uri)
-                run = self._continued(run_id) or self._created(config)
-        except (MlflowException, OSError, sqlite3.Error) as error:
-            raise InputError(
-                f"MLflow at {_without_password(self._uri)}: {_first_line(error)}; start the server, correct "
-                "MLFLOW_TRACKING_URI, or run with --set tracking.mlflow=false"
-            ) from None
+        with client_of(self._parent, "run with --set tracking.mlflow=false") as self._client:
+            run = self._continued(run_id) or self._created(config)
         self._run_id, self._artifact_uri = run.info.run_id, run.info.artifact_uri
         return self._run_id
 
@@ -215,6 +204,31 @@ class MlflowTracker:
                 self._warned = True
                 where = _without_password(self._uri)
                 self._warn(f"MLflow at {where} does not answer; the run goes on: {_first_line(error)}")
+
+
+@contextmanager
+def client_of(parent: Path, otherwise: str) -> Iterator[MlflowClient]:
+    """A client of the store that the runs in `parent` are kept in, while it is first asked.
+
+    Raises InputError, which ends with what to do `otherwise`, where it does not answer.
+    """
+    client_class = _import_client()
+    from mlflow.exceptions import MlflowException
+
+    uri = _store(parent)
+    try:
+        _check_database(uri)
+        with _patience(_START_TIMEOUT_S):
+            yield client_class(tracking_uri=uri, registry_uri=uri)
+    except (MlflowException, OSError, sqlite3.Error) as error:
+        raise InputError(
+            f"MLflow at {_without_password(uri)}: {_first_line(error)}; start the server, correct "
+            f"MLFLOW_TRACKING_URI, or {otherwise}"
+        ) from None
+
+
+def _store(parent: Path) -> str:
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{parent / 'mlflow.db'}"
 
 
 def _import_client() -> type[MlflowClient]:

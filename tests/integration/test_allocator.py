@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from actors import supervisor
+from actors import cluster
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
@@ -23,7 +23,7 @@ def test_a_worker_without_a_gpu_runs_on_jemalloc_and_on_its_threads(monkeypatch:
     monkeypatch.delenv("LD_PRELOAD", raising=False)
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
-        environment = supervisor.worker_environment(gpus=0, threads=2)
+        environment = cluster.worker_environment(gpus=0, threads=2)
         mapped, threads = ray.get(seen_by_a_worker.options(runtime_env=environment).remote(), timeout=120)
     finally:
         ray.shutdown()
@@ -33,6 +33,6 @@ def test_a_worker_without_a_gpu_runs_on_jemalloc_and_on_its_threads(monkeypatch:
 
 def test_gpus_and_an_allocator_of_ones_own_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LD_PRELOAD", raising=False)
-    assert "LD_PRELOAD" not in supervisor.worker_environment(gpus=1, threads=1)["env_vars"]
+    assert "LD_PRELOAD" not in cluster.worker_environment(gpus=1, threads=1)["env_vars"]
     monkeypatch.setenv("LD_PRELOAD", "libtcmalloc.so")
-    assert "LD_PRELOAD" not in supervisor.worker_environment(gpus=0, threads=1)["env_vars"]
+    assert "LD_PRELOAD" not in cluster.worker_environment(gpus=0, threads=1)["env_vars"]

@@ -1,0 +1,135 @@
+"""Who may ask, and how often: API keys, hashed at rest, with scopes and an end; a bucket of requests for each.
+
+A key is 32 random bytes, so that its plain SHA-256 tells nothing; it is shown once, when it is made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from serve.errors import Refusal
+from srl_rlvr.errors import InputError
+from srl_rlvr.examples.names import nearest
+
+SCOPES = ("chat", "completions", "embeddings", "rerank", "route", "parse", "extract", "vision", "feedback", "console")
+_PREFIX = "srl-"
+
+
+@dataclass(frozen=True)
+class Key:
+    name: str
+    sha256: str
+    scopes: tuple[str, ...] = ()  # all where there are none
+    expires: str = ""  # ISO 8601, UTC
+    requests_per_minute: int = 0  # 0: as the config says
+
+
+@dataclass
+class Bucket:
+    """So many requests a minute, as many at once."""
+
+    per_minute: int
+    left: float = field(init=False)
+    at: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.left = float(self.per_minute)
+
+    def take(self) -> float:
+        """0.0, or in how many seconds there is room."""
+        now = time.monotonic()
+        self.left = min(self.per_minute, self.left + (now - self.at) * self.per_minute / 60)
+        self.at = now
+        if self.left < 1:
+            return (1 - self.left) * 60 / self.per_minute
+        self.left -= 1
+        return 0.0
+
+
+class Doorkeeper:
+    """Reads the file of keys anew when it changes: a key that is taken out is refused from then on."""
+
+    def __init__(self, file: str, requests_per_minute: int):
+        self.file = Path(file) if file else None
+        self.per_minute = requests_per_minute
+        self.keys: dict[str, Key] = {}
+        self.buckets: dict[str, Bucket] = {}
+        self._read_at = -1
+        if self.file is not None:
+            self._read(self.file)
+
+    def admit(self, authorization: str, scope: str) -> str:
+        """The name of the key. Raises Refusal: 401, 403 or 429."""
+        if self.file is None:
+            name, per_minute = "", self.per_minute
+        else:
+            self._read(self.file)
+            scheme, _, token = authorization.partition(" ")
+            key = self.keys.get(_digest(token.strip())) if scheme.lower() == "bearer" else None
+            if key is None:
+                raise Refusal(401, "a valid API key is needed: Authorization: Bearer KEY", "invalid_api_key")
+            if key.expires and datetime.fromisoformat(key.expires) <= datetime.now(UTC):
+                raise Refusal(401, f"the API key '{key.name}' ended on {key.expires[:10]}", "invalid_api_key")
+            if scope and key.scopes and scope not in key.scopes:
+                raise Refusal(403, f"the API key '{key.name}' may ask for {', '.join(key.scopes)}, not for {scope}")
+            name, per_minute = key.name, key.requests_per_minute or self.per_minute
+        if per_minute:
+            bucket = self.buckets.get(name)
+            if bucket is None or bucket.per_minute != per_minute:
+                bucket = self.buckets[name] = Bucket(per_minute)
+            wait = bucket.take()
+            if wait:
+                raise Refusal(429, f"more than {per_minute} requests in a minute; come back in {wait:.0f} s",
+                              "rate_limit_exceeded", retry_after=wait)  # fmt: skip
+        return name
+
+    def _read(self, file: Path) -> None:
+        try:
+            changed = file.stat().st_mtime_ns
+        except OSError:
+            self.keys = {}
+            return
+        if changed != self._read_at:
+            self.keys = {key.sha256: key for key in read(file)}
+            self._read_at = changed
+
+
+def read(file: Path) -> list[Key]:
+    """Raises InputError where the file is not one of keys."""
+    try:
+        return [Key(**{**row, "scopes": tuple(row.get("scopes", ()))}) for row in json.loads(file.read_text())]
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror})") from None
+    except (ValueError, TypeError, AttributeError):
+        raise InputError(f"{file}: not a file of keys; make one with 'srl-rlvr serve --new-key NAME'") from None
+
+
+def new_key(file: Path, name: str, scopes: Sequence[str] = (), days: int | None = None, per_minute: int = 0) -> str:
+    """Makes a key, keeps its hash in the file and returns it: it is not to be had again. Raises InputError."""
+    unknown = next((scope for scope in scopes if scope not in SCOPES), None)
+    if unknown is not None:
+        raise InputError(f"there is no scope '{unknown}'{nearest(unknown, SCOPES)}; there are {', '.join(SCOPES)}")
+    keys = read(file) if file.is_file() else []
+    if any(key.name == name for key in keys):
+        raise InputError(f"{file}: there is a key '{name}' already; take its row out first, or choose another name")
+    token = _PREFIX + secrets.token_urlsafe(32)
+    expires = (datetime.now(UTC) + timedelta(days=days)).isoformat(timespec="seconds") if days is not None else ""
+    keys.append(Key(name, _digest(token), tuple(scopes), expires, per_minute))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.partial")
+    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
+        json.dump([vars(key) for key in keys], out, indent=2)
+    os.replace(partial, file)
+    return token
+
+
+def _digest(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()

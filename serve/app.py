@@ -1,0 +1,190 @@
+"""Deploys: one Ray Serve application for each model, and one for the gateway before them.
+
+`applications` is the whole deployment as the config file of Ray Serve, which `serve deploy` and KubeRay's RayService
+take as well; `deploy` runs the same here.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from ray import serve as ray_serve
+from ray.exceptions import RayActorError
+from ray.serve.api import RunTarget
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from actors.cluster import worker_environment
+from serve.config import GatewaySettings, ModelEntry, ServeConfig, Served
+from serve.errors import Refusal
+from srl_rlvr import trained
+from srl_rlvr.errors import InputError
+
+GATEWAY = "gateway"
+_TRIES = 2  # of a call whose replica died under it: an answer has no effect but itself
+_DRAIN_S = 30
+_STREAMS_AT_ONCE = 1000
+
+
+def served(entry: ModelEntry) -> Served:
+    """What its folder says. Raises InputError where it holds no such model."""
+    model = trained.read(Path(entry.path))
+    made = int((Path(entry.path) / "config.json").stat().st_mtime)
+    return Served(name=entry.name, model_type=model.model_type.name, created=made)
+
+
+def build_model(entry: ModelEntry) -> ray_serve.Application:
+    """The application of one model."""
+    model = trained.read(Path(entry.path))
+    if model.model_type.policy == "ranking":
+        holder: Any = _replica_class("Encoder")
+    else:
+        holder = _replica_class("VllmWriter" if model.engine_kind(entry.engine) == "vllm" else "PlainWriter")
+    low, high = (entry.replicas, entry.replicas) if isinstance(entry.replicas, int) else entry.replicas
+    how: dict[str, Any] = {"num_replicas": low}
+    if high > low:
+        how = {
+            "autoscaling_config": {
+                "min_replicas": low, "max_replicas": high, "target_ongoing_requests": entry.target_ongoing
+            }
+        }  # fmt: skip
+    deployment = ray_serve.deployment(
+        holder,
+        name=entry.name,
+        max_ongoing_requests=4 * entry.max_running,
+        max_queued_requests=entry.queue,
+        graceful_shutdown_timeout_s=_DRAIN_S,
+        health_check_period_s=5,
+        ray_actor_options={
+            "num_cpus": entry.cpus,
+            "num_gpus": entry.gpus,
+            "runtime_env": worker_environment(entry.gpus, entry.threads or os.cpu_count() or 1),
+        },
+        **how,
+    )
+    return deployment.bind(entry)
+
+
+def build_gateway(settings: GatewaySettings) -> ray_serve.Application:
+    """The application that listens."""
+
+    def application() -> Any:
+        from serve.gateway import create_app
+
+        return create_app(settings, {model.name: HandleReplica(model.name) for model in settings.models})
+
+    deployment = ray_serve.deployment(
+        ray_serve.ingress(application)(),
+        name="Gateway",
+        max_ongoing_requests=_STREAMS_AT_ONCE,
+        graceful_shutdown_timeout_s=_DRAIN_S,
+        ray_actor_options={"num_cpus": 0.25},
+    )
+    return deployment.bind()
+
+
+def applications(config: ServeConfig) -> dict[str, Any]:
+    """The config file of Ray Serve for this config."""
+    models = [
+        {
+            "name": entry.name,
+            "route_prefix": None,
+            "import_path": "serve.app:build_model",
+            "args": entry.model_dump(mode="json"),
+        }
+        for entry in config.models
+    ]
+    gateway = {
+        "name": GATEWAY,
+        "route_prefix": "/",
+        "import_path": "serve.app:build_gateway",
+        "args": settings_of(config).model_dump(mode="json"),
+    }
+    return {
+        "proxy_location": "EveryNode",
+        "http_options": {"host": config.host, "port": config.port},
+        "applications": [*models, gateway],
+    }
+
+
+def settings_of(config: ServeConfig) -> GatewaySettings:
+    names = [entry.name for entry in config.models]
+    repeated = next((name for name in names if names.count(name) > 1 or name == GATEWAY), None)
+    if repeated is not None:
+        raise InputError(f"two models, or one and the gateway, are called '{repeated}': give one another 'name'")
+    return GatewaySettings(
+        models=[served(entry) for entry in config.models],
+        access=config.access,
+        limits=config.limits,
+        images=config.images,
+        runs=str(Path(config.runs).absolute()),
+        feedback=str(Path(config.feedback).absolute()),
+    )
+
+
+def deploy(config: ServeConfig) -> None:
+    """Start what is not running yet and wait until it is ready. Ray is there already."""
+    settings = settings_of(config)
+    ray_serve.start(
+        proxy_location="HeadOnly",
+        http_options={
+            "host": config.host,
+            "port": config.port,
+            "ssl_certfile": config.access.tls_certificate or None,
+            "ssl_keyfile": config.access.tls_key or None,
+        },
+    )
+    targets = [RunTarget(build_model(entry), entry.name, route_prefix=None) for entry in config.models]
+    ray_serve.run_many([*targets, RunTarget(build_gateway(settings), GATEWAY, route_prefix="/")])
+
+
+class HandleReplica:
+    """A deployment's replicas behind the gateway's `Replica`."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    @functools.cached_property
+    def handle(self) -> DeploymentHandle:
+        return ray_serve.get_app_handle(self.name)
+
+    async def call(self, method: str, *arguments: Any) -> Any:
+        for left in reversed(range(_TRIES)):
+            try:
+                return await getattr(self.handle, method).remote(*arguments)
+            except Refusal as refusal:
+                raise _as_it_was(refusal) from None
+            except (RayActorError, RayServeException) as error:
+                if not left or isinstance(error, BackPressureError | DeploymentUnavailableError):
+                    raise self._unavailable(error) from None
+        raise AssertionError
+
+    async def stream(self, method: str, *arguments: Any) -> AsyncIterator[Any]:
+        try:
+            async for item in getattr(self.handle.options(stream=True), method).remote(*arguments):
+                yield item
+        except Refusal as refusal:
+            raise _as_it_was(refusal) from None
+        except (RayActorError, RayServeException) as error:
+            raise self._unavailable(error) from None
+
+    def _unavailable(self, error: Exception) -> Refusal:
+        if isinstance(error, BackPressureError):
+            return Refusal(429, f"model '{self.name}' has all it can do; come back later", "overloaded", retry_after=1)
+        return Refusal(503, f"model '{self.name}' is not there at the moment; come back later", retry_after=2)
+
+
+def _as_it_was(refusal: Refusal) -> Refusal:
+    """Ray wraps what a replica raised, with its traceback."""
+    cause = getattr(refusal, "cause", refusal)
+    return cause if isinstance(cause, Refusal) else refusal
+
+
+def _replica_class(name: str) -> Any:
+    from serve import replicas
+
+    return getattr(replicas, name)

@@ -1,0 +1,171 @@
+"""SERVE.toml: which models, where they listen, who may ask, and how much."""
+
+from __future__ import annotations
+
+import ipaddress
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from srl_rlvr.errors import InputError
+from srl_rlvr.examples.names import nearest
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ModelEntry(Part):
+    path: str
+    """A model folder, a Hugging Face id, or `registry:NAME` for the champion of that name."""
+    name: str = ""
+    """What clients call it; the name in its card where it is left out."""
+    replicas: int | tuple[int, int] = 1
+    """How many, or the fewest and the most: as many as the load asks for."""
+    target_ongoing: float = Field(default=8, gt=0)
+    """Requests under way on each replica, above which another is started."""
+    cpus: float = Field(default=0.25, ge=0)
+    """Reserved for each replica on its node. What it uses is `threads`."""
+    gpus: float = Field(default=0, ge=0)
+    threads: int = Field(default=0, ge=0)
+    """Of each replica; 0: one for each core of its node."""
+    engine: Literal["auto", "vllm", "transformers"] = "auto"
+    max_running: int = Field(default=16, ge=1)
+    """Answers that are written at the same time."""
+    kv_cache_gib: float = Field(default=0.5, gt=0)
+    max_context: int | None = Field(default=None, ge=8)
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Longest context and answer; as the card says where they are left out."""
+    queue: int = Field(default=256, ge=0)
+    """Requests that wait for a replica, beyond which a client is told to come back (429)."""
+
+    @field_validator("replicas")
+    @classmethod
+    def _in_order(cls, value: int | tuple[int, int]) -> int | tuple[int, int]:
+        low, high = (value, value) if isinstance(value, int) else value
+        if not 1 <= low <= high:
+            raise ValueError("replicas should be 1 or more, or the fewest and the most")
+        return value
+
+
+class Access(Part):
+    keys: str = ""
+    """The file that `srl-rlvr serve --new-key` writes. Without one, whoever reaches the port may ask."""
+    open: bool = False
+    """Listen on more than this machine without keys."""
+    tls_certificate: str = ""
+    tls_key: str = ""
+    cors: list[str] = []
+    """Pages of these origins may ask from a browser."""
+
+
+class Limits(Part):
+    body_mib: float = Field(default=20, gt=0)
+    texts: int = Field(default=1000, ge=1)
+    """Texts or documents of one request."""
+    requests_per_minute: int = Field(default=0, ge=0)
+    """Of each key, where the key has no limit of its own; 0: no limit."""
+    deadline_s: float = Field(default=120, gt=0)
+
+
+class Images(Part):
+    fetch: bool = False
+    """Whether http(s) addresses are fetched. Never from private addresses."""
+    mib: float = Field(default=10, gt=0)
+    timeout_s: float = Field(default=10, gt=0)
+
+
+class ServeConfig(Part):
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=1, le=65535)
+    address: str = ""
+    """A Ray cluster to join; without one, and without RAY_ADDRESS, Ray is started here."""
+    models: list[ModelEntry] = []
+    """Every champion in the registry where there are none."""
+    access: Access = Access()
+    limits: Limits = Limits()
+    images: Images = Images()
+    runs: str = "out"
+    """The folder whose runs the console shows."""
+    feedback: str = "out/serve/feedback.jsonl"
+
+    @model_validator(mode="after")
+    def _guarded(self) -> ServeConfig:
+        if not (self.access.keys or self.access.open or is_loopback(self.host)):
+            raise ValueError(
+                f"host {self.host} is more than this machine and access.keys names no file: make one with "
+                "'srl-rlvr serve --new-key NAME', or set access.open = true"
+            )
+        if bool(self.access.tls_certificate) != bool(self.access.tls_key):
+            raise ValueError("access.tls_certificate and access.tls_key belong together")
+        return self
+
+
+class Served(BaseModel):
+    """A model as the gateway knows it."""
+
+    name: str
+    model_type: str
+    created: int
+
+
+class GatewaySettings(BaseModel):
+    """What the gateway is deployed with."""
+
+    models: list[Served]
+    access: Access = Access()
+    limits: Limits = Limits()
+    images: Images = Images()
+    runs: str = "out"
+    feedback: str = "out/serve/feedback.jsonl"
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def load(path: Path) -> ServeConfig:
+    """Raises InputError naming the key that is wrong. Paths in the file are from its folder."""
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid TOML: {error}") from None
+    config = check(raw, str(path))
+    here = path.absolute().parent
+
+    def placed(value: str) -> str:
+        return str(here / value) if value and (here / value).exists() else value
+
+    for entry in config.models:
+        entry.path = placed(entry.path)
+    config.access = config.access.model_copy(
+        update={name: placed(getattr(config.access, name)) for name in ("keys", "tls_certificate", "tls_key")}
+    )
+    return config
+
+
+def check(raw: dict[str, Any], where: str) -> ServeConfig:
+    try:
+        return ServeConfig.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden":
+            raise InputError(f"{where}: there is no key '{key}'{nearest(str(first['loc'][-1]), _keys(first['loc']))}") \
+                from None  # fmt: skip
+        message = first["msg"].removeprefix("Value error, ")
+        raise InputError(f"{where}: {f'{key}: ' if key else ''}{message}") from None
+
+
+def _keys(place: tuple[int | str, ...]) -> list[str]:
+    parts: dict[str, type[BaseModel]] = {"models": ModelEntry, "access": Access, "limits": Limits, "images": Images}
+    return list(parts.get(str(place[0]), ServeConfig).model_fields if len(place) > 1 else ServeConfig.model_fields)

@@ -1,0 +1,370 @@
+"""The front door: requests in OpenAI's, Cohere's and our own forms, checked, and sent to the model that they name.
+
+It knows no model from the inside: `Models` finds a replica by name, and a replica answers calls by method name. What
+holds for every request (its id, who asks, how large it is, how long it took) is `guard`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from serve import guard, pictures
+from serve.config import GatewaySettings, Limits, Served
+from serve.errors import Refusal
+from serve.journal import Journal
+from srl_rlvr import __version__, api
+from srl_rlvr.examples.names import nearest
+
+CONSOLE = Path(__file__).parent / "console.html"
+WRITERS = ("task_llm", "srl_parser", "extractor", "multimodal_vision")
+ENDPOINT_OF = {
+    "embeddings": "/v1/embeddings",
+    "reranker": "/v1/rerank",
+    "intent_router": "/v1/route",
+    "srl_parser": "/v1/parse",
+    "extractor": "/v1/extract",
+    "multimodal_vision": "/v1/vision",
+    "task_llm": "/v1/chat/completions",
+}
+_REFUSED: dict[int | str, Any] = {status: {"model": api.Error} for status in (400, 401, 403, 404, 413, 415, 422, 429)}
+_FAILED: dict[int | str, Any] = {status: {"model": api.Error} for status in (500, 503, 504)}
+ERRORS = _REFUSED | _FAILED
+
+
+class Replica(Protocol):
+    """Where a model answers. Raises Refusal."""
+
+    async def call(self, method: str, *arguments: Any) -> Any: ...
+
+    def stream(self, method: str, *arguments: Any) -> AsyncIterator[Any]: ...
+
+
+class Models:
+    """The models by name, with the replicas that answer for them."""
+
+    def __init__(self, served: Sequence[Served], replicas: Mapping[str, Replica]):
+        self.served = {model.name: model for model in served}
+        self.replicas = replicas
+
+    def find(self, name: str | None, *types: str) -> tuple[str, Replica]:
+        """The model of that name, which should be of one of these types; without a name the only one that is.
+
+        Raises Refusal with the nearest name, or with where such a model is asked.
+        """
+        fitting = [model.name for model in self.served.values() if model.model_type in types]
+        if name is None:
+            if len(fitting) != 1:
+                known = f"; there are {', '.join(fitting)}" if fitting else ""
+                raise Refusal(400, f"'model' should name one of type {' or '.join(types)}{known}", param="model")
+            name = fitting[0]
+        model = self.served.get(name)
+        if model is None:
+            raise Refusal(404, f"there is no model '{name}'{nearest(name, self.served)}", "model_not_found", "model")
+        if model.model_type not in types:
+            where = ENDPOINT_OF[model.model_type]
+            raise Refusal(400, f"model '{name}' is of type {model.model_type}: ask it at {where}", param="model")
+        return name, self.replicas[name]
+
+
+def create_app(settings: GatewaySettings, replicas: Mapping[str, Replica]) -> FastAPI:
+    """The ASGI application. `replicas` by model name."""
+    app = FastAPI(title="srl-rlvr", version=__version__, responses=ERRORS)
+    models, limits = Models(settings.models, replicas), settings.limits
+    journal = Journal(Path(settings.feedback))
+    guard.install(app, settings, journal)
+    _handle_errors(app)
+    _describe(app)
+
+    async def ask(replica: Replica, method: str, *arguments: Any) -> Any:
+        async with _deadline(limits):
+            return await replica.call(method, *arguments)
+
+    @app.get("/healthz", tags=["state"])
+    async def healthz() -> api.Health:
+        return api.Health(status="ok")
+
+    @app.get("/readyz", tags=["state"])
+    async def readyz() -> api.Health:
+        """Whether every model answers."""
+        waiting = []
+        for name, replica in replicas.items():
+            try:
+                await asyncio.wait_for(replica.call("ready"), timeout=5)
+            except (Refusal, TimeoutError):
+                waiting.append(name)
+        if waiting:
+            raise Refusal(503, f"not ready: {', '.join(waiting)}", retry_after=1)
+        return api.Health(status="ready")
+
+    @app.get("/v1/models", tags=["models"])
+    async def list_models() -> api.Models:
+        data = [api.ModelInfo(id=m.name, created=m.created, model_type=m.model_type) for m in settings.models]
+        return api.Models(data=data)
+
+    @app.get("/v1/models/{name:path}", tags=["models"])
+    async def one_model(name: str) -> api.ModelInfo:
+        models.find(name, *ENDPOINT_OF)
+        model = models.served[name]
+        return api.ModelInfo(id=name, created=model.created, model_type=model.model_type)
+
+    @app.post("/v1/chat/completions", tags=["text"], response_model=api.Generated)
+    async def chat(asked: api.ChatRequest, request: Request) -> Response:
+        """OpenAI's chat, as a stream where `stream` is true."""
+        _, replica = note(request, *models.find(asked.model, *WRITERS))
+        body = asked.model_dump(exclude_unset=True)
+        for message in body["messages"]:
+            for part in message["content"] if isinstance(message.get("content"), list) else ():
+                if part.get("type") == "image_url":
+                    part["image_url"] = {"url": await _inlined(part.get("image_url"), settings)}
+        return await generate(replica, "chat", asked, body | {"request_id": request.state.id})
+
+    @app.post("/v1/completions", tags=["text"], response_model=api.Generated)
+    async def completions(asked: api.CompletionRequest, request: Request) -> Response:
+        _, replica = note(request, *models.find(asked.model, *WRITERS))
+        body = asked.model_dump(exclude_unset=True) | {"request_id": request.state.id}
+        return await generate(replica, "complete", asked, body)
+
+    async def generate(replica: Replica, method: str, asked: api.Generation, body: dict[str, Any]) -> Response:
+        if not asked.stream:
+            return JSONResponse(await ask(replica, method, body))
+        events = replica.stream(f"{method}_stream", body)
+        async with _deadline(limits):  # what is refused has its own status, so the first event comes before the head
+            first = await anext(events)
+        return StreamingResponse(_after(first, events), media_type="text/event-stream")
+
+    @app.post("/v1/embeddings", tags=["vectors"], response_model=api.Embeddings)
+    async def embeddings(asked: api.EmbeddingsRequest, request: Request) -> Response:
+        name, replica = note(request, *models.find(asked.model, "embeddings"))
+        texts = _listed(asked.input, limits)
+        vectors, tokens = await ask(replica, "embed", texts, asked.dimensions)
+
+        def shown(vector: Any) -> Any:
+            if asked.encoding_format == "base64":
+                return base64.b64encode(vector.astype("<f4").tobytes()).decode()
+            return vector.tolist()
+
+        data = [{"object": "embedding", "index": n, "embedding": shown(vector)} for n, vector in enumerate(vectors)]
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        # Without a second look: these are numbers by the thousand.
+        return JSONResponse({"object": "list", "data": data, "model": name, "usage": usage})
+
+    @app.post("/v1/rerank", tags=["vectors"])
+    @app.post("/v2/rerank", tags=["vectors"], summary="The same, where Cohere's second client asks")
+    async def rerank(asked: api.RerankRequest, request: Request) -> api.Reranked:
+        name, replica = note(request, *models.find(asked.model, "reranker"))
+        texts = [d if isinstance(d, str) else d.text for d in asked.documents]
+        scores, tokens = await ask(replica, "rerank", asked.query, _listed(texts, limits, "documents"))
+        order = sorted(range(len(texts)), key=lambda number: -scores[number])[: asked.top_n]
+        results = [
+            api.Ranked(
+                index=number,
+                relevance_score=float(scores[number]),
+                document=api.Document(text=texts[number]) if asked.return_documents else None,
+            )
+            for number in order
+        ]
+        usage = api.Usage(prompt_tokens=tokens, total_tokens=tokens)
+        return api.Reranked(id=request.state.id, model=name, results=results, usage=usage)
+
+    @app.post("/v1/route", tags=["tasks"])
+    async def route(asked: api.RouteRequest, request: Request) -> api.Routes:
+        """A label for each text, or out of scope."""
+        name, replica = note(request, *models.find(asked.model, "intent_router"))
+        found = await ask(replica, "route", _listed(asked.input, limits), asked.labels, asked.top_n)
+        data = [
+            api.Route(
+                index=number,
+                label=label,
+                confidence=confidence,
+                out_of_scope=label is None,
+                alternatives=[api.Alternative(label=other, confidence=odds) for other, odds in alternatives],
+            )
+            for number, (label, confidence, alternatives) in enumerate(found)
+        ]
+        return api.Routes(model=name, data=data)
+
+    @app.post("/v1/parse", tags=["tasks"])
+    async def parse(asked: api.ParseRequest, request: Request) -> api.Parses:
+        """The frames of each sentence: predicates, and who did what to whom."""
+        name, replica = note(request, *models.find(asked.model, "srl_parser"))
+        texts = _listed(asked.input, limits)
+        answers = await asyncio.gather(*(ask(replica, "answer", {"text": text}) for text in texts))
+        data = [
+            api.Parse(index=number, frames=[_frame(frame, text) for frame in found["answer"]])
+            for number, (text, found) in enumerate(zip(texts, answers, strict=True))
+        ]
+        return api.Parses(model=name, data=data)
+
+    @app.post("/v1/extract", tags=["tasks"])
+    async def extract(asked: api.ExtractRequest, request: Request) -> api.Extracted:
+        """An object that fits the JSON Schema, read from the text."""
+        name, replica = note(request, *models.find(asked.model, "extractor"))
+        row: dict[str, Any] = {"text": asked.input}
+        if asked.json_schema is not None:
+            _check_schema(asked.json_schema)
+            row["schema"] = asked.json_schema
+        found = await ask(replica, "answer", row)
+        return api.Extracted(model=name, data=found["answer"], repaired=found["repaired"])
+
+    @app.post("/v1/vision", tags=["tasks"])
+    async def vision(asked: api.VisionRequest, request: Request) -> api.Seen:
+        """What a question about one or more images is answered with."""
+        name, replica = note(request, *models.find(asked.model, "multimodal_vision"))
+        shown = ([asked.image] if asked.image is not None else []) + asked.images
+        encoded = [await pictures.read(value, settings.images) for value in shown]
+        row: dict[str, Any] = {"images": encoded} | ({"question": asked.question} if asked.question else {})
+        found = await ask(replica, "answer", row)
+        return api.Seen(model=name, answer=found["answer"], text=found["text"])
+
+    @app.post("/v1/feedback", tags=["state"])
+    async def feedback(asked: api.FeedbackRequest, request: Request) -> api.Recorded:
+        """What an answer was worth, or what it should have been. Kept with its request's id, model and endpoint."""
+        journal.keep_feedback(asked, request.state.key)
+        return api.Recorded(request_id=asked.request_id)
+
+    @app.get("/console", include_in_schema=False)
+    async def console() -> Response:
+        return FileResponse(CONSOLE, media_type="text/html")
+
+    @app.get("/console/live", include_in_schema=False)
+    async def live() -> Response:
+        return JSONResponse(journal.live())
+
+    return app
+
+
+def note(request: Request, name: str, replica: Replica) -> tuple[str, Replica]:
+    """The journal counts requests by model."""
+    request.state.model = name
+    return name, replica
+
+
+class _deadline:
+    """What takes longer ends with 504."""
+
+    def __init__(self, limits: Limits):
+        self.seconds = limits.deadline_s
+        self.timeout = asyncio.timeout(limits.deadline_s)
+
+    async def __aenter__(self) -> None:
+        await self.timeout.__aenter__()
+
+    async def __aexit__(self, kind: Any, error: Any, trace: Any) -> None:
+        try:
+            await self.timeout.__aexit__(kind, error, trace)
+        except TimeoutError:
+            raise Refusal(504, f"no answer within {self.seconds:g} s") from None
+
+
+async def _after(first: str, events: AsyncIterator[str]) -> AsyncIterator[str]:
+    """The events of a stream. One that fails has sent its head already, and says so in its last event."""
+    yield first
+    try:
+        async for event in events:
+            yield event
+    except Refusal as refusal:
+        yield f"data: {json.dumps(_error(refusal))}\n\n"
+
+
+async def _inlined(image_url: Any, settings: GatewaySettings) -> str:
+    address = image_url.get("url") if isinstance(image_url, dict) else None
+    if not isinstance(address, str):
+        raise Refusal(400, "content of type image_url should have 'image_url': {'url': …}", param="messages")
+    return pictures.data_address(await pictures.read(address, settings.images))
+
+
+def _listed(given: str | Sequence[str], limits: Limits, param: str = "input") -> list[str]:
+    texts = [given] if isinstance(given, str) else list(given)
+    if len(texts) > limits.texts:
+        raise Refusal(400, f"{param} has {len(texts):,} texts; {limits.texts:,} are the most", param=param)
+    empty = next((number for number, text in enumerate(texts) if not text.strip()), None)
+    if empty is not None:
+        raise Refusal(400, f"{param}: text {empty} is empty", param=param)
+    return texts
+
+
+def _check_schema(schema: Mapping[str, Any]) -> None:
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import SchemaError
+
+    try:
+        Draft202012Validator.check_schema(schema)
+    except SchemaError as error:
+        raise Refusal(400, f"schema is no JSON Schema: {error.message[:200]}", param="schema") from None
+
+
+def _frame(frame: Mapping[str, Any], text: str) -> api.Frame:
+    spans = [
+        (role, span)
+        for role, value in frame.items()
+        if role != "predicate"
+        for span in (value if isinstance(value, list) else [value])
+    ]
+    roles = [api.Role(role=role, **_span(str(span), text)) for role, span in spans]
+    return api.Frame(predicate=api.Span(**_span(frame["predicate"], text)), roles=roles)
+
+
+def _span(span: str, text: str) -> dict[str, Any]:
+    start = text.find(span)
+    return {"text": span} | ({"start": start, "end": start + len(span)} if start >= 0 else {})
+
+
+def _error(refusal: Refusal) -> dict[str, Any]:
+    said = api.ErrorBody(message=refusal.message, type=refusal.kind, param=refusal.param, code=refusal.code)
+    return {"error": said.model_dump()}
+
+
+def refused(refusal: Refusal) -> JSONResponse:
+    headers = {"retry-after": str(max(1, round(refusal.retry_after)))} if refusal.retry_after else {}
+    if refusal.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return JSONResponse(_error(refusal), refusal.status, headers)
+
+
+def _handle_errors(app: FastAPI) -> None:
+    @app.exception_handler(Refusal)
+    async def _(request: Request, error: Refusal) -> Response:
+        return refused(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def _(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"] if part != "body")
+        if first["type"] == "json_invalid":
+            return refused(Refusal(400, f"the body is not JSON ({first['ctx']['error']})"))
+        message = first["msg"].removeprefix("Value error, ")
+        return refused(Refusal(400, f"{place}: {message}" if place else message, param=place or None))
+
+    @app.exception_handler(HTTPException)
+    async def _(request: Request, error: HTTPException) -> Response:
+        message = (
+            f"there is no {request.method} {request.url.path}" if error.status_code in (404, 405) else error.detail
+        )
+        return refused(Refusal(error.status_code, message))
+
+    @app.exception_handler(Exception)
+    async def _(request: Request, error: Exception) -> Response:
+        return refused(Refusal(500, f"the server failed ({type(error).__name__}); request {request.state.id}"))
+
+
+def _describe(app: FastAPI) -> None:
+    """The OpenAPI without FastAPI's own form of validation errors: here they are 400, in OpenAI's form."""
+    made = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        described = made()
+        described["components"]["schemas"].pop("HTTPValidationError", None)
+        described["components"]["schemas"].pop("ValidationError", None)
+        return described
+
+    app.openapi = openapi

@@ -1,0 +1,93 @@
+"""What the gateway knows of the requests it answered: how many, how fast, and what was said of them afterwards.
+
+Of a request it keeps its id, endpoint, model, status and time, never its texts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+import time
+from collections import OrderedDict, deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from serve.errors import Refusal
+from srl_rlvr.api import FeedbackRequest
+
+_REMEMBERED = 100_000  # requests that feedback can be given on
+_WINDOW_S = 60.0
+_KEPT = 20_000  # requests that figures are of
+
+
+@dataclass(frozen=True)
+class Entry:
+    id: str
+    endpoint: str
+    model: str
+    status: int
+    seconds: float
+    at: float  # Unix time
+
+
+class Journal:
+    def __init__(self, feedback: Path):
+        self.feedback = feedback
+        self.recent: deque[Entry] = deque(maxlen=_KEPT)
+        self.by_id: OrderedDict[str, Entry] = OrderedDict()
+        self.since = time.time()
+        self._writing = threading.Lock()
+
+    def note(self, entry: Entry) -> None:
+        if not entry.model:
+            return
+        self.recent.append(entry)
+        self.by_id[entry.id] = entry
+        while len(self.by_id) > _REMEMBERED:
+            self.by_id.popitem(last=False)
+
+    def keep_feedback(self, given: FeedbackRequest, key: str) -> None:
+        """A line in the file. Raises Refusal where the request is not known."""
+        entry = self.by_id.get(given.request_id.removeprefix("chatcmpl-").removeprefix("cmpl-"))
+        if entry is None:
+            raise Refusal(404, f"no request '{given.request_id}' was answered here lately", "request_not_found",
+                          "request_id")  # fmt: skip
+        line = {"request_id": entry.id, "endpoint": entry.endpoint, "model": entry.model, "at": round(time.time(), 3)}
+        line |= {
+            name: value for name, value in given.model_dump().items() if name != "request_id" and value is not None
+        }
+        line |= {"key": key} if key else {}
+        with self._writing:
+            self.feedback.parent.mkdir(parents=True, exist_ok=True)
+            with self.feedback.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def live(self) -> dict[str, Any]:
+        """Of the last minute, by model: requests a second, seconds that half and 95 % of them took less than, and the
+        share that failed (status 500 and above)."""
+        now = time.time()
+        window = min(_WINDOW_S, max(now - self.since, 1.0))
+        of: dict[str, list[Entry]] = {}
+        for entry in self.recent:
+            if now - entry.at <= window:
+                of.setdefault(entry.model, []).append(entry)
+        return {
+            "seconds": round(window, 1),
+            "models": {
+                name: {
+                    "requests": len(entries),
+                    "per_second": round(len(entries) / window, 3),
+                    "p50_s": _quantile([entry.seconds for entry in entries], 0.5),
+                    "p95_s": _quantile([entry.seconds for entry in entries], 0.95),
+                    "errors": sum(entry.status >= 500 for entry in entries) / len(entries),
+                }
+                for name, entries in sorted(of.items())
+            },
+        }
+
+
+def _quantile(values: list[float], share: float) -> float:
+    """The nearest rank."""
+    return round(sorted(values)[max(0, math.ceil(share * len(values)) - 1)], 4)

@@ -1,0 +1,102 @@
+"""Images in requests: base64, a `data:` address, or an http(s) one where fetching is allowed. Private addresses are
+never asked: every address that a name resolves to is checked, and the connection goes to one that was."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import ipaddress
+import socket
+from urllib.parse import urlsplit
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+from serve.config import Images
+from serve.errors import Refusal
+from srl_rlvr import images
+
+
+async def read(value: str, allowed: Images) -> bytes:
+    """The encoded image, known to be one. Raises Refusal."""
+    if value.startswith(("http://", "https://")):
+        encoded = await _fetch(value, allowed)
+    else:
+        if value.startswith("data:"):
+            head, comma, value = value.partition(",")
+            if not comma or not head.endswith(";base64"):
+                raise Refusal(400, "an image's data: address should be data:image/…;base64,…", param="image")
+        try:
+            encoded = base64.b64decode(value, validate=True)
+        except (binascii.Error, ValueError):
+            raise Refusal(400, "the image is not valid base64", param="image") from None
+    if len(encoded) > allowed.mib * 2**20:
+        raise Refusal(413, f"the image has more than {allowed.mib:g} MiB", param="image")
+    try:
+        await asyncio.to_thread(images.check, encoded)
+    except ValueError as error:
+        raise Refusal(400, f"the image {error}", param="image") from None
+    return encoded
+
+
+def data_address(encoded: bytes) -> str:
+    return f"data:image/*;base64,{base64.b64encode(encoded).decode()}"
+
+
+async def _fetch(address: str, allowed: Images) -> bytes:
+    if not allowed.fetch:
+        raise Refusal(400, "image addresses are not fetched here: send the image itself as base64", param="image")
+    try:
+        host = urlsplit(address).hostname or ""
+        if _is_address(host) and not ipaddress.ip_address(host).is_global:
+            raise Refusal(400, f"image address {host} is not a public one", param="image")
+        patience = aiohttp.ClientTimeout(total=allowed.timeout_s)
+        connector = aiohttp.TCPConnector(resolver=_PublicOnly())
+        async with (
+            aiohttp.ClientSession(connector=connector, timeout=patience) as session,
+            session.get(address, allow_redirects=False) as response,
+        ):
+            if response.status != 200:
+                raise Refusal(400, f"the image's address answered {response.status}; redirects are not followed",
+                              param="image")  # fmt: skip
+            encoded = b""
+            async for piece in response.content.iter_chunked(2**16):
+                encoded += piece
+                if len(encoded) > allowed.mib * 2**20:
+                    raise Refusal(413, f"the image has more than {allowed.mib:g} MiB", param="image")
+            return encoded
+    except TimeoutError:
+        raise Refusal(
+            400, f"the image's address did not answer within {allowed.timeout_s:g} s", param="image"
+        ) from None
+    except (aiohttp.ClientError, OSError, ValueError) as error:
+        raise Refusal(400, f"the image's address cannot be read ({type(error).__name__})", param="image") from None
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+class _PublicOnly(AbstractResolver):
+    """Resolves names to public addresses only: aiohttp connects to what it is given here, and asks no more."""
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        public: list[ResolveResult] = [
+            {"hostname": host, "host": str(place[0]), "port": port, "family": kind, "proto": proto, "flags": 0}
+            for kind, _, proto, _, place in found
+            if ipaddress.ip_address(place[0]).is_global
+        ]
+        if not public:
+            raise Refusal(400, f"image address {host} is not a public one", param="image")
+        return public
+
+    async def close(self) -> None:
+        pass

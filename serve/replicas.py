@@ -1,0 +1,462 @@
+"""What holds a model and answers: an encoder, or a writer of text by vLLM or by our own engine.
+
+A writer has `chat` and `complete` (OpenAI's forms; as streams, too) and `answer`, which takes a row as a data file of
+its type has it. All raise `Refusal` where a request is at fault.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import json
+import os
+import time
+import uuid
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from serve.config import ModelEntry
+from serve.errors import Refusal
+from serve.together import Together
+from srl_rlvr import trained
+from srl_rlvr.config import EngineConfig
+from srl_rlvr.engines import SamplingSpec
+from srl_rlvr.errors import InputError
+from srl_rlvr.examples.files import InMemory, Reading
+
+Tokens = tuple[int, ...]
+_CALLS_AT_ONCE = 64
+
+
+class Encoder:
+    """Embeddings, reranker and router. Calls that wait while texts are encoded are encoded together."""
+
+    def __init__(self, entry: ModelEntry):
+        self.model = trained.read(Path(entry.path), entry.max_context)
+        self.tokenizer = self.model.load_tokenizer()
+        engine: Any = self.model.open_engine("ranking", EngineConfig())
+        self.scorer = engine.scorer
+        self.encode = Together(self._encode_calls, _CALLS_AT_ONCE)
+        self._of_labels = functools.lru_cache(maxsize=8)(self._encode_labels)
+
+    async def ready(self) -> bool:
+        return True
+
+    async def embed(self, texts: Sequence[str], dimensions: int | None) -> tuple[np.ndarray, int]:
+        """[texts, D] of length 1, and how many tokens were read."""
+        tokens = self._tokenize(*((text,) for text in texts))
+        vectors = await self.encode(tokens)
+        if dimensions is not None:
+            if dimensions > vectors.shape[1]:
+                raise Refusal(400, f"dimensions is {dimensions}; this model has {vectors.shape[1]}", param="dimensions")
+            vectors = vectors[:, :dimensions]
+            vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        return vectors, sum(map(len, tokens))
+
+    async def rerank(self, query: str, documents: Sequence[str]) -> tuple[np.ndarray, int]:
+        """Of each document how relevant it is, in [0, 1], and how many tokens were read."""
+        tokens = self._tokenize(*((query, document) for document in documents))
+        logits = (await self.encode(tokens))[:, 0]
+        return 1 / (1 + np.exp(-logits.astype(np.float64))), sum(map(len, tokens))
+
+    async def route(
+        self, texts: Sequence[str], labels: Mapping[str, str] | None, top_n: int
+    ) -> list[tuple[str | None, float, list[tuple[str, float]]]]:
+        """(label, confidence, [(label, probability)]) of each text; None is out of scope."""
+        from srl_rlvr.model_types import intent_router
+        from srl_rlvr.policies.ranking import SCALE
+
+        known = labels or self.model.card["labels"]
+        names, of_labels = list(known), self._of_labels(tuple(known.values()))
+        logits = SCALE * (await self.encode(self._tokenize(*((text,) for text in texts)))) @ of_labels.T
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities = odds / odds.sum(axis=1, keepdims=True)
+        calibration = {} if labels else self.model.card.get("calibration", {})
+        found = []
+        for row in probabilities:
+            order = np.argsort(-row, kind="stable")[:top_n]
+            confidence, label = float(row[order[0]]), names[order[0]]
+            if calibration:
+                confidence = float(intent_router.confidences(row[order[:1]], calibration)[0])
+            in_scope = confidence >= calibration.get("threshold", 0.0)
+            alternatives = [(names[number], float(row[number])) for number in order]
+            found.append((label if in_scope else None, confidence, alternatives))
+        return found
+
+    def _tokenize(self, *texts: tuple[str, ...]) -> list[Tokens]:
+        read = self.tokenizer.tokenizer(
+            *map(list, zip(*texts, strict=True)), truncation=True, max_length=self.model.max_context
+        )
+        return list(map(tuple, read["input_ids"]))
+
+    def _encode_labels(self, texts: tuple[str, ...]) -> np.ndarray:
+        return self._encode_now(self._tokenize(*((text,) for text in texts)))
+
+    def _encode_now(self, texts: Sequence[Tokens]) -> np.ndarray:
+        """[texts, D], each text once."""
+        unique = sorted(set(texts), key=lambda text: (-len(text), text))
+        outputs = self.scorer.encode(unique).numpy()
+        row_of = {text: row for row, text in enumerate(unique)}
+        return outputs[[row_of[text] for text in texts]]
+
+    def _encode_calls(self, calls: list[Sequence[Tokens]]) -> list[np.ndarray]:
+        outputs = self._encode_now([text for call in calls for text in call])
+        return np.split(outputs, np.cumsum([len(call) for call in calls])[:-1])
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a writer is to write."""
+
+    tokens: Tokens
+    max_tokens: int
+    temperature: float = 0.0
+    seed: int = 0
+    images: tuple[bytes, ...] = ()
+    schema: str = ""  # JSON Schema that the text is to fit, where the engine can see to it
+
+
+class Writer:
+    """What both writers have in common: rows of their type in, what it makes of the text out."""
+
+    guided = False  # whether `schema` is held to
+
+    def __init__(self, entry: ModelEntry):
+        self.entry = entry
+        self.model = trained.read(Path(entry.path), entry.max_context, entry.max_tokens)
+        self.tokenizer = self.model.load_tokenizer()
+
+    async def ready(self) -> bool:
+        return True
+
+    async def answer(self, row: dict[str, Any]) -> dict[str, Any]:
+        """{"answer", "text", "repaired"}: `row` is one of a data file without its answer."""
+        model_type, card = self.model.model_type, self.model.card
+        try:
+            how = Reading(card=card, unanswered=True)
+            [example] = model_type.load(InMemory([row]), "dev", how).to_pylist()
+            tokens = model_type.encode_prompt(self.tokenizer, example, self.model.think)
+        except InputError as error:
+            raise Refusal(400, str(error).removeprefix("request, row 1: ")) from None
+        schema = model_type.answer_schema(example)
+        text = await self.write(
+            Wanted(
+                tuple(tokens), self._room(tokens), images=tuple(example["images"]),
+                schema=json.dumps(schema) if schema else "",
+            )
+        )  # fmt: skip
+        text, repaired = _repaired(text, schema) if schema else (text, False)
+        answer = model_type.present(example, {"text": text}, card)
+        return {"answer": answer, "text": text, "repaired": repaired}
+
+    async def write(self, wanted: Wanted) -> str:
+        raise NotImplementedError
+
+    def _room(self, tokens: Sequence[int], asked: int | None = None) -> int:
+        """For the answer. Raises Refusal where the prompt fills the context."""
+        left = self.model.max_context - len(tokens)
+        if left < 1:
+            raise Refusal(
+                400, f"the prompt has {len(tokens)} tokens and this model's context is {self.model.max_context}",
+                "context_length_exceeded",
+            )  # fmt: skip
+        return min(left, asked or self.model.max_tokens)
+
+
+class VllmWriter(Writer):
+    """vLLM's asynchronous engine and its own OpenAI server's handling of requests."""
+
+    guided = True
+
+    def __init__(self, entry: ModelEntry):
+        super().__init__(entry)
+        import torch
+
+        from srl_rlvr.engines import vllm_engine
+
+        for name, value in vllm_engine.ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+        from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
+        from vllm.entrypoints.openai.models.protocol import BaseModelPath
+        from vllm.entrypoints.openai.models.serving import OpenAIServingModels
+        from vllm.renderers.online_renderer import OnlineRenderer
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        on_cpu = not torch.cuda.is_available()
+        placement: dict[str, Any] = {}
+        if on_cpu:
+            placement = {"enforce_eager": True, "kv_cache_memory_bytes": int(entry.kv_cache_gib * 2**30)}
+        arguments = AsyncEngineArgs(
+            model=entry.path,
+            dtype="float32" if on_cpu else "bfloat16",
+            max_model_len=self.model.max_context,
+            max_num_seqs=entry.max_running,
+            enable_prefix_caching=True,
+            structured_outputs_config={"backend": "xgrammar"},  # type: ignore[arg-type]
+            disable_log_stats=True,
+            **placement,
+        )
+        self.engine = AsyncLLM.from_engine_args(arguments)
+        models = OpenAIServingModels(
+            engine_client=self.engine, base_model_paths=[BaseModelPath(name=entry.name, model_path=entry.path)]
+        )
+        renderer = OnlineRenderer(
+            model_config=self.engine.model_config,
+            renderer=self.engine.renderer,
+            request_logger=None,
+            chat_template=None,
+            chat_template_content_format="auto",
+        )
+        common: dict[str, Any] = {"online_renderer": renderer, "request_logger": None}
+        self._chat = OpenAIServingChat(
+            self.engine, models, "assistant", chat_template=None, chat_template_content_format="auto", **common
+        )
+        self._completion = OpenAIServingCompletion(self.engine, models, **common)
+
+    def check_health(self) -> None:
+        if self.engine.errored:
+            raise RuntimeError("the engine has died")
+
+    async def chat(self, body: dict[str, Any]) -> dict[str, Any]:
+        return (await self._begin("chat", body)).model_dump(exclude_none=True)
+
+    async def complete(self, body: dict[str, Any]) -> dict[str, Any]:
+        return (await self._begin("completion", body)).model_dump(exclude_none=True)
+
+    async def chat_stream(self, body: dict[str, Any]) -> AsyncIterator[str]:
+        async for event in await self._begin("chat", body):
+            yield event
+
+    async def complete_stream(self, body: dict[str, Any]) -> AsyncIterator[str]:
+        async for event in await self._begin("completion", body):
+            yield event
+
+    async def _begin(self, kind: str, body: dict[str, Any]) -> Any:
+        """A response, or a stream of events."""
+        from pydantic import ValidationError
+        from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+        from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+        from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            if kind == "chat":
+                found = await self._chat.create_chat_completion(ChatCompletionRequest.model_validate(body))
+            else:
+                found = await self._completion.create_completion(CompletionRequest.model_validate(body))
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise Refusal(400, f"{place}: {first['msg']}" if place else first["msg"]) from None
+        except EngineDeadError:
+            raise
+        except (ValueError, TypeError, NotImplementedError) as error:
+            raise Refusal(400, _first_sentence(error), _code(error)) from None
+        if isinstance(found, ErrorResponse):
+            raise Refusal(found.error.code, found.error.message, param=found.error.param)
+        return found
+
+    async def write(self, wanted: Wanted) -> str:
+        from vllm import SamplingParams
+        from vllm.sampling_params import StructuredOutputsParams
+
+        guide = StructuredOutputsParams(json=wanted.schema) if wanted.schema else None
+        how = SamplingParams(
+            temperature=wanted.temperature, max_tokens=wanted.max_tokens, seed=wanted.seed, structured_outputs=guide
+        )
+        text = ""
+        try:
+            prompt: Any = {"prompt_token_ids": list(wanted.tokens)}
+            async for output in self.engine.generate(prompt, how, uuid.uuid4().hex):
+                text = output.outputs[0].text
+        except ValueError as error:
+            raise Refusal(400, _first_sentence(error)) from None
+        return text
+
+
+class PlainWriter(Writer):
+    """Our own engine over transformers' models: types with images, and where vLLM is not installed. It writes whole
+    answers: a stream of one has a single piece of text."""
+
+    def __init__(self, entry: ModelEntry):
+        super().__init__(entry)
+        options = EngineConfig(kv_cache_gib=entry.kv_cache_gib, max_running=entry.max_running)
+        self.engine = self.model.open_engine("transformers", options)
+        self.sample: Together[Wanted, tuple[str, int]] = Together(self._sample, _CALLS_AT_ONCE)
+
+    async def chat(self, body: dict[str, Any]) -> dict[str, Any]:
+        tokens, images = self._conversation(body["messages"])
+        asked = body.get("max_completion_tokens") or body.get("max_tokens")
+        text, count = await self._generate(body, tokens, images, asked)
+        message = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+        return self._form("chat.completion", body, message, len(tokens), count)
+
+    async def complete(self, body: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(body["prompt"], str):
+            raise Refusal(400, "this model completes one prompt at a time: 'prompt' should be text", param="prompt")
+        tokens = self._plain_tokenizer.encode(body["prompt"])
+        text, count = await self._generate(body, tokens, [], body.get("max_tokens"))
+        return self._form(
+            "text_completion", body, {"index": 0, "text": text, "finish_reason": "stop"}, len(tokens), count
+        )
+
+    async def chat_stream(self, body: dict[str, Any]) -> AsyncIterator[str]:
+        whole = await self.chat(body)
+        message = whole["choices"][0]["message"]
+        pieces = [({"role": "assistant", "content": message["content"]}, None), ({}, "stop")]
+        for delta, reason in pieces:
+            choice = {"index": 0, "delta": delta, "finish_reason": reason}
+            piece = whole | {"object": "chat.completion.chunk", "choices": [choice]}
+            del piece["usage"]
+            yield _event(piece)
+        yield "data: [DONE]\n\n"
+
+    async def complete_stream(self, body: dict[str, Any]) -> AsyncIterator[str]:
+        yield _event(await self.complete(body))
+        yield "data: [DONE]\n\n"
+
+    async def write(self, wanted: Wanted) -> str:
+        return (await self.sample(wanted))[0]
+
+    @property
+    def _plain_tokenizer(self) -> Any:
+        processor = getattr(self.tokenizer, "processor", None)
+        return self.tokenizer if processor is None else processor.tokenizer
+
+    def _conversation(self, messages: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[bytes]]:
+        """Its tokens and its images, in order. A text model's contents are texts."""
+        processor = getattr(self.tokenizer, "processor", None)
+        images: list[bytes] = []
+        shown = []
+        for message in messages:
+            content = message.get("content") or ""
+            parts: Any = [{"type": "text", "text": content}] if isinstance(content, str) else content
+            told: list[dict[str, Any]] = []
+            for part in parts:
+                if part.get("type") == "text" and isinstance(part.get("text"), str):
+                    told.append({"type": "text", "text": part["text"]})
+                elif part.get("type") == "image_url" and processor is not None:
+                    images.append(base64.b64decode(part["image_url"]["url"].partition(",")[2]))
+                    told.append({"type": "image"})
+                else:
+                    raise Refusal(400, f"this model reads no content of type '{part.get('type')}'", param="messages")
+            together: Any = told if processor is not None else "".join(part["text"] for part in told)
+            shown.append({"role": message["role"], "content": together})
+        if processor is None:
+            return list(
+                self.tokenizer.apply_chat_template(shown, add_generation_prompt=True, return_dict=False)
+            ), images
+        from PIL import Image
+
+        from srl_rlvr import images as encoded
+
+        text = processor.apply_chat_template(shown, add_generation_prompt=True)
+        blank = [Image.new("RGB", encoded.size(image)) for image in images] or None
+        return list(processor(text=text, images=blank, add_special_tokens=False)["input_ids"][0]), images
+
+    async def _generate(
+        self, body: Mapping[str, Any], tokens: Sequence[int], images: Sequence[bytes], asked: int | None
+    ) -> tuple[str, int]:
+        if (body.get("n") or 1) != 1:
+            raise Refusal(400, "this model writes one answer at a time: 'n' should be 1", param="n")
+        temperature = 1.0 if body.get("temperature") is None else float(body["temperature"])
+        seed = body.get("seed")
+        wanted = Wanted(
+            tuple(tokens), self._room(tokens, asked), temperature,
+            seed % 2**32 if seed is not None else time.time_ns() % 2**32, tuple(images),
+        )  # fmt: skip
+        text, count = await self.sample(wanted)
+        schema = _response_schema(body.get("response_format"))
+        return (_repaired(text, schema)[0] if schema is not None else text), count
+
+    def _sample(self, calls: list[Wanted]) -> list[Any]:
+        """(text, tokens) of each, or its Refusal; those that want alike are written together."""
+        found: list[Any] = [None] * len(calls)
+        alike: dict[SamplingSpec, list[int]] = {}
+        for number, call in enumerate(calls):
+            spec = SamplingSpec(1, call.temperature, call.max_tokens, seed=call.seed if call.temperature else 0)
+            alike.setdefault(spec, []).append(number)
+        for spec, numbers in alike.items():
+            prompts = [list(calls[number].tokens) for number in numbers]
+            images = [list(calls[number].images) for number in numbers]
+            try:
+                groups = self.engine.sample(prompts, spec, images if any(images) else ())
+            except InputError as error:
+                for number in numbers:
+                    found[number] = Refusal(400, str(error))
+                continue
+            for number, [completion] in zip(numbers, groups, strict=True):
+                text = self.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+                found[number] = text, len(completion.token_ids)
+        return found
+
+    def _form(
+        self, kind: str, body: Mapping[str, Any], choice: dict[str, Any], prompt_tokens: int, written: int
+    ) -> dict[str, Any]:
+        prefix = "chatcmpl" if kind.startswith("chat") else "cmpl"
+        return {
+            "id": f"{prefix}-{body['request_id']}",
+            "object": kind,
+            "created": int(time.time()),
+            "model": body["model"],
+            "choices": [choice],
+            "usage": {
+                "prompt_tokens": prompt_tokens,
+                "completion_tokens": written,
+                "total_tokens": prompt_tokens + written,
+            },
+        }
+
+
+def _response_schema(response_format: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The JSON Schema that an answer is to fit; None where it may be any text."""
+    match response_format:
+        case {"type": "json_schema", "json_schema": {"schema": dict(schema)}}:
+            return schema
+        case {"type": "json_object"}:
+            return {"type": "object"}
+        case None | {"type": "text"}:
+            return None
+    raise Refusal(400, "response_format should be text, json_object, or json_schema with its 'schema'",
+                  param="response_format")  # fmt: skip
+
+
+def _repaired(text: str, schema: Mapping[str, Any]) -> tuple[str, bool]:
+    """JSON that fits the schema, and whether the text was not. Raises Refusal where none can be made of it."""
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import SchemaError, ValidationError
+    from partial_json_parser import loads
+
+    begin = min((at for at in (text.find("{"), text.find("[")) if at >= 0), default=0)
+    try:
+        try:
+            found, repaired = json.loads(text), False
+        except ValueError:
+            found, repaired = loads(text[begin:]), True
+        Draft202012Validator(schema).validate(found)
+    except SchemaError as error:
+        raise Refusal(400, f"the schema is no JSON Schema: {error.message[:200]}", param="schema") from None
+    except (ValueError, RecursionError):
+        raise Refusal(422, "the model's answer is no JSON", "invalid_answer") from None
+    except ValidationError as error:
+        raise Refusal(422, f"the model's answer does not fit the schema: {error.message[:200]}", "invalid_answer") \
+            from None  # fmt: skip
+    return (json.dumps(found, ensure_ascii=False) if repaired else text), repaired
+
+
+def _event(piece: Mapping[str, Any]) -> str:
+    return f"data: {json.dumps(piece, ensure_ascii=False)}\n\n"
+
+
+def _first_sentence(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
+def _code(error: Exception) -> str | None:
+    return "context_length_exceeded" if "context length" in str(error) else None

@@ -1,0 +1,53 @@
+"""Dynamic batching: calls that come while others are worked on are worked on together next.
+
+Ray Serve's `@serve.batch` needs a replica around it; this runs wherever there is an event loop, never waits for a batch
+to fill, and leaves out calls whose clients have gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+Call = TypeVar("Call")
+Found = TypeVar("Found")
+
+
+class Together(Generic[Call, Found]):
+    """`work` takes at most so many calls in a thread, and gives one result, or one exception, for each."""
+
+    def __init__(self, work: Callable[[list[Call]], Sequence[Found | Exception]], most: int):
+        self.work, self.most = work, most
+        self.waiting: deque[tuple[Call, asyncio.Future[Found]]] = deque()
+        self.running: asyncio.Task[None] | None = None
+
+    async def __call__(self, call: Call) -> Found:
+        future = asyncio.get_running_loop().create_future()
+        self.waiting.append((call, future))
+        if self.running is None:
+            self.running = asyncio.create_task(self._run())
+        return await future
+
+    async def _run(self) -> None:
+        while self.waiting:
+            taken = [self.waiting.popleft() for _ in range(min(self.most, len(self.waiting)))]
+            taken = [(call, future) for call, future in taken if not future.done()]
+            if taken:
+                await self._settle(taken)
+        self.running = None
+
+    async def _settle(self, taken: list[tuple[Call, asyncio.Future[Found]]]) -> None:
+        found: Sequence[Found | Exception]
+        try:
+            found = await asyncio.to_thread(self.work, [call for call, _ in taken])
+        except Exception as error:  # whatever it is, those who wait are to know
+            found = [error] * len(taken)
+        for (_, future), result in zip(taken, found, strict=True):
+            if future.done():
+                continue
+            if isinstance(result, Exception):
+                future.set_exception(result)
+            else:
+                future.set_result(result)

@@ -1,0 +1,55 @@
+"""A model's folder: what it is for and how long its answers are, as its card says."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from srl_rlvr import engines, model_types
+from srl_rlvr.config import EngineConfig, EvaluationConfig, LearnerConfig, ModelConfig
+from srl_rlvr.errors import InputError
+from srl_rlvr.policies import base_models
+
+
+@dataclass(frozen=True)
+class Trained:
+    folder: Path
+    model_type: model_types.ModelType
+    card: dict[str, Any]
+    max_context: int  # tokens of prompt and answer
+    max_tokens: int  # of the answer
+
+    @property
+    def think(self) -> bool:
+        return bool(self.card.get("think", False))
+
+    def engine_kind(self, asked: str = "auto") -> str:
+        """`auto`: vLLM where it is installed, but for types that only one engine runs."""
+        kind = self.model_type.engine or asked
+        if kind == "auto":
+            kind = "vllm" if importlib.util.find_spec("vllm") else "transformers"
+        return kind
+
+    def load_tokenizer(self) -> Any:
+        return self.model_type.load_tokenizer(self.folder, self.max_context)
+
+    def open_engine(self, kind: str, options: EngineConfig) -> engines.Engine:
+        arguments = engines.arguments(kind, options, self.max_context, LearnerConfig().tokens_per_microbatch)
+        return engines.create(kind, self.folder, arguments | self.model_type.policy_options())
+
+
+def read(folder: Path, max_context: int | None = None, max_tokens: int | None = None) -> Trained:
+    """Raises InputError where it is of no known type."""
+    card = base_models.read_card(folder)
+    name = card.get("model_type", "task_llm")
+    if name not in model_types.MODULES:
+        raise InputError(f"model {folder} is a {name}; there are {', '.join(model_types.MODULES)}")
+    return Trained(
+        folder,
+        model_types.find(name),
+        card,
+        max_context or card.get("max_context", ModelConfig().max_context),
+        max_tokens or card.get("max_tokens", EvaluationConfig().max_tokens),
+    )
