@@ -38,10 +38,10 @@ class Bucket:
 
     per_minute: int
     left: float = field(init=False)
-    at: float = field(default_factory=time.monotonic)
+    at: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self.left = float(self.per_minute)
+        self.left, self.at = float(self.per_minute), time.monotonic()
 
     def take(self) -> float:
         """0.0, or in how many seconds there is room."""

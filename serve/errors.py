@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from starlette.responses import JSONResponse
+
+from srl_rlvr import api
+
 
 class Refusal(Exception):
     """Raised by replicas, too: everything it holds travels in `args`."""
@@ -30,3 +36,16 @@ class Refusal(Exception):
             case status if status >= 500:
                 return "server_error"
         return "invalid_request_error"
+
+
+def error_form(refusal: Refusal) -> dict[str, Any]:
+    """OpenAI's."""
+    said = api.ErrorBody(message=refusal.message, type=refusal.kind, param=refusal.param, code=refusal.code)
+    return {"error": said.model_dump()}
+
+
+def refused(refusal: Refusal) -> JSONResponse:
+    headers = {"retry-after": str(max(1, round(refusal.retry_after)))} if refusal.retry_after else {}
+    if refusal.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return JSONResponse(error_form(refusal), refusal.status, headers)

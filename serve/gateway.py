@@ -18,9 +18,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from serve import guard, pictures
+from serve import guard, pictures, runs
 from serve.config import GatewaySettings, Limits, Served
-from serve.errors import Refusal
+from serve.errors import Refusal, error_form, refused
 from serve.journal import Journal
 from srl_rlvr import __version__, api
 from srl_rlvr.examples.names import nearest
@@ -236,6 +236,10 @@ def create_app(settings: GatewaySettings, replicas: Mapping[str, Replica]) -> Fa
     async def console() -> Response:
         return FileResponse(CONSOLE, media_type="text/html")
 
+    @app.get("/console/runs", include_in_schema=False)
+    async def past() -> Response:
+        return JSONResponse({"runs": await asyncio.to_thread(runs.read, Path(settings.runs))})
+
     @app.get("/console/live", include_in_schema=False)
     async def live() -> Response:
         return JSONResponse(journal.live())
@@ -273,7 +277,7 @@ async def _after(first: str, events: AsyncIterator[str]) -> AsyncIterator[str]:
         async for event in events:
             yield event
     except Refusal as refusal:
-        yield f"data: {json.dumps(_error(refusal))}\n\n"
+        yield f"data: {json.dumps(error_form(refusal))}\n\n"
 
 
 async def _inlined(image_url: Any, settings: GatewaySettings) -> str:
@@ -319,18 +323,6 @@ def _span(span: str, text: str) -> dict[str, Any]:
     return {"text": span} | ({"start": start, "end": start + len(span)} if start >= 0 else {})
 
 
-def _error(refusal: Refusal) -> dict[str, Any]:
-    said = api.ErrorBody(message=refusal.message, type=refusal.kind, param=refusal.param, code=refusal.code)
-    return {"error": said.model_dump()}
-
-
-def refused(refusal: Refusal) -> JSONResponse:
-    headers = {"retry-after": str(max(1, round(refusal.retry_after)))} if refusal.retry_after else {}
-    if refusal.status == 401:
-        headers["www-authenticate"] = "Bearer"
-    return JSONResponse(_error(refusal), refusal.status, headers)
-
-
 def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(Refusal)
     async def _(request: Request, error: Refusal) -> Response:
@@ -338,8 +330,10 @@ def _handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def _(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"] if part != "body")
+        errors = error.errors()
+        # Of a field that may be of two types the one that it nearly is comes first.
+        first = next((found for found in errors if not found["type"].endswith("_type")), errors[0])
+        place = ".".join(map(str, first["loc"][1:2]))
         if first["type"] == "json_invalid":
             return refused(Refusal(400, f"the body is not JSON ({first['ctx']['error']})"))
         message = first["msg"].removeprefix("Value error, ")
@@ -351,10 +345,6 @@ def _handle_errors(app: FastAPI) -> None:
             f"there is no {request.method} {request.url.path}" if error.status_code in (404, 405) else error.detail
         )
         return refused(Refusal(error.status_code, message))
-
-    @app.exception_handler(Exception)
-    async def _(request: Request, error: Exception) -> Response:
-        return refused(Refusal(500, f"the server failed ({type(error).__name__}); request {request.state.id}"))
 
 
 def _describe(app: FastAPI) -> None:

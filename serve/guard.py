@@ -3,6 +3,7 @@ journal."""
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 import uuid
@@ -12,11 +13,13 @@ from starlette.middleware.cors import CORSMiddleware
 
 from serve.access import Doorkeeper
 from serve.config import GatewaySettings
-from serve.errors import Refusal
+from serve.errors import Refusal, refused
 from serve.journal import Entry, Journal
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+
+log = logging.getLogger(__name__)
 
 _OPEN = ("/healthz", "/readyz", "/docs", "/openapi.json", "/console", "/docs/oauth2-redirect")
 _ID = re.compile(r"[\w.:-]{1,200}")
@@ -63,11 +66,15 @@ class Guard:
                 if scope["method"] == "POST":
                     receive = await self._read(receive, headers)
             except Refusal as refusal:
-                from serve.gateway import refused
-
                 await refused(refusal)(scope, receive, sent)
                 return
             await self.app(scope, receive, sent)
+        except Exception as error:  # a defect: it is logged whole, and the client is told that it is one
+            log.exception("request %s failed", id)
+            if status != 499:
+                raise
+            said = f"the server failed ({type(error).__name__}); the request was {id}"
+            await refused(Refusal(500, said))(scope, receive, sent)
         finally:
             taken = time.monotonic() - began
             self.journal.note(Entry(id, scope["path"], state["model"], status, taken, time.time()))

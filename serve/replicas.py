@@ -288,28 +288,28 @@ class PlainWriter(Writer):
         super().__init__(entry)
         options = EngineConfig(kv_cache_gib=entry.kv_cache_gib, max_running=entry.max_running)
         self.engine = self.model.open_engine("transformers", options)
-        self.sample: Together[Wanted, tuple[str, int]] = Together(self._sample, _CALLS_AT_ONCE)
+        self.sample: Together[Wanted, tuple[str, int, str]] = Together(self._sample, _CALLS_AT_ONCE)
 
     async def chat(self, body: dict[str, Any]) -> dict[str, Any]:
         tokens, images = self._conversation(body["messages"])
         asked = body.get("max_completion_tokens") or body.get("max_tokens")
-        text, count = await self._generate(body, tokens, images, asked)
-        message = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+        text, count, reason = await self._generate(body, tokens, images, asked)
+        message = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": reason}
         return self._form("chat.completion", body, message, len(tokens), count)
 
     async def complete(self, body: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(body["prompt"], str):
             raise Refusal(400, "this model completes one prompt at a time: 'prompt' should be text", param="prompt")
         tokens = self._plain_tokenizer.encode(body["prompt"])
-        text, count = await self._generate(body, tokens, [], body.get("max_tokens"))
+        text, count, reason = await self._generate(body, tokens, [], body.get("max_tokens"))
         return self._form(
-            "text_completion", body, {"index": 0, "text": text, "finish_reason": "stop"}, len(tokens), count
+            "text_completion", body, {"index": 0, "text": text, "finish_reason": reason}, len(tokens), count
         )
 
     async def chat_stream(self, body: dict[str, Any]) -> AsyncIterator[str]:
         whole = await self.chat(body)
-        message = whole["choices"][0]["message"]
-        pieces = [({"role": "assistant", "content": message["content"]}, None), ({}, "stop")]
+        [choice] = whole["choices"]
+        pieces = [({"role": "assistant", "content": choice["message"]["content"]}, None), ({}, choice["finish_reason"])]
         for delta, reason in pieces:
             choice = {"index": 0, "delta": delta, "finish_reason": reason}
             piece = whole | {"object": "chat.completion.chunk", "choices": [choice]}
@@ -362,7 +362,7 @@ class PlainWriter(Writer):
 
     async def _generate(
         self, body: Mapping[str, Any], tokens: Sequence[int], images: Sequence[bytes], asked: int | None
-    ) -> tuple[str, int]:
+    ) -> tuple[str, int, str]:
         if (body.get("n") or 1) != 1:
             raise Refusal(400, "this model writes one answer at a time: 'n' should be 1", param="n")
         temperature = 1.0 if body.get("temperature") is None else float(body["temperature"])
@@ -371,12 +371,12 @@ class PlainWriter(Writer):
             tuple(tokens), self._room(tokens, asked), temperature,
             seed % 2**32 if seed is not None else time.time_ns() % 2**32, tuple(images),
         )  # fmt: skip
-        text, count = await self.sample(wanted)
+        text, count, reason = await self.sample(wanted)
         schema = _response_schema(body.get("response_format"))
-        return (_repaired(text, schema)[0] if schema is not None else text), count
+        return (_repaired(text, schema)[0] if schema is not None else text), count, reason
 
     def _sample(self, calls: list[Wanted]) -> list[Any]:
-        """(text, tokens) of each, or its Refusal; those that want alike are written together."""
+        """(text, tokens, why it ends) of each, or its Refusal; those that want alike are written together."""
         found: list[Any] = [None] * len(calls)
         alike: dict[SamplingSpec, list[int]] = {}
         for number, call in enumerate(calls):
@@ -393,7 +393,7 @@ class PlainWriter(Writer):
                 continue
             for number, [completion] in zip(numbers, groups, strict=True):
                 text = self.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
-                found[number] = text, len(completion.token_ids)
+                found[number] = text, len(completion.token_ids), completion.finish_reason
         return found
 
     def _form(

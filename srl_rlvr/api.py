@@ -13,6 +13,13 @@ class Answer(BaseModel):
     model_config = ConfigDict(extra="allow")
 
 
+class Identified(Answer):
+    @property
+    def request_id(self) -> str:
+        """As its header has it; `Client` puts it in."""
+        return (self.__pydantic_extra__ or {}).get("request_id", "")
+
+
 class Request(BaseModel):
     """Fields that are not named are ignored, as OpenAI's servers do."""
 
@@ -71,7 +78,7 @@ class ModelInfo(Answer):
     model_type: str
 
 
-class Models(Answer):
+class Models(Identified):
     object: Literal["list"] = "list"
     data: list[ModelInfo]
 
@@ -107,7 +114,7 @@ class CompletionRequest(Generation):
     prompt: str | Annotated[list[str], Field(min_length=1)]
 
 
-class Generated(Answer):
+class Generated(Identified):
     id: str
     object: str
     created: int
@@ -129,7 +136,7 @@ class Embedding(Answer):
     embedding: Annotated[list[float] | str, Field(description="numbers, or little-endian float32 in base64")]
 
 
-class Embeddings(Answer):
+class Embeddings(Identified):
     object: Literal["list"] = "list"
     data: list[Embedding]
     model: str
@@ -155,7 +162,7 @@ class Ranked(Answer):
     document: Document | None = None
 
 
-class Reranked(Answer):
+class Reranked(Identified):
     id: str
     model: str
     results: list[Ranked]
@@ -186,7 +193,7 @@ class Route(Answer):
     alternatives: list[Alternative]
 
 
-class Routes(Answer):
+class Routes(Identified):
     object: Literal["list"] = "list"
     model: str
     data: list[Route]
@@ -219,7 +226,7 @@ class Parse(Answer):
     frames: list[Frame]
 
 
-class Parses(Answer):
+class Parses(Identified):
     object: Literal["list"] = "list"
     model: str
     data: list[Parse]
@@ -233,7 +240,7 @@ class ExtractRequest(Request):
     ] = None
 
 
-class Extracted(Answer):
+class Extracted(Identified):
     model: str
     data: dict[str, Any]
     repaired: Annotated[bool, Field(description="the model's text was no JSON, and was made into some")] = False
@@ -252,7 +259,7 @@ class VisionRequest(Request):
         return self
 
 
-class Seen(Answer):
+class Seen(Identified):
     model: str
     answer: Any
     text: str

@@ -1,0 +1,41 @@
+"""Tiny models of all seven types in the folders that `srl-rlvr train` writes, their cards too. Random weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+ROUTER = {"labels": {"card": "where is my card", "rate": "exchange rates", "fee": "fees and charges"}}
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}, "year": {"type": "integer"}}}
+
+
+def write(folder: Path, tiny_model: Path, tiny_encoder: Path) -> dict[str, Path]:
+    """The folder of each type, by type."""
+    from sentence_transformers import CrossEncoder
+
+    from srl_rlvr import vision_base
+
+    found: dict[str, Path] = {}
+
+    def place(model_type: str, source: Path | None, **card: Any) -> Path:
+        found[model_type] = folder / model_type
+        if source is not None:
+            shutil.copytree(source, found[model_type])
+        lengths = {"max_context": 512, "max_tokens": 12}
+        text = json.dumps({"name": model_type, "model_type": model_type, **lengths, **card})
+        (found[model_type] / "model_card.json").write_text(text)
+        return found[model_type]
+
+    place("embeddings", tiny_encoder, max_context=64)
+    place("intent_router", tiny_encoder, max_context=64, **ROUTER)
+    bert = tiny_encoder.with_name(f"{tiny_encoder.name}-bert")
+    CrossEncoder(str(bert), num_labels=1, device="cpu").save_pretrained(str(folder / "reranker"))
+    place("reranker", None, max_context=64)
+    place("task_llm", tiny_model)
+    place("srl_parser", tiny_model)
+    place("extractor", tiny_model, schema=SCHEMA)
+    vision_base.build(folder / "multimodal_vision", texts=["one two", "yes no"], image_size=32, width=32, layers=1)
+    place("multimodal_vision", None, question="what is it?", verifier="exact", metadata={"labels": ["one", "two"]})
+    return found

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import json
+import stat
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serve.access import Bucket, Doorkeeper, new_key, read
+from serve.errors import Refusal
+from srl_rlvr.errors import InputError
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "keys.json"
+
+
+def refusal(door: Doorkeeper, token: str, scope: str = "chat") -> Refusal:
+    with pytest.raises(Refusal) as found:
+        door.admit(f"Bearer {token}", scope)
+    return found.value
+
+
+def test_a_key_is_kept_as_its_hash_in_a_file_that_others_cannot_read(file: Path) -> None:
+    token = new_key(file, "phone")
+    assert token not in file.read_text() and stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert Doorkeeper(str(file), 0).admit(f"Bearer {token}", "chat") == "phone"
+    assert Doorkeeper(str(file), 0).admit(f"bearer {token}", "chat") == "phone"
+
+
+@pytest.mark.parametrize("header", ["", "Bearer", "Bearer srl-wrong", "Basic abc"])
+def test_without_a_valid_key_nobody_is_let_in(file: Path, header: str) -> None:
+    new_key(file, "phone")
+    with pytest.raises(Refusal) as found:
+        Doorkeeper(str(file), 0).admit(header, "chat")
+    assert found.value.status == 401
+
+
+def test_a_key_opens_what_its_scopes_say(file: Path) -> None:
+    token, door = new_key(file, "phone", ["route", "chat"]), Doorkeeper(str(file), 0)
+    assert door.admit(f"Bearer {token}", "chat") == door.admit(f"Bearer {token}", "") == "phone"
+    found = refusal(door, token, "embeddings")
+    assert found.status == 403 and "route, chat" in found.message
+
+
+def test_a_key_that_has_ended_is_refused(file: Path) -> None:
+    token = new_key(file, "phone", days=1)
+    rows = json.loads(file.read_text())
+    rows[0]["expires"] = (datetime.now(UTC) - timedelta(seconds=1)).isoformat()
+    file.write_text(json.dumps(rows))
+    assert "ended" in refusal(Doorkeeper(str(file), 0), token).message
+
+
+def test_a_key_that_is_taken_out_is_refused_from_then_on(file: Path) -> None:
+    token = new_key(file, "phone")
+    door = Doorkeeper(str(file), 0)
+    door.admit(f"Bearer {token}", "chat")
+    file.write_text("[]")
+    assert refusal(door, token).status == 401
+    file.unlink()
+    assert refusal(door, token).status == 401
+
+
+def test_a_key_may_ask_so_often_and_is_told_when_again(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("serve.access.time.monotonic", lambda: now)
+    token = new_key(file, "phone", per_minute=2)
+    other = new_key(file, "tablet")
+    door = Doorkeeper(str(file), 0)
+    door.admit(f"Bearer {token}", "chat")
+    door.admit(f"Bearer {token}", "chat")
+    found = refusal(door, token)
+    assert found.status == 429 and found.retry_after == pytest.approx(30)
+    door.admit(f"Bearer {other}", "chat")
+    now = 131.0
+    door.admit(f"Bearer {token}", "chat")
+
+
+def test_a_bucket_never_holds_more_than_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("serve.access.time.monotonic", lambda: now)
+    bucket = Bucket(3)
+    now = 1e6
+    assert [bucket.take() == 0 for _ in range(4)] == [True, True, True, False]
+
+
+def test_bad_names_scopes_and_files_are_refused(file: Path) -> None:
+    new_key(file, "phone")
+    with pytest.raises(InputError, match="a key 'phone' already"):
+        new_key(file, "phone")
+    with pytest.raises(InputError, match="did you mean 'embeddings'"):
+        new_key(file, "two", ["embedding"])
+    for text in ("{", "[1]", '[{"no": "key"}]'):
+        file.write_text(text)
+        with pytest.raises(InputError, match="not a file of keys"):
+            read(file)
+
+
+def test_the_gateway_asks_for_keys_but_for_what_is_open(settings: Any, replicas: Any, file: Path) -> None:
+    from starlette.testclient import TestClient
+
+    from serve.gateway import create_app
+
+    token = new_key(file, "phone", ["route"])
+    settings.access.keys = str(file)
+    with TestClient(create_app(settings, replicas)) as client:
+        assert client.get("/healthz").status_code == client.get("/openapi.json").status_code == 200
+        refused = client.post("/v1/route", json={"input": "a"})
+        assert refused.status_code == 401 and refused.headers["www-authenticate"] == "Bearer"
+        assert refused.headers["x-request-id"]
+        client.headers["authorization"] = f"Bearer {token}"
+        assert client.post("/v1/route", json={"input": "a"}).status_code == 200
+        assert client.get("/v1/models").status_code == 200
+        assert client.post("/v1/embeddings", json={"model": "embeddings", "input": "a"}).status_code == 403
+        assert client.get("/console/live").status_code == 403

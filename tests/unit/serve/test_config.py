@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serve import config
+from srl_rlvr.errors import InputError
+
+
+def load(tmp_path: Path, text: str) -> config.ServeConfig:
+    file = tmp_path / "serve.toml"
+    file.write_text(text)
+    return config.load(file)
+
+
+def test_paths_are_from_the_files_folder_where_they_are_there(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    found = load(tmp_path, '[[models]]\npath = "m"\nreplicas = [1, 4]\n[[models]]\npath = "smollm2-135m-instruct"\n')
+    assert [entry.path for entry in found.models] == [str(tmp_path / "m"), "smollm2-135m-instruct"]
+    assert found.models[0].replicas == (1, 4) and found.host == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("prot = 1", "did you mean 'port'"),
+        ("[[models]]\npath = 'm'\nreplica = 1", "no key 'models.0.replica'; did you mean 'replicas'"),
+        ("[[models]]\nname = 'm'", "models.0.path: Field required"),
+        ("[[models]]\npath = 'm'\nreplicas = 0", "replicas should be 1 or more"),
+        ("port = 0", "port: Input should be greater than or equal to 1"),
+        ("host = '0.0.0.0'", "access.keys names no file"),
+        ("[access]\ntls_key = 'k'", "belong together"),
+        ("port = ", "not valid TOML"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(InputError, match=said.replace("(", r"\(")):
+        load(tmp_path, text)
+
+
+def test_more_than_this_machine_is_served_with_keys_or_when_asked_to(tmp_path: Path) -> None:
+    assert load(tmp_path, "host = '0.0.0.0'\n[access]\nopen = true").host == "0.0.0.0"
+    assert load(tmp_path, "host = '0.0.0.0'\n[access]\nkeys = 'keys.json'").access.keys == "keys.json"
+
+
+def test_ray_serves_own_file_is_valid_and_has_every_model(folders: dict[str, Path]) -> None:
+    app = pytest.importorskip("serve.app")
+    from ray.serve.schema import ServeDeploySchema
+
+    models: Any = [{"path": str(folder), "name": name} for name, folder in folders.items()]
+    written = app.applications(config.check({"models": models}, "here"))
+    schema = ServeDeploySchema.model_validate(written)
+    assert [application.name for application in schema.applications] == [*folders, "gateway"]
+    gateway = config.GatewaySettings.model_validate(written["applications"][-1]["args"])
+    assert [model.model_type for model in gateway.models] == list(folders)
+
+
+def test_two_models_cannot_have_one_name(folders: dict[str, Path]) -> None:
+    app = pytest.importorskip("serve.app")
+    entries: Any = [{"path": str(folders["reranker"]), "name": "a"}, {"path": str(folders["embeddings"]), "name": "a"}]
+    with pytest.raises(InputError, match="called 'a'"):
+        app.settings_of(config.check({"models": entries}, "here"))

@@ -1,0 +1,268 @@
+"""The gateway before real (tiny) models, without Ray."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+JSON = {"content-type": "application/json"}
+HELLO = [{"role": "user", "content": "hi"}]
+
+
+def picture(size: tuple[int, int] = (16, 16), mode: str = "RGB", kind: str = "PNG") -> str:
+    out = io.BytesIO()
+    Image.new(mode, size).save(out, kind)
+    return base64.b64encode(out.getvalue()).decode()
+
+
+def message(response: Any) -> str:
+    return response.json()["error"]["message"]
+
+
+# Answers
+
+
+def test_models_are_listed_and_ready(ask: Any, folders: dict[str, Path]) -> None:
+    assert [model["id"] for model in ask.get("/v1/models").json()["data"]] == list(folders)
+    assert ask.get("/v1/models/reranker").json()["model_type"] == "reranker"
+    assert ask.get("/healthz").json() == {"status": "ok"} and ask.get("/readyz").json() == {"status": "ready"}
+
+
+def test_embeddings_are_of_length_one_and_the_same_in_base64_and_cut_to_dimensions(ask: Any) -> None:
+    body = {"model": "embeddings", "input": ["hi", "there"]}
+    plain = np.array([row["embedding"] for row in ask.post("/v1/embeddings", json=body).json()["data"]])
+    coded = ask.post("/v1/embeddings", json=body | {"encoding_format": "base64"}).json()["data"]
+    decoded = np.stack([np.frombuffer(base64.b64decode(row["embedding"]), "<f4") for row in coded])
+    np.testing.assert_allclose(plain, decoded, rtol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(plain, axis=1), 1, rtol=1e-5)
+    cut = ask.post("/v1/embeddings", json=body | {"dimensions": 8}).json()["data"][0]["embedding"]
+    np.testing.assert_allclose(cut, plain[0, :8] / np.linalg.norm(plain[0, :8]), rtol=1e-5)
+
+
+def test_embeddings_are_those_of_sentence_transformers(ask: Any, folders: dict[str, Path]) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    texts = ["hi", "a longer text than that", "hi"]
+    found = ask.post("/v1/embeddings", json={"model": "embeddings", "input": texts}).json()["data"]
+    wanted = SentenceTransformer(str(folders["embeddings"]), device="cpu").encode(texts)
+    np.testing.assert_allclose([row["embedding"] for row in found], wanted, atol=1e-5)
+
+
+def test_documents_come_back_best_first_and_as_a_cross_encoder_scores_them(ask: Any, folders: dict[str, Path]) -> None:
+    from sentence_transformers import CrossEncoder
+
+    documents = ["one", "two words", "three of them"]
+    body = {"query": "words", "documents": [*documents[:2], {"text": documents[2]}], "return_documents": True}
+    found = ask.post("/v1/rerank", json=body).json()["results"]
+    scores = CrossEncoder(str(folders["reranker"]), device="cpu").predict([("words", text) for text in documents])
+    order = np.argsort(-scores)
+    assert [row["index"] for row in found] == order.tolist()
+    assert [row["document"]["text"] for row in found] == [documents[number] for number in order]
+    np.testing.assert_allclose([row["relevance_score"] for row in found], scores[order], atol=1e-5)
+    assert len(ask.post("/v2/rerank", json=body | {"top_n": 1}).json()["results"]) == 1
+
+
+def test_a_text_is_routed_with_alternatives_and_to_labels_of_the_request(ask: Any) -> None:
+    [found] = ask.post("/v1/route", json={"input": "where is my card"}).json()["data"]
+    assert found["label"] == "card" and not found["out_of_scope"]
+    odds = [other["confidence"] for other in found["alternatives"]]
+    assert len(odds) == 3 and odds == sorted(odds, reverse=True) and sum(odds) == pytest.approx(1)
+    given = {"input": ["zebra", "apple"], "labels": {"z": "zebra", "a": "apple"}, "top_n": 1}
+    assert [row["label"] for row in ask.post("/v1/route", json=given).json()["data"]] == ["z", "a"]
+
+
+def test_chat_and_completions_answer_in_openais_form_and_greedy_is_always_the_same(ask: Any) -> None:
+    body = {"model": "task_llm", "messages": HELLO, "temperature": 0, "max_tokens": 6}
+    first, second = (ask.post("/v1/chat/completions", json=body).json() for _ in range(2))
+    assert first["choices"] == second["choices"] and first["object"] == "chat.completion"
+    assert first["usage"]["completion_tokens"] <= 6
+    text = ask.post("/v1/completions", json={"model": "task_llm", "prompt": "a", "temperature": 0}).json()
+    assert text["object"] == "text_completion" and isinstance(text["choices"][0]["text"], str)
+
+
+def test_a_stream_says_what_the_whole_answer_says(ask: Any) -> None:
+    body = {"model": "task_llm", "messages": HELLO, "temperature": 0}
+    whole = ask.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]["content"]
+    response = ask.post("/v1/chat/completions", json=body | {"stream": True})
+    events = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
+    assert response.headers["content-type"].startswith("text/event-stream") and events[-1] == "[DONE]"
+    pieces = [json.loads(event)["choices"][0]["delta"].get("content", "") for event in events[:-1]]
+    assert "".join(pieces) == whole
+
+
+def test_images_are_asked_about_directly_and_in_a_chat(ask: Any) -> None:
+    found = ask.post("/v1/vision", json={"image": picture(), "question": "what is it?"}).json()
+    assert isinstance(found["text"], str) and "answer" in found
+    parts = [
+        {"type": "text", "text": "one"},
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture()}"}},
+    ]
+    body = {"model": "multimodal_vision", "messages": [{"role": "user", "content": parts}]}
+    assert ask.post("/v1/chat/completions", json=body).status_code == 200
+    refused = ask.post("/v1/chat/completions", json=body | {"model": "task_llm"})
+    assert refused.status_code == 400 and "image_url" in message(refused)
+
+
+@pytest.mark.parametrize(("endpoint", "body"), [("parse", {"input": "he ran"}), ("extract", {"input": "Rome 1960"})])
+def test_an_answer_that_is_no_json_is_said_to_be_none(ask: Any, endpoint: str, body: dict[str, Any]) -> None:
+    response = ask.post(f"/v1/{endpoint}", json=body)  # by random weights, and no guided decoding here
+    assert response.status_code == 422 and response.json()["error"]["code"] == "invalid_answer"
+
+
+# Feedback, ids, figures
+
+
+def test_feedback_is_kept_with_its_request_and_without_texts(ask: Any, settings: Any) -> None:
+    answered = ask.post("/v1/route", json={"input": "a secret"}, headers={"x-request-id": "mine-1"})
+    assert answered.headers["x-request-id"] == "mine-1"
+    assert ask.post("/v1/feedback", json={"request_id": "mine-1", "reward": -1.0, "correction": "fee"}).json()[
+        "recorded"
+    ]
+    text = Path(settings.feedback).read_text()
+    kept = json.loads(text)
+    assert {
+        "request_id": "mine-1",
+        "model": "intent_router",
+        "reward": -1.0,
+        "correction": "fee",
+    }.items() <= kept.items()
+    assert "secret" not in text
+
+
+def test_the_id_of_a_chat_takes_feedback_too(ask: Any) -> None:
+    id = ask.post("/v1/chat/completions", json={"model": "task_llm", "messages": HELLO}).json()["id"]
+    assert ask.post("/v1/feedback", json={"request_id": id, "reward": 1}).status_code == 200
+
+
+def test_feedback_on_what_was_not_asked_here_is_refused(ask: Any) -> None:
+    response = ask.post("/v1/feedback", json={"request_id": "unknown", "reward": 1})
+    assert response.status_code == 404 and "unknown" in message(response)
+
+
+def test_the_console_has_figures_of_the_requests_and_the_runs(ask: Any, settings: Any) -> None:
+    ask.post("/v1/route", json={"input": "a"})
+    assert ask.get("/console/live").json()["models"]["intent_router"]["requests"] == 1
+    assert ask.get("/console/runs").json() == {"runs": []}
+    assert ask.get("/console").headers["content-type"].startswith("text/html")
+
+
+# What is refused
+
+BAD = [
+    ("embeddings", {"model": "embedding", "input": "a"}, 404, "did you mean 'embeddings'?"),
+    ("embeddings", {"model": "task_llm", "input": "a"}, 400, "ask it at /v1/chat/completions"),
+    ("embeddings", {"model": "embeddings", "input": []}, 400, "input: List should have at least 1 item"),
+    ("embeddings", {"model": "embeddings", "input": ["a", " "]}, 400, "text 1 is empty"),
+    ("embeddings", {"model": "embeddings", "input": "a", "dimensions": 99}, 400, "this model has 32"),
+    ("embeddings", {"model": "embeddings", "input": "a\0b"}, 400, "NUL"),
+    ("rerank", {"query": "a", "documents": []}, 400, "documents"),
+    ("rerank", {"query": "a", "documents": ["a"] * 10_000}, 400, "10,000 texts; 1,000 are the most"),
+    ("extract", {"input": "a", "schema": {"type": "nothing"}}, 400, "no JSON Schema"),
+    ("extract", {"input": "a", "schema": {"type": "array"}}, 400, "an object with 'properties'"),
+    ("chat/completions", {"model": "task_llm", "messages": []}, 400, "messages"),
+    ("chat/completions", {"model": "task_llm", "messages": HELLO, "temperature": 9}, 400, "temperature"),
+    ("chat/completions", {"model": "task_llm", "messages": [{"role": "user", "content": "a" * 600}]}, 400, "context"),
+    ("vision", {"image": "%%%"}, 400, "not valid base64"),
+    ("vision", {"image": base64.b64encode(b"no image").decode()}, 400, "no image"),
+    ("vision", {"image": picture(mode="CMYK", kind="JPEG")}, 400, "CMYK"),
+    ("vision", {"image": "http://127.0.0.1/a.png"}, 400, "not fetched here"),
+    ("vision", {}, 400, "image"),
+    ("feedback", {"request_id": "a"}, 400, "reward"),
+]
+
+
+@pytest.mark.parametrize(("endpoint", "body", "status", "said"), BAD)
+def test_bad_requests_get_one_clear_sentence(
+    ask: Any, endpoint: str, body: dict[str, Any], status: int, said: str
+) -> None:
+    response = ask.post(f"/v1/{endpoint}", json=body)
+    assert response.status_code == status
+    assert said in message(response) and "\n" not in message(response)
+    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_what_is_no_json_or_no_text_is_refused(ask: Any) -> None:
+    surrogate = ask.post("/v1/route", content=b'{"input": "\\ud800"}', headers=JSON)
+    assert surrogate.status_code == 400 and "surrogate" in message(surrogate)
+    assert ask.post("/v1/route", content=b'{"input"', headers=JSON).status_code == 400
+    wrong = ask.post("/v1/route", content=b"{}", headers={"content-type": "text/plain"})
+    assert wrong.status_code == 415 and "application/json" in message(wrong)
+    assert ask.get("/v1/nothing").status_code == 404 and ask.get("/v1/route").status_code == 405
+
+
+def test_a_large_body_is_refused_whether_it_says_its_length_or_not(ask: Any, settings: Any) -> None:
+    settings.limits.body_mib = 0.001
+    body = json.dumps({"input": "a" * 2000}).encode()
+    from starlette.testclient import TestClient
+
+    from serve.gateway import create_app
+
+    with TestClient(create_app(settings, {})) as client:
+        assert client.post("/v1/route", content=body, headers=JSON).status_code == 413
+        assert client.post("/v1/route", content=iter([body[:900], body[900:]]), headers=JSON).status_code == 413
+
+
+def test_of_two_models_of_a_type_one_has_to_be_named(settings: Any, replicas: dict[str, Any]) -> None:
+    from starlette.testclient import TestClient
+
+    from serve.config import Served
+    from serve.gateway import create_app
+
+    settings.models.append(Served(name="second", model_type="intent_router", created=1))
+    with TestClient(create_app(settings, replicas | {"second": replicas["intent_router"]})) as client:
+        response = client.post("/v1/route", json={"input": "a"})
+        assert response.status_code == 400 and "there are intent_router, second" in message(response)
+        assert client.post("/v1/route", json={"input": "a", "model": "second"}).json()["model"] == "second"
+
+
+def test_an_answer_that_does_not_come_in_time_is_given_up(settings: Any) -> None:
+    import asyncio
+
+    from starlette.testclient import TestClient
+
+    from serve.gateway import create_app
+
+    class Asleep:
+        async def call(self, *arguments: Any) -> Any:
+            await asyncio.sleep(60)
+
+    settings.limits.deadline_s = 0.1
+    asleep: Any = {model.name: Asleep() for model in settings.models}
+    with TestClient(create_app(settings, asleep)) as client:
+        response = client.post("/v1/route", json={"input": "a"})
+        assert response.status_code == 504 and "0.1 s" in message(response)
+
+
+def test_a_defect_is_500_in_the_same_form_and_names_the_request(settings: Any) -> None:
+    from starlette.testclient import TestClient
+
+    from serve.gateway import create_app
+
+    with TestClient(create_app(settings, {}), raise_server_exceptions=False) as client:
+        response = client.post("/v1/route", json={"input": "a"})
+        assert response.status_code == 500 and response.headers["x-request-id"] in message(response)
+
+
+def test_the_openapi_has_every_endpoint_and_our_form_of_errors_only(ask: Any) -> None:
+    described = ask.get("/openapi.json").json()
+    wanted = [
+        "chat/completions",
+        "completions",
+        "models",
+        "embeddings",
+        "rerank",
+        "route",
+        "parse",
+        "extract",
+        "vision",
+        "feedback",
+    ]
+    assert {f"/v1/{name}" for name in wanted} | {"/healthz", "/readyz"} <= set(described["paths"])
+    assert "HTTPValidationError" not in described["components"]["schemas"]

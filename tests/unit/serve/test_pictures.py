@@ -1,0 +1,94 @@
+"""Which images a request may bring, and from where."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import http.server
+import io
+import threading
+from collections.abc import Iterator
+
+import pytest
+from PIL import Image
+
+from serve import pictures
+from serve.config import Images
+from serve.errors import Refusal
+
+ALLOWED = Images(fetch=True, mib=0.01, timeout_s=2)
+
+
+@functools.cache
+def png(side: int = 8) -> bytes:
+    out = io.BytesIO()
+    Image.effect_noise((side, side), 90).save(out, "PNG")
+    return out.getvalue()
+
+
+def refused(value: str, allowed: Images = ALLOWED) -> Refusal:
+    with pytest.raises(Refusal) as found:
+        asyncio.run(pictures.read(value, allowed))
+    return found.value
+
+
+def test_base64_and_data_addresses_are_read() -> None:
+    address = pictures.data_address(png())
+    assert asyncio.run(pictures.read(address, ALLOWED)) == png()
+    assert asyncio.run(pictures.read(address.partition(",")[2], ALLOWED)) == png()
+
+
+def test_a_large_image_is_refused_before_it_is_opened() -> None:
+    assert refused(pictures.data_address(png(200))).status == 413
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://127.0.0.1/a.png", "http://[::1]/a.png", "http://10.0.0.1/a.png", "http://169.254.169.254/latest",
+        "http://192.168.1.1/a", "http://localhost/a.png", "http://[::ffff:127.0.0.1]/a.png", "http://0.0.0.0/a",
+    ],
+)  # fmt: skip
+def test_private_addresses_are_never_asked(address: str) -> None:
+    found = refused(address)
+    assert found.status == 400 and ("not a public one" in found.message or "cannot be read" in found.message)
+
+
+def test_a_name_that_resolves_to_a_private_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def resolved(self: object, host: str, port: int, **_: object) -> object:
+        return [(2, 1, 6, "", ("127.0.0.1", port))]
+
+    monkeypatch.setattr("asyncio.base_events.BaseEventLoop.getaddrinfo", resolved)
+    assert "not a public one" in refused("http://images.example.com/a.png").message
+
+
+@pytest.fixture
+def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A real server; that it stands on a private address is overlooked."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            large = self.path == "/large"
+            self.send_response(302 if self.path == "/moved" else 200)
+            self.send_header("location", "http://127.0.0.1/secret")
+            self.end_headers()
+            self.wfile.write(png(200) if large else png())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setattr("ipaddress.IPv4Address.is_global", True)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def test_an_address_is_fetched_where_that_is_allowed(site: str) -> None:
+    assert asyncio.run(pictures.read(f"{site}/a.png", ALLOWED)) == png()
+    assert "not fetched here" in refused(f"{site}/a.png", Images(fetch=False)).message
+
+
+def test_redirects_and_large_files_are_not_followed_to_their_end(site: str) -> None:
+    assert "302" in refused(f"{site}/moved").message
+    assert refused(f"{site}/large").status == 413
