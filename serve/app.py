@@ -75,7 +75,8 @@ def build_gateway(settings: GatewaySettings) -> ray_serve.Application:
     def application() -> Any:
         from serve.gateway import create_app
 
-        return create_app(settings, {model.name: HandleReplica(model.name) for model in settings.models})
+        replicas = {model.name: HandleReplica(model.name) for model in settings.models}
+        return create_app(settings, replicas, says_id=False)
 
     deployment = ray_serve.deployment(
         ray_serve.ingress(application)(),

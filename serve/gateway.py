@@ -76,12 +76,13 @@ class Models:
         return name, self.replicas[name]
 
 
-def create_app(settings: GatewaySettings, replicas: Mapping[str, Replica]) -> FastAPI:
-    """The ASGI application. `replicas` by model name."""
+def create_app(settings: GatewaySettings, replicas: Mapping[str, Replica], says_id: bool = True) -> FastAPI:
+    """The ASGI application. `replicas` by model name; `says_id` is false where what is before it adds the header with
+    the request's id, as Ray Serve's proxy does."""
     app = FastAPI(title="srl-rlvr", version=__version__, responses=ERRORS)
     models, limits = Models(settings.models, replicas), settings.limits
     journal = Journal(Path(settings.feedback))
-    guard.install(app, settings, journal)
+    guard.install(app, settings, journal, says_id)
     _handle_errors(app)
     _describe(app)
 
@@ -122,6 +123,9 @@ def create_app(settings: GatewaySettings, replicas: Mapping[str, Replica]) -> Fa
         """OpenAI's chat, as a stream where `stream` is true."""
         _, replica = note(request, *models.find(asked.model, *WRITERS))
         body = asked.model_dump(exclude_unset=True)
+        match asked.response_format:
+            case {"json_schema": {"schema": dict(schema)}}:
+                _check_schema(schema)
         for message in body["messages"]:
             for part in message["content"] if isinstance(message.get("content"), list) else ():
                 if part.get("type") == "image_url":

@@ -25,8 +25,8 @@ _OPEN = ("/healthz", "/readyz", "/docs", "/openapi.json", "/console", "/docs/oau
 _ID = re.compile(r"[\w.:-]{1,200}")
 
 
-def install(app: FastAPI, settings: GatewaySettings, journal: Journal) -> None:
-    app.add_middleware(Guard, settings=settings, journal=journal)
+def install(app: FastAPI, settings: GatewaySettings, journal: Journal, says_id: bool) -> None:
+    app.add_middleware(Guard, settings=settings, journal=journal, says_id=says_id)
     if settings.access.cors:
         app.add_middleware(
             CORSMiddleware, allow_origins=settings.access.cors, allow_methods=["*"], allow_headers=["*"],
@@ -37,8 +37,8 @@ def install(app: FastAPI, settings: GatewaySettings, journal: Journal) -> None:
 class Guard:
     """ASGI, so that streams pass through as they are."""
 
-    def __init__(self, app: Any, settings: GatewaySettings, journal: Journal):
-        self.app, self.journal = app, journal
+    def __init__(self, app: Any, settings: GatewaySettings, journal: Journal, says_id: bool):
+        self.app, self.journal, self.says_id = app, journal, says_id
         self.most = int(settings.limits.body_mib * 2**20)
         self.door = Doorkeeper(settings.access.keys, settings.limits.requests_per_minute)
 
@@ -56,7 +56,8 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", id.encode())]
+                if self.says_id:
+                    message["headers"] = [*message.get("headers", ()), (b"x-request-id", id.encode())]
             await send(message)
 
         try:

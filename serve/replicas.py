@@ -230,12 +230,19 @@ class VllmWriter(Writer):
         return (await self._begin("completion", body)).model_dump(exclude_none=True)
 
     async def chat_stream(self, body: dict[str, Any]) -> AsyncIterator[str]:
-        async for event in await self._begin("chat", body):
+        async for event in self._events("chat", body):
             yield event
 
     async def complete_stream(self, body: dict[str, Any]) -> AsyncIterator[str]:
-        async for event in await self._begin("completion", body):
+        async for event in self._events("completion", body):
             yield event
+
+    async def _events(self, kind: str, body: dict[str, Any]) -> AsyncIterator[str]:
+        try:
+            async for event in await self._begin(kind, body):
+                yield event
+        except _client_errors() as error:
+            raise _as_refusal(error) from None
 
     async def _begin(self, kind: str, body: dict[str, Any]) -> Any:
         """A response, or a stream of events."""
@@ -243,7 +250,6 @@ class VllmWriter(Writer):
         from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
         from vllm.entrypoints.openai.completion.protocol import CompletionRequest
         from vllm.entrypoints.serve.engine.protocol import ErrorResponse
-        from vllm.v1.engine.exceptions import EngineDeadError
 
         try:
             if kind == "chat":
@@ -254,10 +260,8 @@ class VllmWriter(Writer):
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"]))
             raise Refusal(400, f"{place}: {first['msg']}" if place else first["msg"]) from None
-        except EngineDeadError:
-            raise
-        except (ValueError, TypeError, NotImplementedError) as error:
-            raise Refusal(400, _first_sentence(error), _code(error)) from None
+        except _client_errors() as error:
+            raise _as_refusal(error) from None
         if isinstance(found, ErrorResponse):
             raise Refusal(found.error.code, found.error.message, param=found.error.param)
         return found
@@ -266,7 +270,7 @@ class VllmWriter(Writer):
         from vllm import SamplingParams
         from vllm.sampling_params import StructuredOutputsParams
 
-        guide = StructuredOutputsParams(json=wanted.schema) if wanted.schema else None
+        guide = StructuredOutputsParams(grammar=_grammar(wanted.schema)) if wanted.schema else None
         how = SamplingParams(
             temperature=wanted.temperature, max_tokens=wanted.max_tokens, seed=wanted.seed, structured_outputs=guide
         )
@@ -275,8 +279,8 @@ class VllmWriter(Writer):
             prompt: Any = {"prompt_token_ids": list(wanted.tokens)}
             async for output in self.engine.generate(prompt, how, uuid.uuid4().hex):
                 text = output.outputs[0].text
-        except ValueError as error:
-            raise Refusal(400, _first_sentence(error)) from None
+        except _client_errors() as error:
+            raise _as_refusal(error) from None
         return text
 
 
@@ -414,6 +418,21 @@ class PlainWriter(Writer):
         }
 
 
+@functools.lru_cache(maxsize=256)
+def _grammar(schema: str) -> str:
+    """For answers as the types write them: fields in the order of the text, line breaks, and no endless white space.
+
+    Raises Refusal where the schema asks for what no grammar can hold to.
+    """
+    from xgrammar import Grammar
+
+    try:
+        return str(Grammar.from_json_schema(schema, any_order=True, max_whitespace_cnt=2))
+    except RuntimeError as error:
+        said = str(error).splitlines()[0].rpartition(": ")[2][:200]
+        raise Refusal(400, f"the schema cannot be held to: {said}", param="schema") from None
+
+
 def _response_schema(response_format: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """The JSON Schema that an answer is to fit; None where it may be any text."""
     match response_format:
@@ -454,9 +473,14 @@ def _event(piece: Mapping[str, Any]) -> str:
     return f"data: {json.dumps(piece, ensure_ascii=False)}\n\n"
 
 
-def _first_sentence(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+def _client_errors() -> tuple[type[Exception], ...]:
+    """What vLLM raises where a request is at fault."""
+    from vllm.exceptions import VLLMClientError
+
+    return VLLMClientError, ValueError, TypeError, NotImplementedError
 
 
-def _code(error: Exception) -> str | None:
-    return "context_length_exceeded" if "context length" in str(error) else None
+def _as_refusal(error: Exception) -> Refusal:
+    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    said = said.partition(" (parameter=")[0][:300]
+    return Refusal(400, said, "context_length_exceeded" if "context length" in said else None)
