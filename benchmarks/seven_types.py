@@ -79,8 +79,8 @@ RECIPES = {
         tokens_per_microbatch=2048,
     ),
     "text": Recipe(
-        {"sft": [("sft", 1.0)], "rlvr": [("rlvr", 1.0)], OURS: [("sft", 0.4), ("srl", 0.2), ("rlvr", 0.4)]},
-        {"sft": 1.0, "srl": 0.6, "rlvr": 0.4},
+        {"sft": [("sft", 1.0)], "rlvr": [("rlvr", 1.0)], OURS: [("sft", 0.3), ("srl", 0.35), ("rlvr", 0.35)]},
+        {"sft": 1.0, "srl": 0.6, "rlvr": 0.3},
         group_size=8,
         lora_rank=16,
         tokens_per_microbatch=448,
@@ -123,7 +123,9 @@ def ranking(updates: int) -> tuple[int, int, int]:
 
 
 def router(data: str, rows: int) -> Task:
-    return Task("intent_router", data, rows, ("logistic",), 64, 64, ranking(150), 1, dev=300, learning_rate=3e-4)
+    return Task(
+        "intent_router", data, rows, ("logistic",), 64, 64, ranking(360), 1, dev=300, every=30, learning_rate=2e-4
+    )
 
 
 def writer(

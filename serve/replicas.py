@@ -133,6 +133,13 @@ class Writer:
     async def ready(self) -> bool:
         return True
 
+    def instructed(self, messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """The conversation with the instruction that the model was trained under, where it has none of its own."""
+        if any(message["role"] in ("system", "developer") for message in messages):
+            return list(messages)
+        model_type: Any = self.model.model_type
+        return [{"role": "system", "content": model_type.system(self.model.think)}, *messages]
+
     async def answer(self, row: dict[str, Any]) -> dict[str, Any]:
         """{"answer", "text", "repaired"}: `row` is one of a data file without its answer."""
         model_type, card = self.model.model_type, self.model.card
@@ -251,8 +258,13 @@ class VllmWriter(Writer):
         from vllm.entrypoints.openai.completion.protocol import CompletionRequest
         from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 
+        schema = _response_schema(body.get("response_format"))
+        if schema is not None:
+            grammar = _grammar(json.dumps(schema))
+            body = body | {"response_format": None, "structured_outputs": {"grammar": grammar}}
         try:
             if kind == "chat":
+                body = body | {"messages": self.instructed(body["messages"])}
                 found = await self._chat.create_chat_completion(ChatCompletionRequest.model_validate(body))
             else:
                 found = await self._completion.create_completion(CompletionRequest.model_validate(body))
@@ -295,7 +307,7 @@ class PlainWriter(Writer):
         self.sample: Together[Wanted, tuple[str, int, str]] = Together(self._sample, _CALLS_AT_ONCE)
 
     async def chat(self, body: dict[str, Any]) -> dict[str, Any]:
-        tokens, images = self._conversation(body["messages"])
+        tokens, images = self._conversation(self.instructed(body["messages"]))
         asked = body.get("max_completion_tokens") or body.get("max_tokens")
         text, count, reason = await self._generate(body, tokens, images, asked)
         message = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": reason}
@@ -420,14 +432,16 @@ class PlainWriter(Writer):
 
 @functools.lru_cache(maxsize=256)
 def _grammar(schema: str) -> str:
-    """For answers as the types write them: fields in the order of the text, line breaks, and no endless white space.
+    """For answers as the types write them: line breaks, no endless white space, and fields in the order of the text
+    where none is required. (In any order the grammar cannot see to it that each of some comes once.)
 
     Raises Refusal where the schema asks for what no grammar can hold to.
     """
     from xgrammar import Grammar
 
     try:
-        return str(Grammar.from_json_schema(schema, any_order=True, max_whitespace_cnt=2))
+        any_order = '"required"' not in schema
+        return str(Grammar.from_json_schema(schema, any_order=any_order, max_whitespace_cnt=2))
     except RuntimeError as error:
         said = str(error).splitlines()[0].rpartition(": ")[2][:200]
         raise Refusal(400, f"the schema cannot be held to: {said}", param="schema") from None
@@ -462,10 +476,10 @@ def _repaired(text: str, schema: Mapping[str, Any]) -> tuple[str, bool]:
     except SchemaError as error:
         raise Refusal(400, f"the schema is no JSON Schema: {error.message[:200]}", param="schema") from None
     except (ValueError, RecursionError):
-        raise Refusal(422, "the model's answer is no JSON", "invalid_answer") from None
+        raise Refusal(422, f"the model's answer is no JSON: {text[:200]!r}", "invalid_answer") from None
     except ValidationError as error:
-        raise Refusal(422, f"the model's answer does not fit the schema: {error.message[:200]}", "invalid_answer") \
-            from None  # fmt: skip
+        said = f"the model's answer does not fit the schema ({error.message[:200]}): {text[:200]!r}"
+        raise Refusal(422, said, "invalid_answer") from None
     return (json.dumps(found, ensure_ascii=False) if repaired else text), repaired
 
 

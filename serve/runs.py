@@ -35,16 +35,18 @@ def _run(file: Path) -> dict[str, Any]:
     return {"name": file.parent.name, **found, "held_out": held_out, "curves": _curves(metrics)}
 
 
-def _curves(metrics: pa.Table) -> dict[str, dict[str, list[float | None]]]:
-    """By stage: each metric that it has, at most so many points of it."""
-    of: dict[str, dict[str, list[float | None]]] = {}
-    stages = metrics["stage"].to_pylist()
+def _curves(metrics: pa.Table) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """By stage and metric: (update of the stage, value), at most so many points and always the last."""
+    of: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    stages, steps = metrics["stage"].to_pylist(), metrics["step"].to_pylist()
     for name in CURVES:
         if name not in metrics.column_names:
             continue
-        values = metrics[name].to_pylist()
-        for stage in dict.fromkeys(stages):
-            of_stage = [value for value, at in zip(values, stages, strict=True) if at == stage]
-            if any(value is not None for value in of_stage):
-                of.setdefault(stage, {})[name] = of_stage[:: -(-len(of_stage) // _MOST_POINTS)]
+        points: dict[str, list[tuple[int, float]]] = {}
+        for stage, step, value in zip(stages, steps, metrics[name].to_pylist(), strict=True):
+            if value is not None:
+                points.setdefault(stage, []).append((step + 1, value))
+        for stage, of_stage in points.items():
+            thinning = -(-len(of_stage) // _MOST_POINTS)
+            of.setdefault(stage, {})[name] = of_stage[::-thinning][::-1]
     return of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import threading
@@ -57,6 +58,7 @@ def run(options: argparse.Namespace) -> int:
     )
     config = configs.check(raw, str(options.config or "serve"))
     _resolve(config)
+    app.settings_of(config)  # what is wrong is said before Ray starts
     if options.write_config:
         import yaml
 
@@ -107,6 +109,7 @@ def _stay(config: Any) -> int:
     asked_to_stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: asked_to_stop.set())
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
         print(f"starting {', '.join(entry.name for entry in config.models)}", flush=True)
         app.deploy(config)

@@ -132,7 +132,7 @@ def test_it_ends_when_it_is_told_to_and_leaves_no_process(gateway: tuple[str, su
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--model", "nowhere/model"), "no such folder"),
+        (("--model", "./nowhere"), "no such folder"),
         (("--host", "0.0.0.0", "--model", "{model}"), "access.keys names no file"),
         (("--model", "{model}", "--model", "{model}"), "are called 'intent_router'"),
         (("absent.toml",), "cannot be read"),
@@ -152,8 +152,8 @@ def test_a_champion_of_the_registry_is_found_and_written_for_ray_serve(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
     mlflow = pytest.importorskip("mlflow")
-    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/out/mlflow.db")
     (tmp_path / "out").mkdir()
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/out/mlflow.db")
     client.create_registered_model("routing")
     version = client.create_model_version("routing", folders["intent_router"].as_uri(), await_creation_for=0)
     client.set_registered_model_alias("routing", "champion", version.version)

@@ -266,3 +266,11 @@ def test_the_openapi_has_every_endpoint_and_our_form_of_errors_only(ask: Any) ->
     ]
     assert {f"/v1/{name}" for name in wanted} | {"/healthz", "/readyz"} <= set(described["paths"])
     assert "HTTPValidationError" not in described["components"]["schemas"]
+
+
+def test_a_chat_is_led_by_the_instruction_of_the_training_where_it_has_none(replicas: dict[str, Any]) -> None:
+    from srl_rlvr.model_types import task_llm
+
+    holder, own = replicas["task_llm"].holder, [{"role": "system", "content": "mine"}, *HELLO]
+    assert holder.instructed(HELLO) == [{"role": "system", "content": task_llm.TYPE.instruction}, *HELLO]
+    assert holder.instructed(own) == own
