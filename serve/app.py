@@ -19,6 +19,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 
 from actors.cluster import worker_environment
+from serve import traffic
 from serve.config import GatewaySettings, ModelEntry, ServeConfig, Served
 from serve.errors import Refusal
 from srl_rlvr import trained
@@ -75,8 +76,14 @@ def build_gateway(settings: GatewaySettings) -> ray_serve.Application:
     def application() -> Any:
         from serve.gateway import create_app
 
-        replicas = {model.name: HandleReplica(model.name) for model in settings.models}
-        return create_app(settings, replicas, says_id=False)
+        shares: dict[str, traffic.Shares] = {}
+        replica_of = functools.cache(HandleReplica)
+        return create_app(
+            settings,
+            lambda model: replica_of(traffic.pick(model, shares)),
+            says_id=False,
+            background=lambda journal: traffic.follow(shares, journal.take_seen),
+        )
 
     deployment = ray_serve.deployment(
         ray_serve.ingress(application)(),

@@ -77,6 +77,25 @@ class Images(Part):
     timeout_s: float = Field(default=10, gt=0)
 
 
+class Upgrade(Part):
+    """How a new version of a model comes in the place of the old one."""
+
+    share: float = Field(default=0.1, gt=0, lt=1)
+    """Of the requests that it answers at first."""
+    requests: int = Field(default=200, ge=1)
+    """That it answers before it is judged, or"""
+    minutes: float = Field(default=10, gt=0)
+    """as long as this."""
+    errors: float = Field(default=0.01, ge=0)
+    """It goes back where its share of failed requests is more than this above the old one's,"""
+    slower: float = Field(default=1.5, ge=1)
+    """its 95th percentile of time more than so many times the old one's,"""
+    feedback: float = Field(default=0.1, ge=0)
+    """or its mean reward more than this below the old one's."""
+    registry_every_s: float = Field(default=30, gt=0)
+    """How often the registry is asked whether a champion is another."""
+
+
 class ServeConfig(Part):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
@@ -87,6 +106,7 @@ class ServeConfig(Part):
     access: Access = Access()
     limits: Limits = Limits()
     images: Images = Images()
+    upgrade: Upgrade = Upgrade()
     runs: str = "out"
     """The folder whose runs the console shows."""
     feedback: str = "out/serve/feedback.jsonl"
@@ -168,4 +188,5 @@ def check(raw: dict[str, Any], where: str) -> ServeConfig:
 
 def _keys(place: tuple[int | str, ...]) -> list[str]:
     parts: dict[str, type[BaseModel]] = {"models": ModelEntry, "access": Access, "limits": Limits, "images": Images}
+    parts["upgrade"] = Upgrade
     return list(parts.get(str(place[0]), ServeConfig).model_fields if len(place) > 1 else ServeConfig.model_fields)

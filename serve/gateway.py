@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,17 +45,22 @@ ERRORS = _REFUSED | _FAILED
 class Replica(Protocol):
     """Where a model answers. Raises Refusal."""
 
+    @property
+    def name(self) -> str:
+        """Of the version that it is of."""
+        ...
+
     async def call(self, method: str, *arguments: Any) -> Any: ...
 
     def stream(self, method: str, *arguments: Any) -> AsyncIterator[Any]: ...
 
 
 class Models:
-    """The models by name, with the replicas that answer for them."""
+    """The models by name, and who answers for them."""
 
-    def __init__(self, served: Sequence[Served], replicas: Mapping[str, Replica]):
+    def __init__(self, served: Sequence[Served], pick: Callable[[str], Replica]):
         self.served = {model.name: model for model in served}
-        self.replicas = replicas
+        self.pick = pick
 
     def find(self, name: str | None, *types: str) -> tuple[str, Replica]:
         """The model of that name, which should be of one of these types; without a name the only one that is.
@@ -73,15 +79,31 @@ class Models:
         if model.model_type not in types:
             where = ENDPOINT_OF[model.model_type]
             raise Refusal(400, f"model '{name}' is of type {model.model_type}: ask it at {where}", param="model")
-        return name, self.replicas[name]
+        return name, self.pick(name)
 
 
-def create_app(settings: GatewaySettings, replicas: Mapping[str, Replica], says_id: bool = True) -> FastAPI:
-    """The ASGI application. `replicas` by model name; `says_id` is false where what is before it adds the header with
-    the request's id, as Ray Serve's proxy does."""
-    app = FastAPI(title="srl-rlvr", version=__version__, responses=ERRORS)
-    models, limits = Models(settings.models, replicas), settings.limits
+def create_app(
+    settings: GatewaySettings,
+    pick: Callable[[str], Replica],
+    says_id: bool = True,
+    background: Callable[[Journal], Coroutine[Any, Any, None]] | None = None,
+) -> FastAPI:
+    """The ASGI application.
+
+    `pick` finds who answers a request for a model. `says_id` is false where what is before the application adds the
+    header with the request's id, as Ray Serve's proxy does. `background` runs as long as the application.
+    """
     journal = Journal(Path(settings.feedback))
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        task = asyncio.create_task(background(journal)) if background else None
+        yield
+        if task:
+            task.cancel()
+
+    app = FastAPI(title="srl-rlvr", version=__version__, responses=ERRORS, lifespan=lifespan)
+    models, limits = Models(settings.models, pick), settings.limits
     guard.install(app, settings, journal, says_id)
     _handle_errors(app)
     _describe(app)
@@ -98,9 +120,9 @@ def create_app(settings: GatewaySettings, replicas: Mapping[str, Replica], says_
     async def readyz() -> api.Health:
         """Whether every model answers."""
         waiting = []
-        for name, replica in replicas.items():
+        for name in models.served:
             try:
-                await asyncio.wait_for(replica.call("ready"), timeout=5)
+                await asyncio.wait_for(models.pick(name).call("ready"), timeout=5)
             except (Refusal, TimeoutError):
                 waiting.append(name)
         if waiting:
@@ -253,7 +275,7 @@ def create_app(settings: GatewaySettings, replicas: Mapping[str, Replica], says_
 
 def note(request: Request, name: str, replica: Replica) -> tuple[str, Replica]:
     """The journal counts requests by model."""
-    request.state.model = name
+    request.state.model, request.state.version = name, replica.name
     return name, replica
 
 

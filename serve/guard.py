@@ -49,7 +49,7 @@ class Guard:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         given = headers.get("x-request-id", "")
         id = given if _ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
-        state = scope["state"] = dict(scope.get("state", {})) | {"id": id, "key": "", "model": ""}
+        state = scope["state"] = dict(scope.get("state", {})) | {"id": id, "key": "", "model": "", "version": ""}
         began, status = time.monotonic(), 499  # a client that left before the answer
 
         async def sent(message: Any) -> None:
@@ -78,7 +78,7 @@ class Guard:
             await refused(Refusal(500, said))(scope, receive, sent)
         finally:
             taken = time.monotonic() - began
-            self.journal.note(Entry(id, scope["path"], state["model"], status, taken, time.time()))
+            self.journal.note(Entry(id, scope["path"], state["model"], state["version"], status, taken, time.time()))
 
     async def _read(self, receive: Any, headers: dict[str, str]) -> Any:
         """The whole body, to be received again. Raises Refusal where it is no JSON by its type, or too large."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from serve.errors import Refusal
+from serve.seen import Seen
 from srl_rlvr.api import FeedbackRequest
 
 _REMEMBERED = 100_000  # requests that feedback can be given on
@@ -27,6 +28,7 @@ class Entry:
     id: str
     endpoint: str
     model: str
+    version: str  # the application that answered
     status: int
     seconds: float
     at: float  # Unix time
@@ -39,11 +41,14 @@ class Journal:
         self.by_id: OrderedDict[str, Entry] = OrderedDict()
         self.since = time.time()
         self._writing = threading.Lock()
+        self.seen: dict[str, Seen] = {}  # since `take_seen`
 
     def note(self, entry: Entry) -> None:
         if not entry.model:
             return
         self.recent.append(entry)
+        seen = self.seen.setdefault(entry.version, Seen())
+        seen.add(Seen(1, int(entry.status >= 500), [entry.seconds]))
         self.by_id[entry.id] = entry
         while len(self.by_id) > _REMEMBERED:
             self.by_id.popitem(last=False)
@@ -59,10 +64,17 @@ class Journal:
             name: value for name, value in given.model_dump().items() if name != "request_id" and value is not None
         }
         line |= {"key": key} if key else {}
+        if given.reward is not None:
+            self.seen.setdefault(entry.version, Seen()).rewards.append(given.reward)
         with self._writing:
             self.feedback.parent.mkdir(parents=True, exist_ok=True)
             with self.feedback.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def take_seen(self) -> dict[str, Seen]:
+        """Of each version what was answered since the last call."""
+        seen, self.seen = self.seen, {}
+        return seen
 
     def live(self) -> dict[str, Any]:
         """Of the last minute, by model: requests a second, seconds that half and 95 % of them took less than, and the

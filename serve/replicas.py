@@ -48,7 +48,7 @@ class Encoder:
 
     async def embed(self, texts: Sequence[str], dimensions: int | None) -> tuple[np.ndarray, int]:
         """[texts, D] of length 1, and how many tokens were read."""
-        tokens = self._tokenize(*((text,) for text in texts))
+        tokens = self.tokenize(*((text,) for text in texts))
         vectors = await self.encode(tokens)
         if dimensions is not None:
             if dimensions > vectors.shape[1]:
@@ -59,7 +59,7 @@ class Encoder:
 
     async def rerank(self, query: str, documents: Sequence[str]) -> tuple[np.ndarray, int]:
         """Of each document how relevant it is, in [0, 1], and how many tokens were read."""
-        tokens = self._tokenize(*((query, document) for document in documents))
+        tokens = self.tokenize(*((query, document) for document in documents))
         logits = (await self.encode(tokens))[:, 0]
         return 1 / (1 + np.exp(-logits.astype(np.float64))), sum(map(len, tokens))
 
@@ -72,7 +72,7 @@ class Encoder:
 
         known = labels or self.model.card["labels"]
         names, of_labels = list(known), self._of_labels(tuple(known.values()))
-        logits = SCALE * (await self.encode(self._tokenize(*((text,) for text in texts)))) @ of_labels.T
+        logits = SCALE * (await self.encode(self.tokenize(*((text,) for text in texts)))) @ of_labels.T
         odds = np.exp(logits - logits.max(axis=1, keepdims=True))
         probabilities = odds / odds.sum(axis=1, keepdims=True)
         calibration = {} if labels else self.model.card.get("calibration", {})
@@ -87,16 +87,16 @@ class Encoder:
             found.append((label if in_scope else None, confidence, alternatives))
         return found
 
-    def _tokenize(self, *texts: tuple[str, ...]) -> list[Tokens]:
+    def tokenize(self, *texts: tuple[str, ...]) -> list[Tokens]:
         read = self.tokenizer.tokenizer(
             *map(list, zip(*texts, strict=True)), truncation=True, max_length=self.model.max_context
         )
         return list(map(tuple, read["input_ids"]))
 
     def _encode_labels(self, texts: tuple[str, ...]) -> np.ndarray:
-        return self._encode_now(self._tokenize(*((text,) for text in texts)))
+        return self.encode_now(self.tokenize(*((text,) for text in texts)))
 
-    def _encode_now(self, texts: Sequence[Tokens]) -> np.ndarray:
+    def encode_now(self, texts: Sequence[Tokens]) -> np.ndarray:
         """[texts, D], each text once."""
         unique = sorted(set(texts), key=lambda text: (-len(text), text))
         outputs = self.scorer.encode(unique).numpy()
@@ -104,7 +104,7 @@ class Encoder:
         return outputs[[row_of[text] for text in texts]]
 
     def _encode_calls(self, calls: list[Sequence[Tokens]]) -> list[np.ndarray]:
-        outputs = self._encode_now([text for call in calls for text in call])
+        outputs = self.encode_now([text for call in calls for text in call])
         return np.split(outputs, np.cumsum([len(call) for call in calls])[:-1])
 
 

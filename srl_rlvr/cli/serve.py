@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 _KEYS = "keys.json"
+_REGISTRY = "registry:"
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -57,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
         config.model_dump() | changed | {"models": [entry.model_dump() for entry in models or _champions(config.runs)]}
     )
     config = configs.check(raw, str(options.config or "serve"))
-    _resolve(config)
+    registered = _resolve(config)
     app.settings_of(config)  # what is wrong is said before Ray starts
     if options.write_config:
         import yaml
@@ -65,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
         options.write_config.write_text(yaml.safe_dump(app.applications(config), sort_keys=False))
         print(f"serve deploy {options.write_config}")
         return 0
-    return _stay(config)
+    return _stay(config, registered)
 
 
 def _champions(runs: str) -> list[Any]:
@@ -77,27 +78,30 @@ def _champions(runs: str) -> list[Any]:
     if not found:
         raise InputError("nothing to serve: no model is given, and none in the registry is a champion; give --model "
                          "FOLDER, or set the alias 'champion' of a registered model in MLflow")  # fmt: skip
-    return [ModelEntry(name=name, path=str(path)) for name, path in found.items()]
+    return [ModelEntry(name=name, path=f"{_REGISTRY}{name}") for name in found]
 
 
-def _resolve(config: Any) -> None:
-    """Folders for names, and the names of what has none."""
+def _resolve(config: Any) -> dict[str, str]:
+    """Folders for names, and the names of what has none. Returns those that come from the registry, by our name."""
     from srl_rlvr.cli.session import model_cache
     from srl_rlvr.policies import base_models
     from srl_rlvr.registry import champions
 
+    registered = {}
     for entry in config.models:
-        if entry.path.startswith("registry:"):
-            name = entry.path.removeprefix("registry:")
-            entry.path = str(champions.find(Path(config.runs), name)[name])
-            entry.name = entry.name or name
+        if entry.path.startswith(_REGISTRY):
+            champion = entry.path.removeprefix(_REGISTRY)
+            entry.path = str(champions.find(Path(config.runs), champion)[champion])
+            entry.name = entry.name or champion
+            registered[entry.name] = champion
         folder = base_models.resolve(entry.path, model_cache())
         given = base_models.read_card(folder).get("name")
         entry.name = entry.name or given or (folder.parent.name if folder.name == "model" else folder.name)
         entry.path = str(folder)
+    return registered
 
 
-def _stay(config: Any) -> int:
+def _stay(config: Any, registered: dict[str, str]) -> int:
     import ray
     from ray import serve as ray_serve
 
@@ -116,9 +120,40 @@ def _stay(config: Any) -> int:
         scheme = "https" if config.access.tls_certificate else "http"
         address = f"{scheme}://{config.host}:{config.port}"
         print(f"gateway  {address}/v1\nconsole  {address}/console\nOpenAPI  {address}/docs", flush=True)
-        asked_to_stop.wait()
+        _watch(config, registered, asked_to_stop)
     finally:
         if local:
             ray_serve.shutdown()
             ray.shutdown()
     return 0
+
+
+def _watch(config: Any, registered: dict[str, str], asked_to_stop: threading.Event) -> None:
+    """Until the end: puts new champions of the registry in the place of old ones, one at a time."""
+    from serve import upgrade
+    from srl_rlvr.errors import InputError
+    from srl_rlvr.registry import champions
+
+    def say(text: str) -> None:
+        print(text, flush=True)
+
+    refused: set[str] = set()  # folders that were tried and went back
+    while not asked_to_stop.wait(config.upgrade.registry_every_s if registered else None):
+        try:
+            found = champions.find(Path(config.runs), *registered.values())
+        except InputError as error:
+            say(f"WARNING: {error}")
+            continue
+        for entry in config.models:
+            path = str(found.get(registered.get(entry.name, ""), entry.path))
+            if path == entry.path or path in refused:
+                continue
+            new = entry.model_copy(update={"path": path})
+            try:
+                if upgrade.upgrade(entry, new, config.upgrade, say, asked_to_stop.is_set):
+                    entry.path = path
+                else:
+                    refused.add(path)
+            except InputError as error:
+                say(f"{entry.name}: the old version stays: {error}")
+                refused.add(path)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,36 +40,57 @@ def folders(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_enc
     return served_models.write(tmp_path_factory.mktemp("served"), tiny_model, tiny_encoder)
 
 
+@dataclass
+class Running:
+    address: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    registry: Any  # MLflow's client; the router is its champion 'routing'
+
+    def champion(self, folder: Path) -> None:
+        """Make the model in this folder the router to be served."""
+        version = self.registry.create_model_version("routing", folder.as_uri(), await_creation_for=0)
+        self.registry.set_registered_model_alias("routing", "champion", version.version)
+
+    def wait_for(self, text: str, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while text not in self.log.read_text():
+            assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.2)
+
+
 @pytest.fixture(scope="module")
-def gateway(
-    folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[str, subprocess.Popen]]:
-    """Its address and its process, which the last test ends."""
+def running(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """All tests' own; the last one ends it."""
     pytest.importorskip("vllm")
+    mlflow = pytest.importorskip("mlflow")
     folder = tmp_path_factory.mktemp("serve")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    models = "".join(
-        f'[[models]]\npath = "{folders[name]}"\nmax_tokens = 60\n' for name in ("extractor", "intent_router")
+    (folder / "serve.toml").write_text(
+        f'port = {port}\n[[models]]\npath = "{folders["extractor"]}"\nmax_tokens = 60\n'
+        '[[models]]\npath = "registry:routing"\nname = "router"\n'
+        "[upgrade]\nshare = 0.5\nrequests = 40\nregistry_every_s = 1\nslower = 100\n"
     )
-    (folder / "serve.toml").write_text(f"port = {port}\n{models}")
-    log = (folder / "log").open("w+")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "srl_rlvr", "serve", "serve.toml", "--model", str(folders["multimodal_vision"])],
-        cwd=folder, stdout=log, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 300
-    while "console" not in (folder / "log").read_text():
-        assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
-        time.sleep(0.5)
-    yield address, process
+    (folder / "out").mkdir()
+    registry = mlflow.MlflowClient(f"sqlite:///{folder}/out/mlflow.db")
+    registry.create_registered_model("routing")
+    command = [sys.executable, "-m", "srl_rlvr", "serve", "serve.toml", "--model", str(folders["multimodal_vision"])]
+    log = folder / "log"
+    version = registry.create_model_version("routing", folders["intent_router"].as_uri(), await_creation_for=0)
+    registry.set_registered_model_alias("routing", "champion", version.version)
+    with log.open("w") as out:
+        process = subprocess.Popen(command, cwd=folder, stdout=out, stderr=subprocess.STDOUT)
+    found = Running(f"http://127.0.0.1:{port}", process, log, registry)
+    found.wait_for("console", 300)
+    yield found
     process.terminate()
     process.wait(60)
 
 
-def test_a_text_is_read_into_json_that_fits_whatever_the_weights(gateway: tuple[str, Any]) -> None:
-    with Client(gateway[0]) as client:
+def test_a_text_is_read_into_json_that_fits_whatever_the_weights(running: Running) -> None:
+    with Client(running.address) as client:
         found = client.extract("Rome is old", SCHEMA)
         assert found.data["city"] in ("Rome", "Oslo") and isinstance(found.data["old"], bool) and not found.repaired
         assert client.route("where is my card").data[0].label == "card"
@@ -75,10 +99,10 @@ def test_a_text_is_read_into_json_that_fits_whatever_the_weights(gateway: tuple[
             client.extract("a", SCHEMA, model="extracter")
 
 
-def test_openais_client_chats_streams_and_gets_json(gateway: tuple[str, Any]) -> None:
+def test_openais_client_chats_streams_and_gets_json(running: Running) -> None:
     openai = pytest.importorskip("openai")
     asked: Any = {"model": "extractor", "messages": [{"role": "user", "content": "hi"}], "temperature": 0}
-    with openai.OpenAI(base_url=f"{gateway[0]}/v1", api_key="any") as client:
+    with openai.OpenAI(base_url=f"{running.address}/v1", api_key="any") as client:
         whole = client.chat.completions.create(**asked, max_tokens=20).choices[0].message.content
         pieces = client.chat.completions.create(**asked, max_tokens=20, stream=True)
         assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == (whole or "")
@@ -90,9 +114,9 @@ def test_openais_client_chats_streams_and_gets_json(gateway: tuple[str, Any]) ->
                 client.chat.completions.create(**asked | wrong)
 
 
-def test_a_client_that_leaves_stops_the_answer_that_it_waited_for(gateway: tuple[str, Any]) -> None:
+def test_a_client_that_leaves_stops_the_answer_that_it_waited_for(running: Running) -> None:
     body = {"model": "extractor", "messages": [{"role": "user", "content": "hi"}], "stream": True, "max_tokens": 400}
-    with httpx2.Client(base_url=gateway[0], timeout=60) as client:
+    with httpx2.Client(base_url=running.address, timeout=60) as client:
         for _ in range(40):  # more than run at once: were they to go on, the last would wait for the first
             with client.stream("POST", "/v1/chat/completions", json=body | {"ignore_eos": True}) as response:
                 next(response.iter_lines())
@@ -101,26 +125,59 @@ def test_a_client_that_leaves_stops_the_answer_that_it_waited_for(gateway: tuple
         assert time.monotonic() - began < 20
 
 
-def test_a_replica_that_dies_costs_no_request(gateway: tuple[str, Any]) -> None:
+def test_a_replica_that_dies_costs_no_request(running: Running) -> None:
     found: Counter[int] = Counter()
     killed = threading.Event()
 
     def ask(number: int) -> None:
         if number == 50 and not killed.is_set():
-            [replica] = [p for p in psutil.process_iter() if p.name().startswith("ray::ServeReplica:intent_router")]
+            [replica] = [p for p in psutil.process_iter() if p.name().startswith("ray::ServeReplica:router")]
             os.kill(replica.pid, signal.SIGKILL)
             killed.set()
-        response = httpx2.post(f"{gateway[0]}/v1/route", json={"input": "a"}, timeout=120)
+        response = httpx2.post(f"{running.address}/v1/route", json={"input": "a"}, timeout=120)
         found[response.status_code] += 1
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(ask, range(200)))
     assert killed.is_set() and found == {200: 200}
-    assert httpx2.get(f"{gateway[0]}/readyz").status_code == 200
+    assert httpx2.get(f"{running.address}/readyz").status_code == 200
 
 
-def test_it_ends_when_it_is_told_to_and_leaves_no_process(gateway: tuple[str, subprocess.Popen]) -> None:
-    _, process = gateway
+def test_a_new_champion_takes_over_under_load_and_no_request_fails(
+    running: Running, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    newer = shutil.copytree(folders["intent_router"], tmp_path / "newer")
+    card = json.loads((newer / "model_card.json").read_text())
+    card["labels"] = {f"new {name}": text for name, text in card["labels"].items()}
+    (newer / "model_card.json").write_text(json.dumps(card))
+    found: Counter[tuple[int, str]] = Counter()
+    over = threading.Event()
+
+    def load() -> None:
+        while not over.is_set():
+            response = httpx2.post(f"{running.address}/v1/route", json={"input": "where is my card"}, timeout=120)
+            found[response.status_code, response.json()["data"][0]["label"]] += 1
+
+    threads = [threading.Thread(target=load) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        running.champion(newer)
+        running.wait_for("the new version has taken over", 240)
+        running.champion(folders["reranker"])  # no router
+        running.wait_for("router: the old version stays", 60)
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+    assert {status for status, _ in found} == {200}
+    assert {label for _, label in found} == {"card", "new card"}
+    with Client(running.address) as client:
+        assert {client.route("where is my card").data[0].label for _ in range(10)} == {"new card"}
+
+
+def test_it_ends_when_it_is_told_to_and_leaves_no_process(running: Running) -> None:
+    process = running.process
     children = psutil.Process(process.pid).children(recursive=True)
     assert children
     process.send_signal(signal.SIGTERM)

@@ -13,8 +13,8 @@ import pytest
 class InProcess:
     """A replica without Ray: the same object, called directly."""
 
-    def __init__(self, holder: Any):
-        self.holder = holder
+    def __init__(self, holder: Any, name: str = "only"):
+        self.holder, self.name = holder, name
 
     async def call(self, method: str, *arguments: Any) -> Any:
         return await getattr(self.holder, method)(*arguments)
@@ -58,7 +58,7 @@ def ask(settings: Any, replicas: dict[str, InProcess]) -> Iterator[Any]:
 
     from serve.gateway import create_app
 
-    with TestClient(create_app(settings, replicas), raise_server_exceptions=False) as client:
+    with TestClient(create_app(settings, replicas.__getitem__), raise_server_exceptions=False) as client:
         yield client
 
 
@@ -72,7 +72,7 @@ def address(settings: Any, replicas: dict[str, InProcess]) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(create_app(settings, replicas), port=port, log_level="error"))
+    server = uvicorn.Server(uvicorn.Config(create_app(settings, replicas.__getitem__), port=port, log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     deadline = time.monotonic() + 30

@@ -106,7 +106,7 @@ def test_the_gateway_asks_for_keys_but_for_what_is_open(settings: Any, replicas:
 
     token = new_key(file, "phone", ["route"])
     settings.access.keys = str(file)
-    with TestClient(create_app(settings, replicas)) as client:
+    with TestClient(create_app(settings, replicas.__getitem__)) as client:
         assert client.get("/healthz").status_code == client.get("/openapi.json").status_code == 200
         refused = client.post("/v1/route", json={"input": "a"})
         assert refused.status_code == 401 and refused.headers["www-authenticate"] == "Bearer"

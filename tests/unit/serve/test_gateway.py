@@ -204,7 +204,7 @@ def test_a_large_body_is_refused_whether_it_says_its_length_or_not(ask: Any, set
 
     from serve.gateway import create_app
 
-    with TestClient(create_app(settings, {})) as client:
+    with TestClient(create_app(settings, {}.__getitem__)) as client:
         assert client.post("/v1/route", content=body, headers=JSON).status_code == 413
         assert client.post("/v1/route", content=iter([body[:900], body[900:]]), headers=JSON).status_code == 413
 
@@ -216,7 +216,7 @@ def test_of_two_models_of_a_type_one_has_to_be_named(settings: Any, replicas: di
     from serve.gateway import create_app
 
     settings.models.append(Served(name="second", model_type="intent_router", created=1))
-    with TestClient(create_app(settings, replicas | {"second": replicas["intent_router"]})) as client:
+    with TestClient(create_app(settings, (replicas | {"second": replicas["intent_router"]}).__getitem__)) as client:
         response = client.post("/v1/route", json={"input": "a"})
         assert response.status_code == 400 and "there are intent_router, second" in message(response)
         assert client.post("/v1/route", json={"input": "a", "model": "second"}).json()["model"] == "second"
@@ -230,12 +230,14 @@ def test_an_answer_that_does_not_come_in_time_is_given_up(settings: Any) -> None
     from serve.gateway import create_app
 
     class Asleep:
+        name = "asleep"
+
         async def call(self, *arguments: Any) -> Any:
             await asyncio.sleep(60)
 
     settings.limits.deadline_s = 0.1
     asleep: Any = {model.name: Asleep() for model in settings.models}
-    with TestClient(create_app(settings, asleep)) as client:
+    with TestClient(create_app(settings, asleep.__getitem__)) as client:
         response = client.post("/v1/route", json={"input": "a"})
         assert response.status_code == 504 and "0.1 s" in message(response)
 
@@ -245,7 +247,7 @@ def test_a_defect_is_500_in_the_same_form_and_names_the_request(settings: Any) -
 
     from serve.gateway import create_app
 
-    with TestClient(create_app(settings, {}), raise_server_exceptions=False) as client:
+    with TestClient(create_app(settings, {}.__getitem__), raise_server_exceptions=False) as client:
         response = client.post("/v1/route", json={"input": "a"})
         assert response.status_code == 500 and response.headers["x-request-id"] in message(response)
 
