@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 from cli_runs import Finished, srl_rlvr, write_run
+from gateway_fixtures import address, folders, replicas, settings
+
+__all__ = ["address", "folders", "replicas", "settings", "trained"]
 
 
 @dataclass

@@ -21,7 +21,6 @@ from typing import Any
 import httpx2
 import psutil
 import pytest
-import served_models
 from cli_runs import srl_rlvr
 
 from srl_rlvr.client import ApiError, Client
@@ -33,11 +32,6 @@ SCHEMA = {
     "required": ["city", "old"],
     "additionalProperties": False,
 }
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_encoder: Path) -> dict[str, Path]:
-    return served_models.write(tmp_path_factory.mktemp("served"), tiny_model, tiny_encoder)
 
 
 @dataclass

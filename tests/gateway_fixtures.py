@@ -1,0 +1,85 @@
+"""The gateway before tiny models in this process, for unit tests and for the browser."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+class InProcess:
+    """A replica without Ray: the same object, called directly."""
+
+    def __init__(self, holder: Any, name: str = "only"):
+        self.holder, self.name = holder, name
+
+    async def call(self, method: str, *arguments: Any) -> Any:
+        return await getattr(self.holder, method)(*arguments)
+
+    async def stream(self, method: str, *arguments: Any) -> AsyncIterator[Any]:
+        async for item in getattr(self.holder, method)(*arguments):
+            yield item
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_encoder: Path) -> dict[str, Path]:
+    import served_models
+
+    return served_models.write(tmp_path_factory.mktemp("served"), tiny_model, tiny_encoder)
+
+
+@pytest.fixture(scope="session")
+def replicas(folders: dict[str, Path]) -> dict[str, InProcess]:
+    from serve.config import ModelEntry
+    from serve.replicas import Encoder, PlainWriter
+
+    encoders = ("embeddings", "reranker", "intent_router")
+    return {
+        name: InProcess((Encoder if name in encoders else PlainWriter)(ModelEntry(path=str(folder), name=name)))
+        for name, folder in folders.items()
+    }
+
+
+@pytest.fixture
+def settings(folders: dict[str, Path], tmp_path: Path) -> Any:
+    from serve.config import GatewaySettings, Served
+
+    models = [Served(name=name, model_type=name, created=1) for name in folders]
+    return GatewaySettings(models=models, feedback=str(tmp_path / "feedback.jsonl"), runs=str(tmp_path / "out"))
+
+
+@pytest.fixture
+def ask(settings: Any, replicas: dict[str, InProcess]) -> Iterator[Any]:
+    """A client of the gateway in this process."""
+    from starlette.testclient import TestClient
+
+    from serve.gateway import create_app
+
+    with TestClient(create_app(settings, replicas.__getitem__), raise_server_exceptions=False) as client:
+        yield client
+
+
+@pytest.fixture
+def address(settings: Any, replicas: dict[str, InProcess]) -> Iterator[str]:
+    """Of the gateway behind a real HTTP server."""
+    import uvicorn
+
+    from serve.gateway import create_app
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(create_app(settings, replicas.__getitem__), port=port, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 30
+    while not server.started and time.monotonic() < deadline:
+        time.sleep(0.02)
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join(10)
