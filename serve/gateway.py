@@ -40,6 +40,7 @@ ENDPOINT_OF = {
 _REFUSED: dict[int | str, Any] = {status: {"model": api.Error} for status in (400, 401, 403, 404, 413, 415, 422, 429)}
 _FAILED: dict[int | str, Any] = {status: {"model": api.Error} for status in (500, 503, 504)}
 ERRORS = _REFUSED | _FAILED
+_STREAMED: dict[int | str, Any] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
 
 
 class Replica(Protocol):
@@ -140,7 +141,7 @@ def create_app(
         model = models.served[name]
         return api.ModelInfo(id=name, created=model.created, model_type=model.model_type)
 
-    @app.post("/v1/chat/completions", tags=["text"], response_model=api.Generated)
+    @app.post("/v1/chat/completions", tags=["text"], response_model=api.Generated, responses=_STREAMED)
     async def chat(asked: api.ChatRequest, request: Request) -> Response:
         """OpenAI's chat, as a stream where `stream` is true."""
         _, replica = note(request, *models.find(asked.model, *WRITERS))
@@ -154,7 +155,7 @@ def create_app(
                     part["image_url"] = {"url": await _inlined(part.get("image_url"), settings)}
         return await generate(replica, "chat", asked, body | {"request_id": request.state.id})
 
-    @app.post("/v1/completions", tags=["text"], response_model=api.Generated)
+    @app.post("/v1/completions", tags=["text"], response_model=api.Generated, responses=_STREAMED)
     async def completions(asked: api.CompletionRequest, request: Request) -> Response:
         _, replica = note(request, *models.find(asked.model, *WRITERS))
         body = asked.model_dump(exclude_unset=True) | {"request_id": request.state.id}

@@ -30,6 +30,7 @@ from srl_rlvr.examples.files import InMemory, Reading
 
 Tokens = tuple[int, ...]
 _CALLS_AT_ONCE = 64
+_ONLY_VLLM = ("stop", "top_p", "tools", "logprobs", "logit_bias", "frequency_penalty", "presence_penalty")
 
 
 class Encoder:
@@ -381,6 +382,9 @@ class PlainWriter(Writer):
     ) -> tuple[str, int, str]:
         if (body.get("n") or 1) != 1:
             raise Refusal(400, "this model writes one answer at a time: 'n' should be 1", param="n")
+        unknown = next((name for name in _ONLY_VLLM if body.get(name) not in (None, False, 1, [])), None)
+        if unknown is not None:
+            raise Refusal(400, f"'{unknown}' is not to be had here: our own engine runs this model", param=unknown)
         temperature = 1.0 if body.get("temperature") is None else float(body["temperature"])
         seed = body.get("seed")
         wanted = Wanted(

@@ -111,7 +111,7 @@ class ChatRequest(Generation):
 
 
 class CompletionRequest(Generation):
-    prompt: str | Annotated[list[str], Field(min_length=1)]
+    prompt: Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(min_length=1)]
 
 
 class Generated(Identified):

@@ -169,6 +169,8 @@ BAD = [
     ("chat/completions", {"model": "task_llm", "messages": []}, 400, "messages"),
     ("chat/completions", {"model": "task_llm", "messages": HELLO, "temperature": 9}, 400, "temperature"),
     ("chat/completions", {"model": "task_llm", "messages": [{"role": "user", "content": "a" * 600}]}, 400, "context"),
+    ("chat/completions", {"model": "task_llm", "messages": HELLO, "stop": "a"}, 400, "'stop' is not to be had here"),
+    ("completions", {"model": "task_llm", "prompt": ""}, 400, "prompt"),
     ("vision", {"image": "%%%"}, 400, "not valid base64"),
     ("vision", {"image": base64.b64encode(b"no image").decode()}, 400, "no image"),
     ("vision", {"image": picture(mode="CMYK", kind="JPEG")}, 400, "CMYK"),
@@ -267,6 +269,8 @@ def test_the_openapi_has_every_endpoint_and_our_form_of_errors_only(ask: Any) ->
         "feedback",
     ]
     assert {f"/v1/{name}" for name in wanted} | {"/healthz", "/readyz"} <= set(described["paths"])
+    chat = described["paths"]["/v1/chat/completions"]["post"]["responses"]["200"]["content"]
+    assert set(chat) == {"application/json", "text/event-stream"}
     assert "HTTPValidationError" not in described["components"]["schemas"]
 
 
