@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from srl_rlvr.config import explain
 from srl_rlvr.errors import InputError
-from srl_rlvr.examples.names import nearest
 
 
 class Part(BaseModel):
@@ -174,19 +174,8 @@ def load(path: Path) -> ServeConfig:
 
 
 def check(raw: dict[str, Any], where: str) -> ServeConfig:
+    """Raises InputError with the first fault; `where` names the file."""
     try:
         return ServeConfig.model_validate(raw)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        if first["type"] == "extra_forbidden":
-            raise InputError(f"{where}: there is no key '{key}'{nearest(str(first['loc'][-1]), _keys(first['loc']))}") \
-                from None  # fmt: skip
-        message = first["msg"].removeprefix("Value error, ")
-        raise InputError(f"{where}: {f'{key}: ' if key else ''}{message}") from None
-
-
-def _keys(place: tuple[int | str, ...]) -> list[str]:
-    parts: dict[str, type[BaseModel]] = {"models": ModelEntry, "access": Access, "limits": Limits, "images": Images}
-    parts["upgrade"] = Upgrade
-    return list(parts.get(str(place[0]), ServeConfig).model_fields if len(place) > 1 else ServeConfig.model_fields)
+        raise InputError(f"{where}: {explain(error, ServeConfig)}") from None

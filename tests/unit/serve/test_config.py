@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +27,17 @@ def test_paths_are_from_the_files_folder_where_they_are_there(tmp_path: Path) ->
     ("text", "said"),
     [
         ("prot = 1", "did you mean 'port'"),
-        ("[[models]]\npath = 'm'\nreplica = 1", "no key 'models.0.replica'; did you mean 'replicas'"),
-        ("[[models]]\nname = 'm'", "models.0.path: Field required"),
+        ("[[models]]\npath = 'm'\nreplica = 1", "models[0].replica: unknown key; did you mean 'replicas'?"),
+        ("[[models]]\nname = 'm'", "models[0].path: missing"),
         ("[[models]]\npath = 'm'\nreplicas = 0", "replicas should be 1 or more"),
-        ("port = 0", "port: Input should be greater than or equal to 1"),
+        ("port = 0", "port: input should be greater than or equal to 1"),
         ("host = '0.0.0.0'", "access.keys names no file"),
         ("[access]\ntls_key = 'k'", "belong together"),
         ("port = ", "not valid TOML"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, said: str) -> None:
-    with pytest.raises(InputError, match=said.replace("(", r"\(")):
+    with pytest.raises(InputError, match=re.escape(said)):
         load(tmp_path, text)
 
 
