@@ -35,7 +35,8 @@ def served(entry: ModelEntry) -> Served:
     """What its folder says. Raises InputError where it holds no such model."""
     model = trained.read(Path(entry.path))
     made = int((Path(entry.path) / "config.json").stat().st_mtime)
-    return Served(name=entry.name, model_type=model.model_type.name, created=made)
+    model_type = model.model_type
+    return Served(name=entry.name, model_type=model_type.name, policy=model_type.policy, created=made)
 
 
 def build_model(entry: ModelEntry) -> ray_serve.Application:

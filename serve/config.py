@@ -128,6 +128,7 @@ class Served(BaseModel):
 
     name: str
     model_type: str
+    policy: str  # of its type: text | ranking
     created: int
 
 

@@ -27,15 +27,14 @@ from srl_rlvr import __version__, api
 from srl_rlvr.examples.names import nearest
 
 CONSOLE = Path(__file__).parent / "console.html"
-WRITERS = ("task_llm", "srl_parser", "extractor", "multimodal_vision")
-ENDPOINT_OF = {
+CHAT = "/v1/chat/completions"
+ENDPOINT_OF = {  # of what writes text and is not named here: chat
     "embeddings": "/v1/embeddings",
     "reranker": "/v1/rerank",
     "intent_router": "/v1/route",
     "srl_parser": "/v1/parse",
     "extractor": "/v1/extract",
     "multimodal_vision": "/v1/vision",
-    "task_llm": "/v1/chat/completions",
 }
 _REFUSED: dict[int | str, Any] = {status: {"model": api.Error} for status in (400, 401, 403, 404, 413, 415, 422, 429)}
 _FAILED: dict[int | str, Any] = {status: {"model": api.Error} for status in (500, 503, 504)}
@@ -63,10 +62,16 @@ class Models:
         self.served = {model.name: model for model in served}
         self.pick = pick
 
+    def named(self, name: str) -> Served:
+        """Raises Refusal with the nearest name."""
+        if name not in self.served:
+            raise Refusal(404, f"there is no model '{name}'{nearest(name, self.served)}", "model_not_found", "model")
+        return self.served[name]
+
     def find(self, name: str | None, *types: str) -> tuple[str, Replica]:
         """The model of that name, which should be of one of these types; without a name the only one that is.
 
-        Raises Refusal with the nearest name, or with where such a model is asked.
+        Raises Refusal, as `named` does or with where such a model is asked.
         """
         fitting = [model.name for model in self.served.values() if model.model_type in types]
         if name is None:
@@ -74,11 +79,9 @@ class Models:
                 known = f"; there are {', '.join(fitting)}" if fitting else ""
                 raise Refusal(400, f"'model' should name one of type {' or '.join(types)}{known}", param="model")
             name = fitting[0]
-        model = self.served.get(name)
-        if model is None:
-            raise Refusal(404, f"there is no model '{name}'{nearest(name, self.served)}", "model_not_found", "model")
+        model = self.named(name)
         if model.model_type not in types:
-            where = ENDPOINT_OF[model.model_type]
+            where = ENDPOINT_OF.get(model.model_type, CHAT)
             raise Refusal(400, f"model '{name}' is of type {model.model_type}: ask it at {where}", param="model")
         return name, self.pick(name)
 
@@ -105,6 +108,7 @@ def create_app(
 
     app = FastAPI(title="srl-rlvr", version=__version__, responses=ERRORS, lifespan=lifespan)
     models, limits = Models(settings.models, pick), settings.limits
+    writers = {model.model_type for model in settings.models if model.policy == "text"}
     guard.install(app, settings, journal, says_id)
     _handle_errors(app)
     _describe(app)
@@ -137,14 +141,13 @@ def create_app(
 
     @app.get("/v1/models/{name:path}", tags=["models"])
     async def one_model(name: str) -> api.ModelInfo:
-        models.find(name, *ENDPOINT_OF)
-        model = models.served[name]
+        model = models.named(name)
         return api.ModelInfo(id=name, created=model.created, model_type=model.model_type)
 
-    @app.post("/v1/chat/completions", tags=["text"], response_model=api.Generated, responses=_STREAMED)
+    @app.post(CHAT, tags=["text"], response_model=api.Generated, responses=_STREAMED)
     async def chat(asked: api.ChatRequest, request: Request) -> Response:
         """OpenAI's chat, as a stream where `stream` is true."""
-        _, replica = note(request, *models.find(asked.model, *WRITERS))
+        _, replica = note(request, *models.find(asked.model, *writers))
         body = asked.model_dump(exclude_unset=True)
         match asked.response_format:
             case {"json_schema": {"schema": dict(schema)}}:
@@ -157,7 +160,7 @@ def create_app(
 
     @app.post("/v1/completions", tags=["text"], response_model=api.Generated, responses=_STREAMED)
     async def completions(asked: api.CompletionRequest, request: Request) -> Response:
-        _, replica = note(request, *models.find(asked.model, *WRITERS))
+        _, replica = note(request, *models.find(asked.model, *writers))
         body = asked.model_dump(exclude_unset=True) | {"request_id": request.state.id}
         return await generate(replica, "complete", asked, body)
 

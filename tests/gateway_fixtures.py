@@ -49,7 +49,11 @@ def replicas(folders: dict[str, Path]) -> dict[str, InProcess]:
 def settings(folders: dict[str, Path], tmp_path: Path) -> Any:
     from serve.config import GatewaySettings, Served
 
-    models = [Served(name=name, model_type=name, created=1) for name in folders]
+    encoders = ("embeddings", "reranker", "intent_router")
+    models = [
+        Served(name=name, model_type=name, policy="ranking" if name in encoders else "text", created=1)
+        for name in folders
+    ]
     return GatewaySettings(models=models, feedback=str(tmp_path / "feedback.jsonl"), runs=str(tmp_path / "out"))
 
 

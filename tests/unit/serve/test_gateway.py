@@ -217,7 +217,7 @@ def test_of_two_models_of_a_type_one_has_to_be_named(settings: Any, replicas: di
     from serve.config import Served
     from serve.gateway import create_app
 
-    settings.models.append(Served(name="second", model_type="intent_router", created=1))
+    settings.models.append(Served(name="second", model_type="intent_router", policy="ranking", created=1))
     with TestClient(create_app(settings, (replicas | {"second": replicas["intent_router"]}).__getitem__)) as client:
         response = client.post("/v1/route", json={"input": "a"})
         assert response.status_code == 400 and "there are intent_router, second" in message(response)
@@ -280,3 +280,16 @@ def test_a_chat_is_led_by_the_instruction_of_the_training_where_it_has_none(repl
     holder, own = replicas["task_llm"].holder, [{"role": "system", "content": "mine"}, *HELLO]
     assert holder.instructed(HELLO) == [{"role": "system", "content": task_llm.TYPE.instruction}, *HELLO]
     assert holder.instructed(own) == own
+
+
+def test_a_type_that_the_gateway_does_not_know_is_asked_by_chat(settings: Any, replicas: dict[str, Any]) -> None:
+    from starlette.testclient import TestClient
+
+    from serve.config import Served
+    from serve.gateway import create_app
+
+    settings.models.append(Served(name="eighth", model_type="summarizer", policy="text", created=1))
+    with TestClient(create_app(settings, (replicas | {"eighth": replicas["task_llm"]}).__getitem__)) as client:
+        assert client.post("/v1/chat/completions", json={"model": "eighth", "messages": HELLO}).status_code == 200
+        refused = client.post("/v1/route", json={"model": "eighth", "input": "a"})
+        assert refused.status_code == 400 and "ask it at /v1/chat/completions" in message(refused)
