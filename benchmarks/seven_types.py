@@ -11,7 +11,8 @@ and its score on questions of the data's dev split. Data lies in `../shared/data
 once, each on one core; runs lie in `out/seven_types/`, scores are lines of `benchmarks/seven_types.jsonl`.
 
 Types that rank start from all-MiniLM-L6-v2 and are asked every question, of the candidates that the data names. SFT is
-a sequence as any other: ListMLE, which with one pick is cross-entropy.
+a sequence as any other: ListMLE, which with one pick is cross-entropy. Ours is SFT for three fifths of the time, then
+SRL and RLVR at lower rates.
 
 Types that write start from SmolLM2-135M-Instruct, with LoRA, and answer at most 100 questions greedily. The score is
 accuracy, or F1 where the answer is JSON. Sequences have about the same minutes; ours begins with a short SFT. A cell is

@@ -95,7 +95,7 @@ class Doorkeeper:
         try:
             changed = file.stat().st_mtime_ns
         except OSError:
-            self.keys = {}
+            self.keys, self._read_at = {}, -1
             return
         if changed != self._read_at:
             self.keys = {key.sha256: key for key in read(file)}

@@ -210,6 +210,8 @@ def create_app(
     async def route(asked: api.RouteRequest, request: Request) -> api.Routes:
         """A label for each text, or out of scope."""
         name, replica = note(request, *models.find(asked.model, "intent_router"))
+        if asked.labels:
+            _listed(list(asked.labels.values()), limits, "labels")
         found = await ask(replica, "route", _listed(asked.input, limits), asked.labels, asked.top_n)
         data = [
             api.Route(

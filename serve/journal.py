@@ -6,7 +6,6 @@ Of a request it keeps its id, endpoint, model, status and time, never its texts.
 from __future__ import annotations
 
 import json
-import math
 import threading
 import time
 from collections import OrderedDict, deque
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from serve.errors import Refusal
-from serve.seen import Seen
+from serve.seen import Seen, quantile
 from srl_rlvr.api import FeedbackRequest
 
 _REMEMBERED = 100_000  # requests that feedback can be given on
@@ -91,15 +90,10 @@ class Journal:
                 name: {
                     "requests": len(entries),
                     "per_second": round(len(entries) / window, 3),
-                    "p50_s": _quantile([entry.seconds for entry in entries], 0.5),
-                    "p95_s": _quantile([entry.seconds for entry in entries], 0.95),
+                    "p50_s": round(quantile([entry.seconds for entry in entries], 0.5), 4),
+                    "p95_s": round(quantile([entry.seconds for entry in entries], 0.95), 4),
                     "errors": sum(entry.status >= 500 for entry in entries) / len(entries),
                 }
                 for name, entries in sorted(of.items())
             },
         }
-
-
-def _quantile(values: list[float], share: float) -> float:
-    """The nearest rank."""
-    return round(sorted(values)[max(0, math.ceil(share * len(values)) - 1)], 4)

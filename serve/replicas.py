@@ -30,6 +30,7 @@ from srl_rlvr.examples.files import InMemory, Reading
 
 Tokens = tuple[int, ...]
 _CALLS_AT_ONCE = 64
+_LABELS_KEPT = 8
 _ONLY_VLLM = ("stop", "top_p", "tools", "logprobs", "logit_bias", "frequency_penalty", "presence_penalty")
 
 
@@ -42,7 +43,7 @@ class Encoder:
         engine: Any = self.model.open_engine("ranking", EngineConfig())
         self.scorer = engine.scorer
         self.encode = Together(self._encode_calls, _CALLS_AT_ONCE)
-        self._of_labels = functools.lru_cache(maxsize=8)(self._encode_labels)
+        self._labels: dict[tuple[str, ...], np.ndarray] = {}  # vectors of sets of labels, the last used last
 
     async def ready(self) -> bool:
         return True
@@ -72,7 +73,7 @@ class Encoder:
         from srl_rlvr.policies.ranking import SCALE
 
         known = labels or self.model.card["labels"]
-        names, of_labels = list(known), self._of_labels(tuple(known.values()))
+        names, of_labels = list(known), await self._encode_labels(tuple(known.values()))
         logits = SCALE * (await self.encode(self.tokenize(*((text,) for text in texts)))) @ of_labels.T
         odds = np.exp(logits - logits.max(axis=1, keepdims=True))
         probabilities = odds / odds.sum(axis=1, keepdims=True)
@@ -94,8 +95,14 @@ class Encoder:
         )
         return list(map(tuple, read["input_ids"]))
 
-    def _encode_labels(self, texts: tuple[str, ...]) -> np.ndarray:
-        return self.encode_now(self.tokenize(*((text,) for text in texts)))
+    async def _encode_labels(self, texts: tuple[str, ...]) -> np.ndarray:
+        found = self._labels.pop(texts, None)
+        if found is None:
+            found = await self.encode(self.tokenize(*((text,) for text in texts)))
+        self._labels[texts] = found
+        while len(self._labels) > _LABELS_KEPT:
+            del self._labels[next(iter(self._labels))]
+        return found
 
     def encode_now(self, texts: Sequence[Tokens]) -> np.ndarray:
         """[texts, D], each text once."""
@@ -124,10 +131,7 @@ class Wanted:
 class Writer:
     """What both writers have in common: rows of their type in, what it makes of the text out."""
 
-    guided = False  # whether `schema` is held to
-
     def __init__(self, entry: ModelEntry):
-        self.entry = entry
         self.model = trained.read(Path(entry.path), entry.max_context, entry.max_tokens)
         self.tokenizer = self.model.load_tokenizer()
 
@@ -177,8 +181,6 @@ class Writer:
 
 class VllmWriter(Writer):
     """vLLM's asynchronous engine and its own OpenAI server's handling of requests."""
-
-    guided = True
 
     def __init__(self, entry: ModelEntry):
         super().__init__(entry)
@@ -391,8 +393,8 @@ class PlainWriter(Writer):
             tuple(tokens), self._room(tokens, asked), temperature,
             seed % 2**32 if seed is not None else time.time_ns() % 2**32, tuple(images),
         )  # fmt: skip
-        text, count, reason = await self.sample(wanted)
         schema = _response_schema(body.get("response_format"))
+        text, count, reason = await self.sample(wanted)
         return (_repaired(text, schema)[0] if schema is not None else text), count, reason
 
     def _sample(self, calls: list[Wanted]) -> list[Any]:

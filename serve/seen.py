@@ -23,8 +23,9 @@ class Seen:
     def add(self, other: Seen) -> None:
         self.requests += other.requests
         self.failed += other.failed
-        self.seconds = [*self.seconds, *other.seconds][-_KEPT:]
-        self.rewards = [*self.rewards, *other.rewards][-_KEPT:]
+        for kept, more in ((self.seconds, other.seconds), (self.rewards, other.rewards)):
+            kept += more
+            del kept[:-_KEPT]
 
 
 def verdict(old: Seen, new: Seen, rule: Upgrade) -> str:
@@ -43,4 +44,9 @@ def _share(seen: Seen) -> float:
 
 
 def _p95(seconds: list[float]) -> float:
-    return sorted(seconds)[math.ceil(0.95 * len(seconds)) - 1]
+    return quantile(seconds, 0.95)
+
+
+def quantile(values: list[float], share: float) -> float:
+    """The nearest rank."""
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]

@@ -58,7 +58,12 @@ def upgrade(
             break
         time.sleep(_LOOKED_EVERY_S)
     direct({trial: 1.0})
-    ray_serve.run(app.build_model(new), name=name, route_prefix=None)
+    try:
+        ray_serve.run(app.build_model(new), name=name, route_prefix=None)
+    except RuntimeError as error:
+        say(f"{name}: WARNING: the new version answers from '{trial}'; in the old one's place it does not start: "
+            f"{str(error).splitlines()[0][:200]}")  # fmt: skip
+        return True
     direct({name: 1.0})
     ray_serve.delete(trial)
     say(f"{name}: the new version has taken over after {tried.requests} requests")

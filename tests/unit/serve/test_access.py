@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -58,10 +59,14 @@ def test_a_key_that_is_taken_out_is_refused_from_then_on(file: Path) -> None:
     token = new_key(file, "phone")
     door = Doorkeeper(str(file), 0)
     door.admit(f"Bearer {token}", "chat")
+    kept, at = file.read_text(), file.stat().st_mtime_ns
     file.write_text("[]")
     assert refusal(door, token).status == 401
     file.unlink()
     assert refusal(door, token).status == 401
+    file.write_text(kept)
+    os.utime(file, ns=(at, at))
+    assert door.admit(f"Bearer {token}", "chat") == "phone"
 
 
 def test_a_key_may_ask_so_often_and_is_told_when_again(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -164,6 +164,7 @@ BAD = [
     ("embeddings", {"model": "embeddings", "input": "a\0b"}, 400, "NUL"),
     ("rerank", {"query": "a", "documents": []}, 400, "documents"),
     ("rerank", {"query": "a", "documents": ["a"] * 10_000}, 400, "10,000 texts; 1,000 are the most"),
+    ("route", {"input": "a", "labels": {str(n): "a" for n in range(2000)}}, 400, "labels has 2,000 texts"),
     ("extract", {"input": "a", "schema": {"type": "nothing"}}, 400, "no JSON Schema"),
     ("extract", {"input": "a", "schema": {"type": "array"}}, 400, "an object with 'properties'"),
     ("chat/completions", {"model": "task_llm", "messages": []}, 400, "messages"),
