@@ -1,14 +1,16 @@
-"""Deploys: one Ray Serve application for each model, and one for the gateway before them.
+"""Deploys: one Ray Serve application for each model, and the gateway before them.
 
-`applications` is the whole deployment as the config file of Ray Serve, which `serve deploy` and KubeRay's RayService
-take as well; `deploy` runs the same here.
+`srl-rlvr serve` listens itself (`gateway_of`): Ray Serve's proxy would double the time that is added to a request. On a
+cluster the gateway is an application as well, behind the proxy: `applications` is that whole deployment as the config
+file of Ray Serve, which `serve deploy` and KubeRay's RayService take.
 """
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +21,14 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 
 from actors.cluster import worker_environment
-from serve import traffic
-from serve.config import GatewaySettings, ModelEntry, ServeConfig, Served
+from serve import ENVIRONMENT, traffic
+from serve.config import DRAIN_S, GatewaySettings, ModelEntry, ServeConfig, Served
 from serve.errors import Refusal
 from srl_rlvr import trained
 from srl_rlvr.errors import InputError
 
 GATEWAY = "gateway"
 _TRIES = 2  # of a call whose replica died under it: an answer has no effect but itself
-_DRAIN_S = 30
 _STREAMS_AT_ONCE = 1000
 
 
@@ -39,8 +40,9 @@ def served(entry: ModelEntry) -> Served:
     return Served(name=entry.name, model_type=model_type.name, policy=model_type.policy, created=made)
 
 
-def build_model(entry: ModelEntry) -> ray_serve.Application:
-    """The application of one model."""
+def build_model(entry: ModelEntry | dict[str, Any]) -> ray_serve.Application:
+    """The application of one model. Ray Serve gives what its config file has: a dict."""
+    entry = ModelEntry.model_validate(entry)
     model = trained.read(Path(entry.path))
     if model.model_type.policy == "ranking":
         holder: Any = _replica_class("Encoder")
@@ -59,7 +61,7 @@ def build_model(entry: ModelEntry) -> ray_serve.Application:
         name=entry.name,
         max_ongoing_requests=4 * entry.max_running,
         max_queued_requests=entry.queue,
-        graceful_shutdown_timeout_s=_DRAIN_S,
+        graceful_shutdown_timeout_s=DRAIN_S,
         health_check_period_s=5,
         ray_actor_options={
             "num_cpus": entry.cpus,
@@ -71,27 +73,29 @@ def build_model(entry: ModelEntry) -> ray_serve.Application:
     return deployment.bind(entry)
 
 
-def build_gateway(settings: GatewaySettings) -> ray_serve.Application:
-    """The application that listens."""
+def gateway_of(settings: GatewaySettings, says_id: bool = True) -> Any:
+    """The ASGI application that finds the models on this Ray."""
+    from serve.gateway import create_app
 
-    def application() -> Any:
-        from serve.gateway import create_app
+    shares: dict[str, traffic.Shares] = {}
+    replica_of = functools.cache(HandleReplica)
+    return create_app(
+        settings,
+        lambda model: replica_of(traffic.pick(model, shares)),
+        says_id=says_id,
+        background=lambda journal: traffic.follow(shares, journal.take_seen),
+    )
 
-        shares: dict[str, traffic.Shares] = {}
-        replica_of = functools.cache(HandleReplica)
-        return create_app(
-            settings,
-            lambda model: replica_of(traffic.pick(model, shares)),
-            says_id=False,
-            background=lambda journal: traffic.follow(shares, journal.take_seen),
-        )
 
+def build_gateway(settings: GatewaySettings | dict[str, Any]) -> ray_serve.Application:
+    """The gateway behind Ray Serve's proxy."""
+    settings = GatewaySettings.model_validate(settings)
     deployment = ray_serve.deployment(
-        ray_serve.ingress(application)(),
+        ray_serve.ingress(functools.partial(gateway_of, settings, says_id=False))(),
         name="Gateway",
         max_ongoing_requests=_STREAMS_AT_ONCE,
-        graceful_shutdown_timeout_s=_DRAIN_S,
-        ray_actor_options={"num_cpus": 0.25},
+        graceful_shutdown_timeout_s=DRAIN_S,
+        ray_actor_options={"num_cpus": 0.25, "runtime_env": {"env_vars": ENVIRONMENT}},
     )
     return deployment.bind()
 
@@ -135,20 +139,10 @@ def settings_of(config: ServeConfig) -> GatewaySettings:
     )
 
 
-def deploy(config: ServeConfig) -> None:
-    """Start what is not running yet and wait until it is ready. Ray is there already."""
-    settings = settings_of(config)
-    ray_serve.start(
-        proxy_location="HeadOnly",
-        http_options={
-            "host": config.host,
-            "port": config.port,
-            "ssl_certfile": config.access.tls_certificate or None,
-            "ssl_keyfile": config.access.tls_key or None,
-        },
-    )
-    targets = [RunTarget(build_model(entry), entry.name, route_prefix=None) for entry in config.models]
-    ray_serve.run_many([*targets, RunTarget(build_gateway(settings), GATEWAY, route_prefix="/")])
+def deploy(models: Sequence[ModelEntry]) -> None:
+    """Start those that are not running yet and wait until they are ready. Ray is there already."""
+    ray_serve.start(proxy_location="Disabled")
+    ray_serve.run_many([RunTarget(build_model(entry), entry.name, route_prefix=None) for entry in models])
 
 
 class HandleReplica:
@@ -163,8 +157,12 @@ class HandleReplica:
 
     async def call(self, method: str, *arguments: Any) -> Any:
         for left in reversed(range(_TRIES)):
+            response = getattr(self.handle, method).remote(*arguments)
             try:
-                return await getattr(self.handle, method).remote(*arguments)
+                return await response
+            except asyncio.CancelledError:
+                response.cancel()
+                raise
             except Refusal as refusal:
                 raise _as_it_was(refusal) from None
             except (RayActorError, RayServeException) as error:
@@ -173,13 +171,16 @@ class HandleReplica:
         raise AssertionError
 
     async def stream(self, method: str, *arguments: Any) -> AsyncIterator[Any]:
+        response = getattr(self.handle.options(stream=True), method).remote(*arguments)
         try:
-            async for item in getattr(self.handle.options(stream=True), method).remote(*arguments):
+            async for item in response:
                 yield item
         except Refusal as refusal:
             raise _as_it_was(refusal) from None
         except (RayActorError, RayServeException) as error:
             raise self._unavailable(error) from None
+        finally:
+            response.cancel()  # nobody reads on
 
     def _unavailable(self, error: Exception) -> Refusal:
         if isinstance(error, BackPressureError):

@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from srl_rlvr.config import explain
 from srl_rlvr.errors import InputError
 
+DRAIN_S = 30
+"""What is being answered when serving ends, or a replica goes, has so long to end."""
+
 
 class Part(BaseModel):
     model_config = ConfigDict(extra="forbid")

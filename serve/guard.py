@@ -3,6 +3,7 @@ journal."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -65,11 +66,13 @@ class Guard:
                 if scope["path"] not in _OPEN:
                     state["key"] = self.door.admit(headers.get("authorization", ""), _scope_of(scope["path"]))
                 if scope["method"] == "POST":
-                    receive = await self._read(receive, headers)
+                    body = await self._read(receive, headers)
+                else:
+                    body = b""
             except Refusal as refusal:
                 await refused(refusal)(scope, receive, sent)
                 return
-            await self.app(scope, receive, sent)
+            await _while_there(self.app, scope, body, receive, sent)
         except Exception as error:  # a defect: it is logged whole, and the client is told that it is one
             log.exception("request %s failed", id)
             if status != 499:
@@ -80,8 +83,8 @@ class Guard:
             taken = time.monotonic() - began
             self.journal.note(Entry(id, scope["path"], state["model"], state["version"], status, taken, time.time()))
 
-    async def _read(self, receive: Any, headers: dict[str, str]) -> Any:
-        """The whole body, to be received again. Raises Refusal where it is no JSON by its type, or too large."""
+    async def _read(self, receive: Any, headers: dict[str, str]) -> bytes:
+        """The whole body. Raises Refusal where it is no JSON by its type, or too large."""
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise Refusal(415, f"the body's content type is '{kind}'; it should be application/json")
@@ -98,12 +101,36 @@ class Guard:
             more = message.get("more_body", False)
             if len(body) > self.most:
                 raise Refusal(413, most)
-        waiting = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+        return bytes(body)
 
-        async def again() -> Any:
-            return waiting.pop() if waiting else await receive()
 
-        return again
+async def _while_there(app: Any, scope: Any, body: bytes, receive: Any, send: Any) -> None:
+    """Answer, unless the client leaves before: then what works for it is cancelled."""
+    waiting = [{"type": "http.request", "body": body, "more_body": False}]
+    gone = asyncio.Event()
+
+    async def again() -> Any:
+        if waiting:
+            return waiting.pop()
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def watch() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone.set()
+        work.cancel()
+
+    work = asyncio.ensure_future(app(scope, again, send))
+    watching = asyncio.ensure_future(watch())
+    try:
+        await work
+    except asyncio.CancelledError:
+        work.cancel()
+        if not gone.is_set():
+            raise
+    finally:
+        watching.cancel()
 
 
 def _scope_of(path: str) -> str:

@@ -106,25 +106,30 @@ def _stay(config: Any, registered: dict[str, str]) -> int:
     from ray import serve as ray_serve
 
     from actors.cluster import connect
-    from serve import app
+    from serve import app, listener
 
-    print("starting Ray", flush=True)
-    local = connect(config.address, os.cpu_count() or 1, dashboard=False)
-    asked_to_stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: asked_to_stop.set())
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    try:
-        print(f"starting {', '.join(entry.name for entry in config.models)}", flush=True)
-        app.deploy(config)
-        scheme = "https" if config.access.tls_certificate else "http"
-        address = f"{scheme}://{config.host}:{config.port}"
-        print(f"gateway  {address}/v1\nconsole  {address}/console\nOpenAPI  {address}/docs", flush=True)
-        _watch(config, registered, asked_to_stop)
-    finally:
-        if local:
-            ray_serve.shutdown()
-            ray.shutdown()
+    with listener.bound(config.host, config.port) as socket:  # taken by another: known before Ray starts
+        server = listener.Listener(config, app.gateway_of(app.settings_of(config)))
+        print("starting Ray", flush=True)
+        local = connect(config.address, os.cpu_count() or 1, dashboard=False)
+        asked_to_stop = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: asked_to_stop.set())
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        watching = threading.Thread(target=_watch, args=(config, registered, asked_to_stop))
+        try:
+            print(f"starting {', '.join(entry.name for entry in config.models)}", flush=True)
+            app.deploy(config.models)
+            if not asked_to_stop.is_set():
+                watching.start()
+                server.run([socket])
+        finally:
+            asked_to_stop.set()
+            if watching.ident:
+                watching.join()
+            if local:
+                ray_serve.shutdown()
+                ray.shutdown()
     return 0
 
 

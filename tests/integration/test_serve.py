@@ -114,6 +114,9 @@ def test_a_client_that_leaves_stops_the_answer_that_it_waited_for(running: Runni
         for _ in range(40):  # more than run at once: were they to go on, the last would wait for the first
             with client.stream("POST", "/v1/chat/completions", json=body | {"ignore_eos": True}) as response:
                 next(response.iter_lines())
+            with pytest.raises(httpx2.ReadTimeout):
+                whole = body | {"ignore_eos": True, "stream": False}
+                client.post("/v1/chat/completions", json=whole, timeout=0.05)
         began = time.monotonic()
         assert client.post("/v1/chat/completions", json=body | {"stream": False, "max_tokens": 1}).status_code == 200
         assert time.monotonic() - began < 20
@@ -197,6 +200,40 @@ def test_what_cannot_be_served_is_one_line_and_exit_2(
     given = [argument.format(model=folders["intent_router"]) for argument in arguments]
     finished = srl_rlvr("serve", *given, cwd=tmp_path)
     assert finished.code == 2 and said in finished.err and finished.err.count("\n") == 1
+
+
+def test_ray_serves_own_command_deploys_the_file_that_is_written_for_it(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    finished = srl_rlvr(
+        "serve", "--model", str(folders["intent_router"]), "--port", str(port), "--write-config", "ray.yaml",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert finished.out == "serve deploy ray.yaml\n"
+    command = [str(Path(sys.executable).with_name("serve")), "run", "ray.yaml"]
+    log = tmp_path / "log"
+    with log.open("w") as out:
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=out, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.monotonic() + 200
+        while True:
+            try:
+                response = httpx2.get(f"http://127.0.0.1:{port}/readyz", timeout=10)
+                if response.status_code == 200:
+                    break
+            except httpx2.HTTPError:
+                pass
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.5)
+        with Client(f"http://127.0.0.1:{port}") as client:
+            routed = client.route("where is my card")
+            assert routed.data[0].label == "card" and client.feedback(routed.request_id, reward=1).recorded
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(90)
 
 
 def test_a_champion_of_the_registry_is_found_and_written_for_ray_serve(
