@@ -89,9 +89,13 @@ def gateway_of(settings: GatewaySettings, says_id: bool = True) -> Any:
 
 def build_gateway(settings: GatewaySettings | dict[str, Any]) -> ray_serve.Application:
     """The gateway behind Ray Serve's proxy."""
-    settings = GatewaySettings.model_validate(settings)
+    checked = GatewaySettings.model_validate(settings)
+
+    def application() -> Any:  # Ray takes a function for a factory, and a partial for the application itself
+        return gateway_of(checked, says_id=False)
+
     deployment = ray_serve.deployment(
-        ray_serve.ingress(functools.partial(gateway_of, settings, says_id=False))(),
+        ray_serve.ingress(application)(),
         name="Gateway",
         max_ongoing_requests=_STREAMS_AT_ONCE,
         graceful_shutdown_timeout_s=DRAIN_S,

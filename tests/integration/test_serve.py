@@ -218,7 +218,7 @@ def test_ray_serves_own_command_deploys_the_file_that_is_written_for_it(
     with log.open("w") as out:
         process = subprocess.Popen(command, cwd=tmp_path, stdout=out, stderr=subprocess.STDOUT)
     try:
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 120
         while True:
             try:
                 response = httpx2.get(f"http://127.0.0.1:{port}/readyz", timeout=10)
