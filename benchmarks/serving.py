@@ -1,199 +1,281 @@
-"""What the gateway and Ray Serve cost over the model alone, and how a plain server does.
+"""What the gateway and Ray Serve cost, and how they stand a load.
 
-    python benchmarks/serving.py            five rounds, the sides in turn
-    python benchmarks/serving.py --quick    one short round: it works
+    python benchmarks/serving.py                     all parts: about 20 minutes
+    python benchmarks/serving.py --quick             all parts, short: they work
+    python benchmarks/serving.py --only embeddings   a part: embeddings, chat or soak
+    python benchmarks/serving.py --infinity COMMAND  infinity-emb's own, of an environment of its own, as the peer
 
-all-MiniLM-L6-v2, sentences of 12 words. One request at a time, one sentence each: `embeddings_added_ms` is the median
-of requests less that of the same sentence in this process. 32 requests at a time: `embeddings_throughput_ratio` is
-sentences a second over those of this process encoding 32 together, and `vs_peer_server` over those of a plain FastAPI
-server on sentence-transformers (`_plain_server.py`). Medians of the rounds. All sides have all cores, and one works at
-a time; requests are sent by a process of their own, on the same cores.
-Prints a table and one JSON line.
+**embeddings**: all-MiniLM-L6-v2, against the same encoder in this process and against a plain FastAPI server on
+sentence-transformers (`_plain_server.py`). `embeddings_added_ms`: one request of one sentence of 12 words at a time,
+less the sentence in this process. 32 requests at a time, of one text each: `embeddings_throughput_ratio` is texts a
+second over those of this process encoding 32 together, and `vs_peer_server` over the peer's, for sentences;
+`passages_…` the same for passages of 100 words.
+
+**chat**: SmolLM2-135M-Instruct, 8 chats of 64 tokens at a time: tokens a second over those of vLLM's own server
+(`vllm serve`, started by its module) with the same settings.
+
+**soak**: seven models, one of each type, one client of each at once for ten minutes. Halfway a new champion of the
+embedder is registered. `soak_errors` are requests without an answer or with a status of 500 and above in all that
+time, `upgrade_failed_requests` those of the embedder that were not 200. An answer that does not fit (422: the models
+are untrained) is no error of the server; all statuses are printed. Memory is the sum of what the processes hold.
+
+All sides have all cores, and one works at a time; requests are sent by a process of their own, on the same cores.
+Medians of rounds, the sides in turn. Prints tables and one JSON line.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
-import random
-import socket
+import os
+import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import _serving_load as loads
 from _machine import commit, in_the_actors_environment, machine
 
 HERE = Path(__file__).parent
-MODEL = "all-minilm-l6-v2"
-AT_ONCE = 32
-SIDES = ("in_process", "gateway", "plain")
+ENCODER, WRITER = "all-minilm-l6-v2", "smollm2-135m-instruct"
+AT_ONCE, CHATS = 32, 8
+PARTS = ("embeddings", "chat", "soak")
+Rounds = dict[str, list[dict[str, float]]]  # by side
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--load", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=PARTS)
+    parser.add_argument("--infinity", metavar="COMMAND", default="")
     options = parser.parse_args()
-    if options.load:
-        address, at_once, seconds = options.load
-        print(json.dumps(asyncio.run(_load(address, int(at_once), float(seconds)))))
-        return
     in_the_actors_environment()
-    rounds, seconds = (1, 2.0) if options.quick else (5, 10.0)
-    found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
-    with tempfile.TemporaryDirectory() as folder:
-        model = _model(Path(folder))
-        ports = _free_port(), _free_port()
-        command = [sys.executable, "-m", "srl_rlvr", "serve", "--model", str(model), "--port", str(ports[0])]
-        servers = {
-            "gateway": subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL),
-            "plain": subprocess.Popen([sys.executable, str(HERE / "_plain_server.py"), str(model), str(ports[1])]),
-        }
-        addresses = dict(zip(servers, (f"http://127.0.0.1:{port}" for port in ports), strict=True))
-        try:
-            encoder = _encoder(model)
-            for side, address in addresses.items():
-                _wait_for(address, servers[side])
-                _sent(address, AT_ONCE, 2.0)  # warm
-            for _ in range(rounds):
-                for side in SIDES:
-                    if side == "in_process":
-                        found[side].append(_in_process(encoder, seconds))
-                    else:
-                        one, many = (_sent(addresses[side], at_once, seconds) for at_once in (1, AT_ONCE))
-                        found[side].append({"ms": one["ms"], "per_second": many["per_second"]})
-        finally:
-            for server in servers.values():
-                server.terminate()
-            for server in servers.values():
-                server.wait(60)
-    _report(found)
-
-
-def _report(found: dict[str, list[dict[str, float]]]) -> None:
-    median = {
-        side: {name: statistics.median(of[name] for of in rounds) for name in ("ms", "per_second")}
-        for side, rounds in found.items()
-    }
-    print(f"{'side':<12}{'ms, one at a time':>18}{'sentences/s, 32 at a time':>28}   all")
-    for side, of in median.items():
-        rates = " ".join(f"{each['per_second']:.0f}" for each in found[side])
-        print(f"{side:<12}{of['ms']:>18.1f}{of['per_second']:>28.0f}   {rates}")
-    ours = median["gateway"]
-    figures = {
-        "embeddings_added_ms": round(ours["ms"] - median["in_process"]["ms"], 2),
-        "embeddings_throughput_ratio": round(ours["per_second"] / median["in_process"]["per_second"], 3),
-        "vs_peer_server": round(ours["per_second"] / median["plain"]["per_second"], 3),
-    }
+    figures: dict[str, float] = {}
+    for part in [options.only] if options.only else PARTS:
+        with tempfile.TemporaryDirectory() as folder:
+            figures |= globals()[part](Path(folder), options)
     print(json.dumps({"benchmark": "serving", "figures": figures, "machine": machine(), "commit": commit()}))
 
 
-def _sentences(count: int, seed: int) -> list[str]:
-    """No two alike: what is encoded once is not to count twice."""
-    words = [
-        "river",
-        "stone",
-        "light",
-        "seven",
-        "paper",
-        "early",
-        "garden",
-        "north",
-        "quiet",
-        "music",
-        "window",
-        "bread",
-    ]
-    draw = random.Random(seed)
-    return [" ".join(draw.choices(words, k=11)) + f" {seed}-{number}" for number in range(count)]
+def embeddings(folder: Path, options: argparse.Namespace) -> dict[str, float]:
+    model = placed(folder, "embeddings", ENCODER, max_context=128)
+    encoder = in_this_process(model)
+    rounds, seconds = (1, 2.0) if options.quick else (5, 8.0)
+    ports = {"gateway": loads.free_port(), "plain": loads.free_port()}
+    commands = {"gateway": ours(model, ports["gateway"]), "plain": [sys.executable, str(HERE / "_plain_server.py")]}
+    commands["plain"] += [str(model), str(ports["plain"])]
+    ready = {"gateway": "/readyz", "plain": "/docs", "infinity": "/health"}
+    if options.infinity:
+        ports["infinity"] = loads.free_port()
+        commands["infinity"] = [
+            options.infinity,
+            "v2",
+            "--model-id",
+            str(model),
+            "--engine",
+            "torch",
+            "--device",
+            "cpu",
+        ]
+        commands["infinity"] += ["--served-model-name", "embeddings", "--no-bettertransformer", "--url-prefix", "/v1"]
+        commands["infinity"] += ["--port", str(ports["infinity"])]
+        ready["infinity"] = "/v1/models"
+    found: Rounds = {side: [] for side in ("in_process", *ports)}
+    with ExitStack() as servers:
+        for side, port in ports.items():
+            servers.enter_context(loads.server(commands[side], port, ready[side], folder, {**os.environ, **QUIET}))
+            loads.sent(f"http://127.0.0.1:{port}", "embeddings", AT_ONCE, 2.0)  # warm
+        for _ in range(rounds):
+            for side, of in found.items():
+                if side == "in_process":
+                    of.append(encoded(encoder, seconds))
+                    continue
+                at = f"http://127.0.0.1:{ports[side]}"
+                asked = (("embeddings", 1), ("embeddings", AT_ONCE), ("passages", AT_ONCE))
+                one, many, long = (loads.sent(at, kind, count, seconds) for kind, count in asked)
+                of.append({"ms": one["ms"], "sentences": many["per_second"], "passages": long["per_second"]})
+    median = {
+        side: {name: statistics.median(each[name] for each in of) for name in of[0]} for side, of in found.items()
+    }
+    print(f"{'side':<12}{'ms, one at a time':>18}{'sentences/s, 32':>18}{'passages/s, 32':>18}   rounds of sentences")
+    for side, of in median.items():
+        each = " ".join(f"{one['sentences']:.0f}" for one in found[side])
+        print(f"{side:<12}{of['ms']:>18.1f}{of['sentences']:>18.0f}{of['passages']:>18.1f}   {each}")
+    gateway, alone, peer = median["gateway"], median["in_process"], median.get("infinity", median["plain"])
+    return {
+        "embeddings_added_ms": round(gateway["ms"] - alone["ms"], 2),
+        "embeddings_throughput_ratio": round(gateway["sentences"] / alone["sentences"], 3),
+        "passages_throughput_ratio": round(gateway["passages"] / alone["passages"], 3),
+        "vs_peer_server": round(gateway["sentences"] / peer["sentences"], 3),
+        "passages_vs_peer_server": round(gateway["passages"] / peer["passages"], 3),
+    }
 
 
-def _in_process(encoder: Any, seconds: float) -> dict[str, float]:
-    times, seed = [], 0
-    until = time.perf_counter() + seconds
-    while time.perf_counter() < until:
-        began, seed = time.perf_counter(), seed + 1
-        encoder(_sentences(1, seed))
-        times.append(time.perf_counter() - began)
-    count, began = 0, time.perf_counter()
-    while time.perf_counter() < began + seconds:
-        encoder(_sentences(AT_ONCE, seed := seed + 1))
-        count += AT_ONCE
-    return {"ms": 1000 * statistics.median(times), "per_second": count / (time.perf_counter() - began)}
+QUIET = {"DO_NOT_TRACK": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1"}
 
 
-async def _load(address: str, at_once: int, seconds: float) -> dict[str, float]:
-    """So many clients, each of which asks again when it is answered."""
-    import aiohttp
+def chat(folder: Path, options: argparse.Namespace) -> dict[str, float]:
+    from srl_rlvr.engines import vllm_engine
 
-    times: list[float] = []
-    until = time.perf_counter() + seconds
+    model = placed(folder, "task_llm", WRITER, max_context=512)
+    rounds, seconds = (1, 5.0) if options.quick else (5, 15.0)
+    ports = {"gateway": loads.free_port(), "vllm": loads.free_port()}
+    theirs = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--port"]
+    theirs += [str(ports["vllm"]), "--served-model-name", "task_llm", "--dtype", "float32", "--max-model-len", "512"]
+    theirs += ["--max-num-seqs", "16", "--kv-cache-memory-bytes", str(2**29), "--enforce-eager", "--disable-log-stats"]
+    commands, ready = (
+        {"gateway": ours(model, ports["gateway"]), "vllm": theirs},
+        {"gateway": "/readyz", "vllm": "/health"},
+    )
+    found: Rounds = {side: [] for side in ports}
+    environment = {**os.environ, **vllm_engine.ENVIRONMENT, **QUIET}
+    with ExitStack() as servers:
+        for side, port in ports.items():
+            servers.enter_context(loads.server(commands[side], port, ready[side], folder, environment))
+            loads.sent(f"http://127.0.0.1:{port}", "chat", CHATS, 2.0)  # warm
+        for _ in range(rounds):
+            for side, of in found.items():
+                of.append(loads.sent(f"http://127.0.0.1:{ports[side]}", "chat", CHATS, seconds))
+    rates = {side: [each["tokens_per_second"] for each in of] for side, of in found.items()}
+    for side, of in rates.items():
+        print(f"{side:<12}{statistics.median(of):>8.0f} tokens/s, {CHATS} chats   {' '.join(f'{r:.0f}' for r in of)}")
+    return {"chat_vs_vllm": round(statistics.median(rates["gateway"]) / statistics.median(rates["vllm"]), 3)}
 
-    async def client(session: aiohttp.ClientSession, number: int) -> None:
-        asked = 0
-        while time.perf_counter() < until:
-            body = {"model": "embedder", "input": _sentences(1, 1_000_000 * number + asked)}
-            began, asked = time.perf_counter(), asked + 1
-            async with session.post(f"{address}/v1/embeddings", json=body) as response:
-                response.raise_for_status()
-                await response.read()
-            times.append(time.perf_counter() - began)
 
-    began = time.perf_counter()
-    async with aiohttp.ClientSession() as session:
-        await asyncio.gather(*(client(session, number) for number in range(at_once)))
-    return {"ms": 1000 * statistics.median(times), "per_second": len(times) / (time.perf_counter() - began)}
+def soak(folder: Path, options: argparse.Namespace) -> dict[str, float]:
+    import mlflow
+    import psutil
+
+    minutes, requests = (2.0, 10) if options.quick else (10.0, 100)
+    models = seven(folder)
+    newer = shutil.copytree(models["embeddings"], folder / "newer")
+    (folder / "out").mkdir()
+    registry = mlflow.MlflowClient(f"sqlite:///{folder}/out/mlflow.db")
+    registry.create_registered_model("embeddings")
+
+    def champion(model: Path) -> None:
+        version = registry.create_model_version("embeddings", model.as_uri(), await_creation_for=0)
+        registry.set_registered_model_alias("embeddings", "champion", version.version)
+
+    champion(models.pop("embeddings"))
+    port = loads.free_port()
+    text = f"port = {port}\n[upgrade]\nshare = 0.2\nrequests = {requests}\nslower = 4\nregistry_every_s = 2\n"
+    text += '[[models]]\npath = "registry:embeddings"\nthreads = 1\n'
+    text += "".join(f'[[models]]\npath = "{model}"\nthreads = 1\nkv_cache_gib = 0.2\n' for model in models.values())
+    (folder / "serve.toml").write_text(text)
+    command = [sys.executable, "-m", "srl_rlvr", "serve", "serve.toml"]
+    with loads.server(command, port, "/readyz", folder) as process:
+        sending = loads.started(f"http://127.0.0.1:{port}", dict.fromkeys(("embeddings", *models), 1), 60 * minutes)
+        began, held = time.monotonic(), []
+        renewed = False
+        while sending.poll() is None:
+            if not renewed and time.monotonic() > began + 30 * minutes:
+                champion(newer)
+                renewed = True
+            held.append(memory(psutil.Process(process.pid)))
+            time.sleep(3)
+        out, _ = sending.communicate()
+        said = (folder / f"{port}.log").read_text()
+    taken_over = "the new version has taken over" in said
+    print("\n".join(line for line in said.splitlines() if line.startswith("embeddings:")))
+    found = json.loads(out)
+    print(f"{'type':<20}{'ms':>8}{'a second':>10}   statuses")
+    for kind, of in found.items():
+        print(f"{kind:<20}{of['ms']:>8.0f}{of['per_second']:>10.1f}   {of['statuses']}")
+    fifth = max(1, len(held) // 5)
+    parts = [statistics.median(held[start : start + fifth]) for start in range(0, fifth * 5, fifth)]
+    print(f"GiB, fifths of the time: {' '.join(f'{part:.2f}' for part in parts)}; at most {max(held):.2f}")
+    if not taken_over:
+        raise SystemExit("error: the new version did not take over")
+    answered = ("200", "422")
+    return {
+        "soak_errors": sum(
+            n for of in found.values() for status, n in of["statuses"].items() if status not in answered
+        ),
+        "upgrade_failed_requests": sum(n for status, n in found["embeddings"]["statuses"].items() if status != "200"),
+        "soak_peak_gib": round(max(held), 2),
+    }
 
 
-def _sent(address: str, at_once: int, seconds: float) -> dict[str, float]:
-    command = [sys.executable, __file__, "--load", address, str(at_once), str(seconds)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+def ours(model: Path, port: int) -> list[str]:
+    return [sys.executable, "-m", "srl_rlvr", "serve", "--model", str(model), "--port", str(port)]
 
 
-def _model(folder: Path) -> Path:
-    """The base as a trained embedder."""
-    import shutil
-
+def placed(folder: Path, model_type: str, base: str | Path, **card: Any) -> Path:
+    """The base as a trained model of this type."""
     from srl_rlvr.cli.session import model_cache
     from srl_rlvr.policies import base_models
 
-    model = shutil.copytree(base_models.resolve(MODEL, model_cache()), folder / "embedder")
-    card = {"name": "embedder", "model_type": "embeddings", "max_context": 128}
-    (model / "model_card.json").write_text(json.dumps(card))
+    model = folder / model_type
+    source = base if isinstance(base, Path) else base_models.resolve(base, model_cache())
+    shutil.copytree(source, model, dirs_exist_ok=True)
+    (model / "model_card.json").write_text(json.dumps({"name": model_type, "model_type": model_type, **card}))
     return model
 
 
-def _encoder(model: Path) -> Any:
+def seven(folder: Path) -> dict[str, Path]:
+    """A model of each type, untrained."""
+    from sentence_transformers import CrossEncoder
+
+    from srl_rlvr import vision_base
+    from srl_rlvr.cli.session import model_cache
+    from srl_rlvr.policies import base_models
+
+    labels = {f"label {number}": text for number, text in enumerate(loads.sentences(20, 7, 6))}
+    encoder = base_models.resolve(ENCODER, model_cache())
+    CrossEncoder(str(encoder), num_labels=1, device="cpu").save_pretrained(str(folder / "cross"))
+    vision_base.build(folder / "eyes", texts=["what colour is it? red green blue yes no"])
+    writer: dict[str, Any] = {"max_context": 512, "max_tokens": 24}
+    made = {
+        "embeddings": placed(folder, "embeddings", ENCODER, max_context=128),
+        "intent_router": placed(folder, "intent_router", ENCODER, max_context=128, labels=labels),
+        "reranker": placed(folder, "reranker", folder / "cross", max_context=128),
+        "multimodal_vision": placed(folder, "multimodal_vision", folder / "eyes", max_context=256, max_tokens=8),
+    }
+    return made | {name: placed(folder, name, WRITER, **writer) for name in ("task_llm", "srl_parser", "extractor")}
+
+
+def in_this_process(model: Path) -> Any:
     """What the replica does with texts, without a server around it."""
     from serve.config import ModelEntry
     from serve.replicas import Encoder
 
-    encoder = Encoder(ModelEntry(path=str(model), name="embedder"))
+    encoder = Encoder(ModelEntry(path=str(model), name="embeddings"))
     return lambda texts: encoder.encode_now(encoder.tokenize(*((text,) for text in texts)))
 
 
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+def encoded(encoder: Any, seconds: float) -> dict[str, float]:
+    times, seed = [], 0
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        began, seed = time.perf_counter(), seed + 1
+        encoder(loads.sentences(1, seed))
+        times.append(time.perf_counter() - began)
+    found = {"ms": 1000 * statistics.median(times)}
+    for what, words in (("sentences", 12), ("passages", 100)):
+        count, began = 0, time.perf_counter()
+        while time.perf_counter() < began + seconds:
+            encoder(loads.sentences(AT_ONCE, seed := seed + 1, words))
+            count += AT_ONCE
+        found[what] = count / (time.perf_counter() - began)
+    return found
 
 
-def _wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
-    import httpx2
+def memory(process: Any) -> float:
+    """GiB that it and what it started hold, shared pages divided among their holders."""
+    import psutil
 
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline and server.poll() is None:
+    held = 0
+    for each in [process, *process.children(recursive=True)]:
         try:
-            httpx2.post(f"{address}/v1/embeddings", json={"model": "embedder", "input": ["a"]}).raise_for_status()
-            return
-        except httpx2.HTTPError:
-            time.sleep(0.5)
-    raise SystemExit(f"error: {address} did not answer within 240 s")
+            held += each.memory_full_info().pss
+        except psutil.NoSuchProcess:
+            continue
+    return held / 2**30
 
 
 if __name__ == "__main__":

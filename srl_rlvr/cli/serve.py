@@ -18,7 +18,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         "serve",
         help="trained models over HTTP",
-        description="Starts Ray, or joins it, deploys the models and a gateway before them, and stays until Ctrl-C.",
+        description="Starts Ray, or joins it, deploys the models, and answers requests until Ctrl-C.",
         epilog="examples:\n  srl-rlvr serve                             every champion in the registry\n"
         "  srl-rlvr serve --model out/quickstart/model\n  srl-rlvr serve SERVE.toml\n"
         "  srl-rlvr serve --new-key phone --scope chat --days 90\n\ndocs/serving.md has every key of the file",
@@ -37,7 +37,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> int:
-    from srl_rlvr.errors import MissingExtraError
+    from srl_rlvr.errors import InputError, MissingExtraError
 
     try:
         from serve import access, app
@@ -60,6 +60,9 @@ def run(options: argparse.Namespace) -> int:
     config = configs.check(raw, str(options.config or "serve"))
     registered = _resolve(config)
     app.settings_of(config)  # what is wrong is said before Ray starts
+    if (config.address or os.environ.get("RAY_ADDRESS", "")).startswith("ray://"):
+        raise InputError("the gateway joins a cluster from one of its machines (address = \"auto\"); from elsewhere: "
+                         "--write-config, and Ray Serve's own 'serve deploy'")  # fmt: skip
     if options.write_config:
         import yaml
 

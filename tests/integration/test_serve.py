@@ -202,6 +202,12 @@ def test_what_cannot_be_served_is_one_line_and_exit_2(
     assert finished.code == 2 and said in finished.err and finished.err.count("\n") == 1
 
 
+def test_a_cluster_is_not_joined_from_outside(folders: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "serve.toml").write_text('address = "ray://127.0.0.1:10001"\n')
+    finished = srl_rlvr("serve", "serve.toml", "--model", str(folders["intent_router"]), cwd=tmp_path)
+    assert finished.code == 2 and "serve deploy" in finished.err and finished.err.count("\n") == 1
+
+
 def test_ray_serves_own_command_deploys_the_file_that_is_written_for_it(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
