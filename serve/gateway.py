@@ -114,7 +114,7 @@ def create_app(
     _describe(app)
 
     async def ask(replica: Replica, method: str, *arguments: Any) -> Any:
-        async with _deadline(limits):
+        async with _Deadline(limits):
             return await replica.call(method, *arguments)
 
     @app.get("/healthz", tags=["state"])
@@ -168,9 +168,10 @@ def create_app(
         if not asked.stream:
             return JSONResponse(await ask(replica, method, body))
         events = replica.stream(f"{method}_stream", body)
-        async with _deadline(limits):  # what is refused has its own status, so the first event comes before the head
+        deadline = _Deadline(limits)
+        async with deadline:  # what is refused has its own status, so the first event comes before the head
             first = await anext(events)
-        return StreamingResponse(_after(first, events), media_type="text/event-stream")
+        return StreamingResponse(_after(first, events, deadline), media_type="text/event-stream")
 
     @app.post("/v1/embeddings", tags=["vectors"], response_model=api.Embeddings)
     async def embeddings(asked: api.EmbeddingsRequest, request: Request) -> Response:
@@ -285,14 +286,15 @@ def note(request: Request, name: str, replica: Replica) -> tuple[str, Replica]:
     return name, replica
 
 
-class _deadline:
-    """What takes longer ends with 504."""
+class _Deadline:
+    """From its making on: what is awaited in it, once or several times, ends with 504 when it is over."""
 
     def __init__(self, limits: Limits):
         self.seconds = limits.deadline_s
-        self.timeout = asyncio.timeout(limits.deadline_s)
+        self.until = asyncio.get_running_loop().time() + limits.deadline_s
 
     async def __aenter__(self) -> None:
+        self.timeout = asyncio.timeout_at(self.until)
         await self.timeout.__aenter__()
 
     async def __aexit__(self, kind: Any, error: Any, trace: Any) -> None:
@@ -302,12 +304,14 @@ class _deadline:
             raise Refusal(504, f"no answer within {self.seconds:g} s") from None
 
 
-async def _after(first: str, events: AsyncIterator[str]) -> AsyncIterator[str]:
+async def _after(first: str, events: AsyncIterator[str], deadline: _Deadline) -> AsyncIterator[str]:
     """The events of a stream. One that fails has sent its head already, and says so in its last event."""
-    yield first
+    event: str | None = first
     try:
-        async for event in events:
+        while event is not None:
             yield event
+            async with deadline:
+                event = await anext(events, None)
     except Refusal as refusal:
         yield f"data: {json.dumps(error_form(refusal))}\n\n"
 

@@ -65,10 +65,7 @@ class Guard:
             try:
                 if scope["path"] not in _OPEN:
                     state["key"] = self.door.admit(headers.get("authorization", ""), _scope_of(scope["path"]))
-                if scope["method"] == "POST":
-                    body = await self._read(receive, headers)
-                else:
-                    body = b""
+                body = await self._read(receive, headers) if scope["method"] == "POST" else b""
             except Refusal as refusal:
                 await refused(refusal)(scope, receive, sent)
                 return
@@ -126,7 +123,6 @@ async def _while_there(app: Any, scope: Any, body: bytes, receive: Any, send: An
     try:
         await work
     except asyncio.CancelledError:
-        work.cancel()
         if not gone.is_set():
             raise
     finally:

@@ -238,11 +238,18 @@ def test_an_answer_that_does_not_come_in_time_is_given_up(settings: Any) -> None
         async def call(self, *arguments: Any) -> Any:
             await asyncio.sleep(60)
 
+        async def stream(self, *arguments: Any) -> Any:
+            yield "data: first\n\n"
+            await asyncio.sleep(60)
+
     settings.limits.deadline_s = 0.1
     asleep: Any = {model.name: Asleep() for model in settings.models}
     with TestClient(create_app(settings, asleep.__getitem__)) as client:
         response = client.post("/v1/route", json={"input": "a"})
         assert response.status_code == 504 and "0.1 s" in message(response)
+        chat = {"model": "task_llm", "messages": HELLO, "stream": True}
+        first, last = client.post("/v1/chat/completions", json=chat).text.strip().split("\n\n")
+        assert first == "data: first" and "0.1 s" in json.loads(last.removeprefix("data: "))["error"]["message"]
 
 
 def test_a_defect_is_500_in_the_same_form_and_names_the_request(settings: Any) -> None:

@@ -1,0 +1,38 @@
+"""Whatever fits the OpenAPI, by schemathesis: no 5xx, and every answer in its declared form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+schemathesis = pytest.importorskip("schemathesis")
+hypothesis = pytest.importorskip("hypothesis")
+
+CHECKS = (  # that what fits is accepted is none: a JSON Schema does not say that a text holds no NUL
+    "not_a_server_error",
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_schema_conformance",
+)
+
+
+def test_every_endpoint_keeps_to_what_it_says(settings: Any, replicas: dict[str, Any]) -> None:
+    from serve.gateway import create_app
+
+    described = schemathesis.openapi.from_asgi("/openapi.json", create_app(settings, replicas.__getitem__))
+    asked, known = [], schemathesis.checks.CHECKS
+    checks = [known.get_one(name) for name in CHECKS]
+    for found in described.get_all_operations():  # schemathesis' own pytest plugin does not know pytest 9
+        operation = found.ok()
+
+        @hypothesis.settings(
+            max_examples=10, deadline=None, database=None, suppress_health_check=list(hypothesis.HealthCheck)
+        )
+        @hypothesis.given(case=operation.as_strategy())
+        def keeps_to_it(case: Any) -> None:
+            case.call_and_validate(checks=checks)
+
+        keeps_to_it()
+        asked.append(operation.label)
+    assert "POST /v1/route" in asked and len(asked) >= 14
