@@ -33,7 +33,9 @@ import statistics
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,21 +45,20 @@ from _machine import commit, in_the_actors_environment, machine
 HERE = Path(__file__).parent
 ENCODER, WRITER = "all-minilm-l6-v2", "smollm2-135m-instruct"
 AT_ONCE, CHATS = 32, 8
-PARTS = ("embeddings", "chat", "soak")
 Rounds = dict[str, list[dict[str, float]]]  # by side
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--only", choices=PARTS)
+    parser.add_argument("--only", choices=("embeddings", "chat", "soak"))
     parser.add_argument("--infinity", metavar="COMMAND", default="")
     options = parser.parse_args()
     in_the_actors_environment()
     figures: dict[str, float] = {}
     for part in [options.only] if options.only else PARTS:
         with tempfile.TemporaryDirectory() as folder:
-            figures |= globals()[part](Path(folder), options)
+            figures |= PARTS[part](Path(folder), options)
     print(json.dumps({"benchmark": "serving", "figures": figures, "machine": machine(), "commit": commit()}))
 
 
@@ -65,41 +66,24 @@ def embeddings(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     model = placed(folder, "embeddings", ENCODER, max_context=128)
     encoder = in_this_process(model)
     rounds, seconds = (1, 2.0) if options.quick else (5, 8.0)
-    ports = {"gateway": loads.free_port(), "plain": loads.free_port()}
-    commands = {"gateway": ours(model, ports["gateway"]), "plain": [sys.executable, str(HERE / "_plain_server.py")]}
-    commands["plain"] += [str(model), str(ports["plain"])]
-    ready = {"gateway": "/readyz", "plain": "/docs", "infinity": "/health"}
+    sides = {
+        "gateway": ours(model),
+        "plain": Side([sys.executable, str(HERE / "_plain_server.py"), str(model)], "/docs"),
+    }
     if options.infinity:
-        ports["infinity"] = loads.free_port()
-        commands["infinity"] = [
-            options.infinity,
-            "v2",
-            "--model-id",
-            str(model),
-            "--engine",
-            "torch",
-            "--device",
-            "cpu",
-        ]
-        commands["infinity"] += ["--served-model-name", "embeddings", "--no-bettertransformer", "--url-prefix", "/v1"]
-        commands["infinity"] += ["--port", str(ports["infinity"])]
-        ready["infinity"] = "/v1/models"
-    found: Rounds = {side: [] for side in ("in_process", *ports)}
-    with ExitStack() as servers:
-        for side, port in ports.items():
-            servers.enter_context(loads.server(commands[side], port, ready[side], folder, {**os.environ, **QUIET}))
-            loads.sent(f"http://127.0.0.1:{port}", "embeddings", AT_ONCE, 2.0)  # warm
+        theirs = [options.infinity, "v2", "--model-id", str(model), "--served-model-name", "embeddings", "--engine"]
+        theirs += ["torch", "--device", "cpu", "--no-bettertransformer", "--url-prefix", "/v1", "--port"]
+        sides["infinity"] = Side(theirs, "/v1/models")
+    asked = {"ms": ("embeddings", 1), "sentences": ("embeddings", AT_ONCE), "passages": ("passages", AT_ONCE)}
+    found: Rounds = {side: [] for side in ("in_process", *sides)}
+    with running(sides, folder, "embeddings") as addresses:
         for _ in range(rounds):
-            for side, of in found.items():
-                if side == "in_process":
-                    of.append(encoded(encoder, seconds))
-                    continue
-                at = f"http://127.0.0.1:{ports[side]}"
-                asked = (("embeddings", 1), ("embeddings", AT_ONCE), ("passages", AT_ONCE))
-                one, many, long = (loads.sent(at, kind, count, seconds) for kind, count in asked)
-                of.append({"ms": one["ms"], "sentences": many["per_second"], "passages": long["per_second"]})
+            found["in_process"].append(encoded(encoder, seconds))
+            for side, at in addresses.items():
+                rates = {what: loads.sent(at, kind, count, seconds) for what, (kind, count) in asked.items()}
+                found[side].append({what: of["ms" if what == "ms" else "per_second"] for what, of in rates.items()})
     median = {
-        side: {name: statistics.median(each[name] for each in of) for name in of[0]} for side, of in found.items()
+        side: {what: statistics.median(each[what] for each in of) for what in asked} for side, of in found.items()
     }
     print(f"{'side':<12}{'ms, one at a time':>18}{'sentences/s, 32':>18}{'passages/s, 32':>18}   rounds of sentences")
     for side, of in median.items():
@@ -115,32 +99,18 @@ def embeddings(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     }
 
 
-QUIET = {"DO_NOT_TRACK": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1"}
-
-
 def chat(folder: Path, options: argparse.Namespace) -> dict[str, float]:
-    from srl_rlvr.engines import vllm_engine
-
     model = placed(folder, "task_llm", WRITER, max_context=512)
     rounds, seconds = (1, 5.0) if options.quick else (5, 15.0)
-    ports = {"gateway": loads.free_port(), "vllm": loads.free_port()}
-    theirs = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--port"]
-    theirs += [str(ports["vllm"]), "--served-model-name", "task_llm", "--dtype", "float32", "--max-model-len", "512"]
-    theirs += ["--max-num-seqs", "16", "--kv-cache-memory-bytes", str(2**29), "--enforce-eager", "--disable-log-stats"]
-    commands, ready = (
-        {"gateway": ours(model, ports["gateway"]), "vllm": theirs},
-        {"gateway": "/readyz", "vllm": "/health"},
-    )
-    found: Rounds = {side: [] for side in ports}
-    environment = {**os.environ, **vllm_engine.ENVIRONMENT, **QUIET}
-    with ExitStack() as servers:
-        for side, port in ports.items():
-            servers.enter_context(loads.server(commands[side], port, ready[side], folder, environment))
-            loads.sent(f"http://127.0.0.1:{port}", "chat", CHATS, 2.0)  # warm
+    theirs = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name"]
+    theirs += ["task_llm", "--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", "16", "--enforce-eager"]
+    theirs += ["--kv-cache-memory-bytes", str(2**29), "--disable-log-stats", "--port"]
+    sides = {"gateway": ours(model), "vllm": Side(theirs, "/health")}
+    rates: dict[str, list[float]] = {side: [] for side in sides}
+    with running(sides, folder, "chat") as addresses:
         for _ in range(rounds):
-            for side, of in found.items():
-                of.append(loads.sent(f"http://127.0.0.1:{ports[side]}", "chat", CHATS, seconds))
-    rates = {side: [each["tokens_per_second"] for each in of] for side, of in found.items()}
+            for side, at in addresses.items():
+                rates[side].append(loads.sent(at, "chat", CHATS, seconds)["tokens_per_second"])
     for side, of in rates.items():
         print(f"{side:<12}{statistics.median(of):>8.0f} tokens/s, {CHATS} chats   {' '.join(f'{r:.0f}' for r in of)}")
     return {"chat_vs_vllm": round(statistics.median(rates["gateway"]) / statistics.median(rates["vllm"]), 3)}
@@ -170,17 +140,16 @@ def soak(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     command = [sys.executable, "-m", "srl_rlvr", "serve", "serve.toml"]
     with loads.server(command, port, "/readyz", folder) as process:
         sending = loads.started(f"http://127.0.0.1:{port}", dict.fromkeys(("embeddings", *models), 1), 60 * minutes)
-        began, held = time.monotonic(), []
-        renewed = False
+        halfway: float | None = time.monotonic() + 30 * minutes
+        held = []
         while sending.poll() is None:
-            if not renewed and time.monotonic() > began + 30 * minutes:
+            if halfway and time.monotonic() > halfway:
                 champion(newer)
-                renewed = True
+                halfway = None
             held.append(memory(psutil.Process(process.pid)))
             time.sleep(3)
         out, _ = sending.communicate()
         said = (folder / f"{port}.log").read_text()
-    taken_over = "the new version has taken over" in said
     print("\n".join(line for line in said.splitlines() if line.startswith("embeddings:")))
     found = json.loads(out)
     print(f"{'type':<20}{'ms':>8}{'a second':>10}   statuses")
@@ -189,20 +158,42 @@ def soak(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     fifth = max(1, len(held) // 5)
     parts = [statistics.median(held[start : start + fifth]) for start in range(0, fifth * 5, fifth)]
     print(f"GiB, fifths of the time: {' '.join(f'{part:.2f}' for part in parts)}; at most {max(held):.2f}")
-    if not taken_over:
+    if "the new version has taken over" not in said:
         raise SystemExit("error: the new version did not take over")
-    answered = ("200", "422")
+    statuses = [item for of in found.values() for item in of["statuses"].items()]
     return {
-        "soak_errors": sum(
-            n for of in found.values() for status, n in of["statuses"].items() if status not in answered
-        ),
+        "soak_errors": sum(count for status, count in statuses if status not in ("200", "422")),
         "upgrade_failed_requests": sum(n for status, n in found["embeddings"]["statuses"].items() if status != "200"),
         "soak_peak_gib": round(max(held), 2),
     }
 
 
-def ours(model: Path, port: int) -> list[str]:
-    return [sys.executable, "-m", "srl_rlvr", "serve", "--model", str(model), "--port", str(port)]
+@dataclass(frozen=True)
+class Side:
+    """A server: its command but for the port, which comes last, and what can be read there once it is ready."""
+
+    command: list[str]
+    ready: str
+
+
+def ours(model: Path) -> Side:
+    return Side([sys.executable, "-m", "srl_rlvr", "serve", "--model", str(model), "--port"], "/readyz")
+
+
+@contextmanager
+def running(sides: dict[str, Side], folder: Path, kind: str) -> Iterator[dict[str, str]]:
+    """The address of each, all of them warm."""
+    from srl_rlvr.engines import vllm_engine
+
+    environment = {**os.environ, **vllm_engine.ENVIRONMENT, "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
+    addresses = {}
+    with ExitStack() as servers:
+        for name, side in sides.items():
+            port = loads.free_port()
+            addresses[name] = f"http://127.0.0.1:{port}"
+            servers.enter_context(loads.server([*side.command, str(port)], port, side.ready, folder, environment))
+            loads.sent(addresses[name], kind, CHATS, 2.0)
+        yield addresses
 
 
 def placed(folder: Path, model_type: str, base: str | Path, **card: Any) -> Path:
@@ -277,6 +268,8 @@ def memory(process: Any) -> float:
             continue
     return held / 2**30
 
+
+PARTS: dict[str, Any] = {"embeddings": embeddings, "chat": chat, "soak": soak}
 
 if __name__ == "__main__":
     main()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,19 +71,25 @@ def ask(settings: Any, replicas: dict[str, InProcess]) -> Iterator[Any]:
 @pytest.fixture
 def address(settings: Any, replicas: dict[str, InProcess]) -> Iterator[str]:
     """Of the gateway behind a real HTTP server."""
-    import uvicorn
-
     from serve.gateway import create_app
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(create_app(settings, replicas.__getitem__), port=port, log_level="error"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    deadline = time.monotonic() + 30
-    while not server.started and time.monotonic() < deadline:
-        time.sleep(0.02)
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join(10)
+    with listening(create_app(settings, replicas.__getitem__)) as at:
+        yield at
+
+
+@contextmanager
+def listening(gateway: Any, **access: Any) -> Iterator[str]:
+    """The address of a gateway that listens as under `srl-rlvr serve`."""
+    from serve.config import Access, ServeConfig
+    from serve.listener import Listener, bound
+
+    with bound("127.0.0.1", 0) as free:
+        server = Listener(ServeConfig(port=free.getsockname()[1], access=Access(**access)), gateway)
+        thread = threading.Thread(target=server.run, args=([free],), daemon=True)
+        thread.start()
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.02)
+        yield server.at
+        server.should_exit = True
+        thread.join(10)

@@ -160,7 +160,17 @@ def _schemas(train: files.Source) -> Callable[[Row, str], dict[str, Any]]:
 def _checked(schema: Any, where: str) -> dict[str, Any]:
     if not isinstance(schema, dict) or not isinstance(schema.get("properties"), dict):
         raise InputError(f"{where}: 'schema' should be a JSON Schema of an object with 'properties'")
-    return {"additionalProperties": False} | schema
+    fields = {name: _field(field, where) for name, field in schema["properties"].items()}
+    return {"additionalProperties": False} | schema | {"properties": fields}
+
+
+def _field(schema: Any, where: str) -> Row:
+    """The schema of a field or an item: true and false are schemas as well."""
+    if isinstance(schema, bool):
+        return {} if schema else {"not": {}}
+    if not isinstance(schema, dict):
+        raise InputError(f"{where}: 'schema' has {str(schema)[:60]!r} where a field's own schema should be")
+    return schema | ({"items": _field(schema["items"], where)} if "items" in schema else {})
 
 
 def _domains(train: files.Source) -> dict[str, dict[str, Any]]:

@@ -53,15 +53,19 @@ class Running:
             time.sleep(0.2)
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 @pytest.fixture(scope="module")
 def running(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """All tests' own; the last one ends it."""
     pytest.importorskip("vllm")
     mlflow = pytest.importorskip("mlflow")
     folder = tmp_path_factory.mktemp("serve")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     (folder / "serve.toml").write_text(
         f'port = {port}\n[[models]]\npath = "{folders["extractor"]}"\nmax_tokens = 60\n'
         '[[models]]\npath = "registry:routing"\nname = "router"\n'
@@ -91,6 +95,23 @@ def test_a_text_is_read_into_json_that_fits_whatever_the_weights(running: Runnin
         assert client.feedback(found.request_id, correction={"city": "Rome"}).recorded
         with pytest.raises(ApiError, match="did you mean 'extractor'"):
             client.extract("a", SCHEMA, model="extracter")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "properties": {"city": {"enum": []}}, "required": ["city"]},
+        {"allOf": [{"type": "string"}, {"type": "integer"}]},
+        {"type": "integer", "minimum": 5, "maximum": 1},
+        {"type": "object", "properties": {"city": False}, "required": ["city"]},
+    ],
+)
+def test_a_schema_that_nothing_fits_is_refused_and_the_next_request_answered(running: Running, schema: Any) -> None:
+    with Client(running.address, timeout_s=60) as client:
+        with pytest.raises(ApiError) as found:
+            client.extract("Rome is old", schema)
+        assert found.value.status in (400, 422) and "\n" not in str(found.value)
+        assert client.extract("Rome is old", SCHEMA).data["city"] in ("Rome", "Oslo")
 
 
 def test_openais_client_chats_streams_and_gets_json(running: Running) -> None:
@@ -211,9 +232,7 @@ def test_a_cluster_is_not_joined_from_outside(folders: dict[str, Path], tmp_path
 def test_ray_serves_own_command_deploys_the_file_that_is_written_for_it(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     finished = srl_rlvr(
         "serve", "--model", str(folders["intent_router"]), "--port", str(port), "--write-config", "ray.yaml",
         cwd=tmp_path,

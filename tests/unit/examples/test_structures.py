@@ -68,6 +68,16 @@ def test_a_row_may_bring_its_schema(tmp_path: Path) -> None:
     assert example["steps"] == ['{"n": 7}']
 
 
+def test_true_and_false_are_schemas_of_fields(tmp_path: Path) -> None:
+    from srl_rlvr.verifiers.structures import fields
+
+    schema = {"properties": {"n": True, "no": False, "all": {"type": "array", "items": True}}}
+    [example] = load(tmp_path, "extractor", {"text": "7 men", "target": {"n": 7}, "schema": schema})
+    assert example["steps"] == ['{"n": 7}'] and example["prompt"].startswith('{"n": "string", "no": "string"')
+    scored = [fields(answer, '{"n": 7}', json.loads(example["metadata"])) for answer in ('{"n": 7}', '{"no": 1}')]
+    assert scored[0].reward == 1 and not scored[1].components["valid"]
+
+
 @pytest.mark.parametrize(("model_type", "row"), [("srl_parser", SENTENCE), ("extractor", RECEIPT), ("extractor", NEWS)])
 def test_the_experts_own_answer_is_worth_one(tmp_path: Path, model_type: str, row: dict[str, Any]) -> None:
     [example] = load(tmp_path, model_type, row)
@@ -116,6 +126,7 @@ def spans(start: int, end: int) -> dict[str, Any]:
             {"text": "a", "target": {"b": "1"}, "schema": {"properties": {"c": {}}}},
             "'b' is not in",
         ),
+        ("extractor", {"text": "a", "target": {}, "schema": {"properties": {"c": 3}}}, "'3' where a field's own"),
         ("extractor", {"text": "a", "target": {"b": "1"}, "schema": []}, None),
     ],
 )

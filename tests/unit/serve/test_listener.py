@@ -8,14 +8,12 @@ import ipaddress
 import socket
 import ssl
 import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+from gateway_fixtures import listening
 
 from serve.config import Access, ServeConfig
 from serve.gateway import create_app
@@ -25,24 +23,7 @@ from srl_rlvr.errors import InputError
 HERE = "127.0.0.1"
 
 
-@contextmanager
-def listening(gateway: Any, access: Access) -> Iterator[str]:
-    with bound(HERE, 0) as free:
-        port = free.getsockname()[1]
-        server = Listener(ServeConfig(port=port, access=access), gateway)
-        thread = threading.Thread(target=server.run, args=([free],))
-        thread.start()
-        try:
-            while not server.started:
-                assert thread.is_alive()
-                time.sleep(0.02)
-            yield server.at
-        finally:
-            server.should_exit = True
-            thread.join()
-
-
-def self_signed(folder: Path) -> Access:
+def self_signed(folder: Path) -> dict[str, str]:
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -66,7 +47,7 @@ def self_signed(folder: Path) -> Access:
     (folder / "key").write_bytes(
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
-    return Access(tls_certificate=str(folder / "certificate"), tls_key=str(folder / "key"))
+    return {"tls_certificate": str(folder / "certificate"), "tls_key": str(folder / "key")}
 
 
 def test_a_port_that_is_taken_is_said_before_anything_starts() -> None:
@@ -85,8 +66,8 @@ def test_a_file_that_is_no_certificate_is_named(tmp_path: Path) -> None:
 
 def test_with_a_certificate_it_is_asked_by_https_only(settings: Any, tmp_path: Path) -> None:
     access = self_signed(tmp_path)
-    with listening(create_app(settings, {}.__getitem__), access) as address:
-        trusting = ssl.create_default_context(cafile=access.tls_certificate)
+    with listening(create_app(settings, {}.__getitem__), **access) as address:
+        trusting = ssl.create_default_context(cafile=access["tls_certificate"])
         response = httpx2.get(f"{address}/healthz", verify=trusting)
         assert response.json() == {"status": "ok"} and "server" not in response.headers
         with pytest.raises(httpx2.HTTPError):
@@ -109,7 +90,7 @@ def test_what_works_for_a_client_that_left_is_cancelled(settings: Any) -> None:
 
     slow = Slow()
     everywhere: Any = {model.name: slow for model in settings.models}
-    with listening(create_app(settings, everywhere.__getitem__), Access()) as address:
+    with listening(create_app(settings, everywhere.__getitem__)) as address:
         with pytest.raises(httpx2.ReadTimeout):
             httpx2.post(f"{address}/v1/route", json={"input": "a"}, timeout=1)
         assert slow.began.is_set() and slow.cancelled.wait(5)
