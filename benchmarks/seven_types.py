@@ -75,15 +75,15 @@ RECIPES = {
         tokens_per_microbatch=4096,
     ),
     "vision": Recipe(
-        {"sft": [("sft", 1.0)], OURS: [("sft", 0.5), ("srl", 0.2), ("rlvr", 0.3)]},
+        {"sft": [("sft", 1.0)], OURS: [("sft", 0.6), ("srl", 0.2), ("rlvr", 0.2)]},
         {"sft": 1.0, "srl": 0.3, "rlvr": 0.2},
         group_size=8,
         lora_rank=0,
         tokens_per_microbatch=2048,
     ),
     "text": Recipe(
-        {"sft": [("sft", 1.0)], "rlvr": [("rlvr", 1.0)], OURS: [("sft", 0.3), ("srl", 0.35), ("rlvr", 0.35)]},
-        {"sft": 1.0, "srl": 0.6, "rlvr": 0.3},
+        {"sft": [("sft", 1.0)], "rlvr": [("rlvr", 1.0)], OURS: [("sft", 0.6), ("srl", 0.2), ("rlvr", 0.2)]},
+        {"sft": 1.0, "srl": 0.3, "rlvr": 0.2},
         group_size=8,
         lora_rank=16,
         tokens_per_microbatch=448,
@@ -234,7 +234,7 @@ def run(cell: Cell, place: table.Place) -> None:
     (folder / "run.toml").write_text(run_file(task, cell, place, data, base))
     config = configs.load(folder / "run.toml")
     train, dev, _ = sources.load_all(config.data, cell.seed, task.model_type)
-    held_out = model_type.load(data, "dev", Reading(place.held_out))
+    held_out = model_type.load(data, "dev", Reading(place.held_out, skip_bad=True))
     model, began = folder / "model", time.monotonic()
     details: dict[str, float] = {"peak_memory_gib": 0.0}
     if cell.sequence == "logistic":
@@ -343,6 +343,7 @@ train = {rows}
 dev = {task.dev}
 held_out = 4
 candidates = {task.candidates}
+skip_bad = true
 
 {"".join(stages)}
 [evaluation]

@@ -24,6 +24,7 @@ from actors.cluster import worker_environment
 from serve import ENVIRONMENT, traffic
 from serve.config import DRAIN_S, GatewaySettings, ModelEntry, ServeConfig, Served
 from serve.errors import Refusal
+from serve.together import Together
 from srl_rlvr import trained
 from srl_rlvr.errors import InputError
 
@@ -37,7 +38,15 @@ def served(entry: ModelEntry) -> Served:
     model = trained.read(Path(entry.path))
     made = int((Path(entry.path) / "config.json").stat().st_mtime)
     model_type = model.model_type
-    return Served(name=entry.name, model_type=model_type.name, policy=model_type.policy, created=made)
+    fixed = entry.replicas if isinstance(entry.replicas, int) else 0
+    return Served(
+        name=entry.name,
+        model_type=model_type.name,
+        policy=model_type.policy,
+        created=made,
+        batches=fixed if model_type.policy == "ranking" else 0,
+        queue=entry.queue,
+    )
 
 
 def build_model(entry: ModelEntry | dict[str, Any]) -> ray_serve.Application:
@@ -78,10 +87,15 @@ def gateway_of(settings: GatewaySettings, says_id: bool = True) -> Any:
     from serve.gateway import create_app
 
     shares: dict[str, traffic.Shares] = {}
-    replica_of = functools.cache(HandleReplica)
+    models = {model.name: model for model in settings.models}
+
+    @functools.cache
+    def replica_of(application: str, model: str) -> HandleReplica:
+        return HandleReplica(application, models[model])
+
     return create_app(
         settings,
-        lambda model: replica_of(traffic.pick(model, shares)),
+        lambda model: replica_of(traffic.pick(model, shares), model),
         says_id=says_id,
         background=lambda journal: traffic.follow(shares, journal.take_seen),
     )
@@ -150,16 +164,30 @@ def deploy(models: Sequence[ModelEntry]) -> None:
 
 
 class HandleReplica:
-    """A deployment's replicas behind the gateway's `Replica`."""
+    """A deployment's replicas behind the gateway's `Replica`.
 
-    def __init__(self, name: str):
+    What comes while each of an encoder's replicas has a batch goes there next as one call: beside the encoding of a
+    short text, what a call to a replica costs is as much again.
+    """
+
+    def __init__(self, name: str, model: Served):
         self.name = name
+        self.together: Together[Any, Any] | None = None
+        if model.batches:
+            self.together = Together(functools.partial(self._call, "many"), model.batches, model.queue)
 
     @functools.cached_property
     def handle(self) -> DeploymentHandle:
         return ray_serve.get_app_handle(self.name)
 
     async def call(self, method: str, *arguments: Any) -> Any:
+        if self.together is None or method == "ready":
+            return await self._call(method, *arguments)
+        if self.together.full:
+            raise self._overloaded()
+        return await self.together((method, arguments))
+
+    async def _call(self, method: str, *arguments: Any) -> Any:
         for left in reversed(range(_TRIES)):
             response = getattr(self.handle, method).remote(*arguments)
             try:
@@ -188,8 +216,11 @@ class HandleReplica:
 
     def _unavailable(self, error: Exception) -> Refusal:
         if isinstance(error, BackPressureError):
-            return Refusal(429, f"model '{self.name}' has all it can do; come back later", "overloaded", retry_after=1)
+            return self._overloaded()
         return Refusal(503, f"model '{self.name}' is not there at the moment; come back later", retry_after=2)
+
+    def _overloaded(self) -> Refusal:
+        return Refusal(429, f"model '{self.name}' has all it can do; come back later", "overloaded", retry_after=1)
 
 
 def _as_it_was(refusal: Refusal) -> Refusal:

@@ -133,6 +133,10 @@ class Served(BaseModel):
     model_type: str
     policy: str  # of its type: text | ranking
     created: int
+    batches: int = 0
+    """Of requests, that its replicas work on at a time; 0: requests go there one by one. (Where replicas come and go,
+    their number follows that of the requests.)"""
+    queue: int = 256
 
 
 class GatewaySettings(BaseModel):

@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+import pydantic_core
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
@@ -187,7 +188,8 @@ def create_app(
         data = [{"object": "embedding", "index": n, "embedding": shown(vector)} for n, vector in enumerate(vectors)]
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         # Without a second look: these are numbers by the thousand.
-        return JSONResponse({"object": "list", "data": data, "model": name, "usage": usage})
+        whole = pydantic_core.to_json({"object": "list", "data": data, "model": name, "usage": usage})
+        return Response(whole, media_type="application/json")
 
     @app.post("/v1/rerank", tags=["vectors"])
     @app.post("/v2/rerank", tags=["vectors"], summary="The same, where Cohere's second client asks")

@@ -6,8 +6,10 @@ its type has it. All raise `Refusal` where a request is at fault.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import functools
+import itertools
 import json
 import os
 import time
@@ -29,7 +31,6 @@ from srl_rlvr.errors import InputError
 from srl_rlvr.examples.files import InMemory, Reading
 
 Tokens = tuple[int, ...]
-_CALLS_AT_ONCE = 64
 _LABELS_KEPT = 8
 _ONLY_VLLM = ("stop", "top_p", "tools", "logprobs", "logit_bias", "frequency_penalty", "presence_penalty")
 
@@ -42,28 +43,37 @@ class Encoder:
         self.tokenizer = self.model.load_tokenizer()
         engine: Any = self.model.open_engine("ranking", EngineConfig())
         self.scorer = engine.scorer
-        self.encode = Together(self._encode_calls, _CALLS_AT_ONCE)
+        self.encode = Together(functools.partial(asyncio.to_thread, self._encode_calls))
         self._labels: dict[tuple[str, ...], np.ndarray] = {}  # vectors of sets of labels, the last used last
 
     async def ready(self) -> bool:
         return True
 
+    async def many(self, calls: Sequence[tuple[str, tuple[Any, ...]]]) -> list[Any]:
+        """What each method returns for its arguments, or its Refusal: one request to this replica for many to it."""
+
+        async def one(method: str, arguments: tuple[Any, ...]) -> Any:
+            try:
+                return await getattr(self, method)(*arguments)
+            except Refusal as refusal:
+                return refusal
+
+        return await asyncio.gather(*(one(*call) for call in calls))
+
     async def embed(self, texts: Sequence[str], dimensions: int | None) -> tuple[np.ndarray, int]:
         """[texts, D] of length 1, and how many tokens were read."""
-        tokens = self.tokenize(*((text,) for text in texts))
-        vectors = await self.encode(tokens)
+        vectors, tokens = await self.encode([(text,) for text in texts])
         if dimensions is not None:
             if dimensions > vectors.shape[1]:
                 raise Refusal(400, f"dimensions is {dimensions}; this model has {vectors.shape[1]}", param="dimensions")
             vectors = vectors[:, :dimensions]
             vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-        return vectors, sum(map(len, tokens))
+        return vectors, tokens
 
     async def rerank(self, query: str, documents: Sequence[str]) -> tuple[np.ndarray, int]:
         """Of each document how relevant it is, in [0, 1], and how many tokens were read."""
-        tokens = self.tokenize(*((query, document) for document in documents))
-        logits = (await self.encode(tokens))[:, 0]
-        return 1 / (1 + np.exp(-logits.astype(np.float64))), sum(map(len, tokens))
+        logits, tokens = await self.encode([(query, document) for document in documents])
+        return 1 / (1 + np.exp(-logits[:, 0].astype(np.float64))), tokens
 
     async def route(
         self, texts: Sequence[str], labels: Mapping[str, str] | None, top_n: int
@@ -74,7 +84,8 @@ class Encoder:
 
         known = labels or self.model.card["labels"]
         names, of_labels = list(known), await self._encode_labels(tuple(known.values()))
-        logits = SCALE * (await self.encode(self.tokenize(*((text,) for text in texts)))) @ of_labels.T
+        vectors, _ = await self.encode([(text,) for text in texts])
+        logits = SCALE * vectors @ of_labels.T
         odds = np.exp(logits - logits.max(axis=1, keepdims=True))
         probabilities = odds / odds.sum(axis=1, keepdims=True)
         calibration = {} if labels else self.model.card.get("calibration", {})
@@ -98,7 +109,7 @@ class Encoder:
     async def _encode_labels(self, texts: tuple[str, ...]) -> np.ndarray:
         found = self._labels.pop(texts, None)
         if found is None:
-            found = await self.encode(self.tokenize(*((text,) for text in texts)))
+            found, _ = await self.encode([(text,) for text in texts])
         self._labels[texts] = found
         while len(self._labels) > _LABELS_KEPT:
             del self._labels[next(iter(self._labels))]
@@ -111,9 +122,13 @@ class Encoder:
         row_of = {text: row for row, text in enumerate(unique)}
         return outputs[[row_of[text] for text in texts]]
 
-    def _encode_calls(self, calls: list[Sequence[Tokens]]) -> list[np.ndarray]:
-        outputs = self.encode_now([text for call in calls for text in call])
-        return np.split(outputs, np.cumsum([len(call) for call in calls])[:-1])
+    def _encode_calls(self, calls: list[Sequence[tuple[str, ...]]]) -> list[tuple[np.ndarray, int]]:
+        """[texts, D] of each call, and how many tokens were read."""
+        tokens = self.tokenize(*(text for call in calls for text in call))
+        outputs = self.encode_now(tokens)
+        ends = list(itertools.accumulate(map(len, calls)))
+        spans = zip([0, *ends], ends, strict=False)
+        return [(outputs[begin:end], sum(map(len, tokens[begin:end]))) for begin, end in spans]
 
 
 @dataclass(frozen=True)
@@ -307,7 +322,9 @@ class PlainWriter(Writer):
         super().__init__(entry)
         options = EngineConfig(kv_cache_gib=entry.kv_cache_gib, max_running=entry.max_running)
         self.engine = self.model.open_engine("transformers", options)
-        self.sample: Together[Wanted, tuple[str, int, str]] = Together(self._sample, _CALLS_AT_ONCE)
+        self.sample: Together[Wanted, tuple[str, int, str]] = Together(
+            functools.partial(asyncio.to_thread, self._sample)
+        )
 
     async def chat(self, body: dict[str, Any]) -> dict[str, Any]:
         tokens, images = self._conversation(self.instructed(body["messages"]))

@@ -1,14 +1,14 @@
 """Dynamic batching: calls that come while others are worked on are worked on together next.
 
-Ray Serve's `@serve.batch` needs a replica around it; this runs wherever there is an event loop, never waits for a batch
-to fill, and leaves out calls whose clients have gone.
+Ray Serve's `@serve.batch` needs a replica around it; this runs wherever there is an event loop, in the gateway as in a
+replica, never waits for a batch to fill, and leaves out calls whose clients have gone.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
 Call = TypeVar("Call")
@@ -16,18 +16,29 @@ Found = TypeVar("Found")
 
 
 class Together(Generic[Call, Found]):
-    """`work` takes at most so many calls in a thread, and gives one result, or one exception, for each."""
+    """`work` takes at most `most` calls and gives one result, or one exception, for each; so many batches `at_once`.
+    It is `full` where that many are at work and `queue` calls wait."""
 
-    def __init__(self, work: Callable[[list[Call]], Sequence[Found | Exception]], most: int):
-        self.work, self.most = work, most
+    def __init__(
+        self,
+        work: Callable[[list[Call]], Awaitable[Sequence[Found | Exception]]],
+        at_once: int = 1,
+        queue: int = 0,
+        most: int = 64,
+    ):
+        self.work, self.at_once, self.queue, self.most = work, at_once, queue, most
         self.waiting: deque[tuple[Call, asyncio.Future[Found]]] = deque()
-        self.running: asyncio.Task[None] | None = None
+        self.running: set[asyncio.Task[None]] = set()
+
+    @property
+    def full(self) -> bool:
+        return len(self.running) >= self.at_once and len(self.waiting) >= self.queue
 
     async def __call__(self, call: Call) -> Found:
         future = asyncio.get_running_loop().create_future()
         self.waiting.append((call, future))
-        if self.running is None:
-            self.running = asyncio.create_task(self._run())
+        if len(self.running) < self.at_once:
+            self.running.add(asyncio.create_task(self._run()))
         return await future
 
     async def _run(self) -> None:
@@ -36,12 +47,12 @@ class Together(Generic[Call, Found]):
             taken = [(call, future) for call, future in taken if not future.done()]
             if taken:
                 await self._settle(taken)
-        self.running = None
+        self.running.remove(asyncio.current_task())  # type: ignore[arg-type]
 
     async def _settle(self, taken: list[tuple[Call, asyncio.Future[Found]]]) -> None:
         found: Sequence[Found | Exception]
         try:
-            found = await asyncio.to_thread(self.work, [call for call, _ in taken])
+            found = await self.work([call for call, _ in taken])
         except Exception as error:  # whatever it is, those who wait are to know
             found = [error] * len(taken)
         for (_, future), result in zip(taken, found, strict=True):

@@ -2,11 +2,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 import pytest
 
 from serve.together import Together
+
+
+def threaded(work: Callable[[list[int]], Any]) -> Callable[[list[int]], Awaitable[Any]]:
+    return lambda calls: asyncio.to_thread(work, calls)
 
 
 def test_what_comes_during_work_is_worked_on_together_next() -> None:
@@ -20,7 +25,7 @@ def test_what_comes_during_work_is_worked_on_together_next() -> None:
         return [call * 10 for call in calls]
 
     async def run() -> list[int]:
-        together: Together[int, int] = Together(work, most=3)
+        together: Together[int, int] = Together(threaded(work), most=3)
         asked = [asyncio.create_task(together(0))]
         await asyncio.to_thread(first_begun.wait, 10)
         asked += [asyncio.create_task(together(n)) for n in (1, 2, 3, 4)]
@@ -43,7 +48,7 @@ def test_a_call_whose_client_has_gone_is_left_out() -> None:
         return calls
 
     async def run() -> None:
-        together: Together[int, int] = Together(work, most=8)
+        together: Together[int, int] = Together(threaded(work), most=8)
         asked = [asyncio.create_task(together(0))]
         await asyncio.to_thread(first_begun.wait, 10)
         asked += [asyncio.create_task(together(n)) for n in (1, 2)]
@@ -64,7 +69,7 @@ def test_an_error_of_one_is_its_own_and_one_of_all_is_everyones_and_the_next_go_
         return [ValueError("one") if call == 1 else call for call in calls]
 
     async def run() -> None:
-        together: Together[int, int] = Together(work, most=8)
+        together: Together[int, int] = Together(threaded(work), most=8)
         found = await asyncio.gather(together(0), together(1), return_exceptions=True)
         assert found[0] == 0 and isinstance(found[1], ValueError)
         with pytest.raises(RuntimeError, match="all"):
@@ -72,3 +77,29 @@ def test_an_error_of_one_is_its_own_and_one_of_all_is_everyones_and_the_next_go_
         assert await together(3) == 3
 
     asyncio.run(run())
+
+
+def test_so_many_batches_are_worked_on_at_once_and_beyond_the_queue_it_is_full() -> None:
+    batches: list[list[int]] = []
+
+    async def run() -> None:
+        go_on = asyncio.Event()
+
+        async def work(calls: list[int]) -> Sequence[int]:
+            batches.append(calls)
+            await go_on.wait()
+            return calls
+
+        together: Together[int, int] = Together(work, at_once=2, queue=1, most=8)
+        asked = []
+        for call in range(4):
+            assert not (call < 3 and together.full)
+            asked.append(asyncio.create_task(together(call)))
+            await asyncio.sleep(0.01)
+        assert together.full and batches == [[0], [1]]
+        go_on.set()
+        assert await asyncio.gather(*asked) == [0, 1, 2, 3]
+        assert not together.full and not together.running
+
+    asyncio.run(run())
+    assert batches == [[0], [1], [2, 3]]

@@ -1,0 +1,51 @@
+"""What goes to an encoder's replicas as one, and what comes back to each."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serve.app import HandleReplica
+from serve.config import Served
+from serve.errors import Refusal
+
+
+class Blocked(HandleReplica):
+    """Behind it is a replica in this process, which waits until it is told to go on."""
+
+    def __init__(self, holder: Any, queue: int):
+        super().__init__("embeddings", Served(
+            name="embeddings", model_type="embeddings", policy="ranking", created=1, batches=1, queue=queue
+        ))  # fmt: skip
+        self.holder, self.go_on, self.asked = holder, asyncio.Event(), list[tuple[Any, ...]]()
+
+    async def _call(self, method: str, *arguments: Any) -> Any:
+        self.asked.append((method, *arguments))
+        await self.go_on.wait()
+        return await getattr(self.holder, method)(*arguments)
+
+
+def test_calls_that_wait_go_as_one_and_a_refusal_is_its_callers_alone(replicas: dict[str, Any]) -> None:
+    async def run() -> None:
+        replica = Blocked(replicas["embeddings"].holder, queue=3)
+        asked = []
+        for texts, dimensions in ((["one"], None), (["two", "three"], 4), (["four"], 10**6), (["one"], None)):
+            asked.append(asyncio.create_task(replica.call("embed", texts, dimensions)))
+            await asyncio.sleep(0)
+        with pytest.raises(Refusal, match="all it can do") as found:
+            await replica.call("embed", ["five"], None)
+        assert found.value.status == 429
+        replica.go_on.set()
+        first, second, fourth = [await asked[number] for number in (0, 1, 3)]
+        with pytest.raises(Refusal, match="this model has"):
+            await asked[2]
+        assert [(method, len(calls)) for method, calls in replica.asked] == [("many", 1), ("many", 3)]
+        assert second[0].shape == (2, 4)
+        np.testing.assert_allclose(first[0], fourth[0], rtol=1e-4, atol=1e-6)
+        assert first[1] == fourth[1] > 0
+        assert await replica.call("ready") is True and replica.asked[-1] == ("ready",)
+
+    asyncio.run(run())
