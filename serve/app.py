@@ -33,12 +33,30 @@ _TRIES = 2  # of a call whose replica died under it: an answer has no effect but
 _STREAMS_AT_ONCE = 1000
 
 
+def grouped(models: Sequence[ModelEntry]) -> list[list[ModelEntry]]:
+    """Those that share a base together, each other by itself."""
+    of: dict[str, list[ModelEntry]] = {}
+    for entry in models:
+        of.setdefault(f"base {entry.base}" if entry.base else f"name {entry.name}", []).append(entry)
+    return list(of.values())
+
+
+def application_of(group: Sequence[ModelEntry]) -> str:
+    """Its name."""
+    return f"shared-{group[0].name}" if group[0].base else group[0].name
+
+
 def served(entry: ModelEntry) -> Served:
     """What its folder says. Raises InputError where it holds no such model."""
     model = trained.read(Path(entry.path))
     made = int((Path(entry.path) / "config.json").stat().st_mtime)
     model_type = model.model_type
     fixed = entry.replicas if isinstance(entry.replicas, int) else 0
+    if entry.base:
+        if model_type.policy == "ranking" or model.engine_kind(entry.engine) != "vllm":
+            raise InputError(f"model '{entry.name}' cannot share a base: only types that write text by vLLM can, and "
+                             f"it is {model_type.name} by {model.engine_kind(entry.engine)}")  # fmt: skip
+        trained.adapter_of(Path(entry.path))
     return Served(
         name=entry.name,
         model_type=model_type.name,
@@ -49,14 +67,17 @@ def served(entry: ModelEntry) -> Served:
     )
 
 
-def build_model(entry: ModelEntry | dict[str, Any]) -> ray_serve.Application:
-    """The application of one model. Ray Serve gives what its config file has: a dict."""
-    entry = ModelEntry.model_validate(entry)
-    model = trained.read(Path(entry.path))
-    if model.model_type.policy == "ranking":
-        holder: Any = _replica_class("Encoder")
+def build(models: Sequence[ModelEntry] | dict[str, Any]) -> ray_serve.Application:
+    """The application of a model, or of models that share a base. Ray Serve gives what its config file has: a dict."""
+    given = models["models"] if isinstance(models, dict) else models
+    entries = [ModelEntry.model_validate(entry) for entry in given]
+    entry, model = entries[0], trained.read(Path(entries[0].path))
+    if entry.base:
+        kind = "SharedWriters"
+    elif model.model_type.policy == "ranking":
+        kind = "Encoder"
     else:
-        holder = _replica_class("VllmWriter" if model.engine_kind(entry.engine) == "vllm" else "PlainWriter")
+        kind = "VllmWriter" if model.engine_kind(entry.engine) == "vllm" else "PlainWriter"
     low, high = (entry.replicas, entry.replicas) if isinstance(entry.replicas, int) else entry.replicas
     how: dict[str, Any] = {"num_replicas": low}
     if high > low:
@@ -66,8 +87,8 @@ def build_model(entry: ModelEntry | dict[str, Any]) -> ray_serve.Application:
             }
         }  # fmt: skip
     deployment = ray_serve.deployment(
-        holder,
-        name=entry.name,
+        _holder(kind),
+        name=application_of(entries),
         max_ongoing_requests=4 * entry.max_running,
         max_queued_requests=entry.queue,
         graceful_shutdown_timeout_s=DRAIN_S,
@@ -79,7 +100,7 @@ def build_model(entry: ModelEntry | dict[str, Any]) -> ray_serve.Application:
         },
         **how,
     )
-    return deployment.bind(entry)
+    return deployment.bind(entries if entry.base else entry)
 
 
 def gateway_of(settings: GatewaySettings, says_id: bool = True) -> Any:
@@ -95,7 +116,7 @@ def gateway_of(settings: GatewaySettings, says_id: bool = True) -> Any:
 
     return create_app(
         settings,
-        lambda model: replica_of(traffic.pick(model, shares), model),
+        lambda model: replica_of(traffic.pick(models[model].application or model, shares), model),
         says_id=says_id,
         background=lambda journal: traffic.follow(shares, journal.take_seen),
     )
@@ -122,12 +143,12 @@ def applications(config: ServeConfig) -> dict[str, Any]:
     """The config file of Ray Serve for this config."""
     models = [
         {
-            "name": entry.name,
+            "name": application_of(group),
             "route_prefix": None,
-            "import_path": "serve.app:build_model",
-            "args": entry.model_dump(mode="json"),
+            "import_path": "serve.app:build",
+            "args": {"models": [entry.model_dump(mode="json") for entry in group]},
         }
-        for entry in config.models
+        for group in grouped(config.models)
     ]
     gateway = {
         "name": GATEWAY,
@@ -143,12 +164,15 @@ def applications(config: ServeConfig) -> dict[str, Any]:
 
 
 def settings_of(config: ServeConfig) -> GatewaySettings:
-    names = [entry.name for entry in config.models]
+    shared = {entry.name: application_of(group) for group in grouped(config.models) for entry in group if entry.base}
+    names = [*(entry.name for entry in config.models), *set(shared.values())]
     repeated = next((name for name in names if names.count(name) > 1 or name == GATEWAY), None)
     if repeated is not None:
         raise InputError(f"two models, or one and the gateway, are called '{repeated}': give one another 'name'")
     return GatewaySettings(
-        models=[served(entry) for entry in config.models],
+        models=[
+            served(entry).model_copy(update={"application": shared.get(entry.name, "")}) for entry in config.models
+        ],
         access=config.access,
         limits=config.limits,
         images=config.images,
@@ -160,7 +184,7 @@ def settings_of(config: ServeConfig) -> GatewaySettings:
 def deploy(models: Sequence[ModelEntry]) -> None:
     """Start those that are not running yet and wait until they are ready. Ray is there already."""
     ray_serve.start(proxy_location="Disabled")
-    ray_serve.run_many([RunTarget(build_model(entry), entry.name, route_prefix=None) for entry in models])
+    ray_serve.run_many([RunTarget(build(group), application_of(group), route_prefix=None) for group in grouped(models)])
 
 
 class HandleReplica:
@@ -171,7 +195,8 @@ class HandleReplica:
     """
 
     def __init__(self, name: str, model: Served):
-        self.name = name
+        self.name, self.model = name, model.name
+        self.shared = bool(model.application)
         self.together: Together[Any, Any] | None = None
         if model.batches:
             self.together = Together(functools.partial(self._call, "many"), model.batches, model.queue)
@@ -189,7 +214,7 @@ class HandleReplica:
 
     async def _call(self, method: str, *arguments: Any) -> Any:
         for left in reversed(range(_TRIES)):
-            response = getattr(self.handle, method).remote(*arguments)
+            response = self._sent(self.handle, "on", method, arguments)
             try:
                 return await response
             except asyncio.CancelledError:
@@ -203,7 +228,7 @@ class HandleReplica:
         raise AssertionError
 
     async def stream(self, method: str, *arguments: Any) -> AsyncIterator[Any]:
-        response = getattr(self.handle.options(stream=True), method).remote(*arguments)
+        response = self._sent(self.handle.options(stream=True), "stream_on", method, arguments)
         try:
             async for item in response:
                 yield item
@@ -214,13 +239,18 @@ class HandleReplica:
         finally:
             response.cancel()  # nobody reads on
 
+    def _sent(self, handle: DeploymentHandle, of_shared: str, method: str, arguments: Sequence[Any]) -> Any:
+        if self.shared:
+            return getattr(handle, of_shared).remote(self.model, method, *arguments)
+        return getattr(handle, method).remote(*arguments)
+
     def _unavailable(self, error: Exception) -> Refusal:
         if isinstance(error, BackPressureError):
             return self._overloaded()
-        return Refusal(503, f"model '{self.name}' is not there at the moment; come back later", retry_after=2)
+        return Refusal(503, f"model '{self.model}' is not there at the moment; come back later", retry_after=2)
 
     def _overloaded(self) -> Refusal:
-        return Refusal(429, f"model '{self.name}' has all it can do; come back later", "overloaded", retry_after=1)
+        return Refusal(429, f"model '{self.model}' has all it can do; come back later", "overloaded", retry_after=1)
 
 
 def _as_it_was(refusal: Refusal) -> Refusal:
@@ -229,7 +259,7 @@ def _as_it_was(refusal: Refusal) -> Refusal:
     return cause if isinstance(cause, Refusal) else refusal
 
 
-def _replica_class(name: str) -> Any:
-    from serve import replicas
+def _holder(kind: str) -> Any:
+    from serve import replicas, vllm_writers
 
-    return getattr(replicas, name)
+    return getattr(replicas, kind, None) or getattr(vllm_writers, kind)

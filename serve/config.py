@@ -25,6 +25,9 @@ class ModelEntry(Part):
     """A model folder, a Hugging Face id, or `registry:NAME` for the champion of that name."""
     name: str = ""
     """What clients call it; the name in its card where it is left out."""
+    base: str = ""
+    """The model that its adapters are of: models of one base share it in one engine, which runs as the first of them
+    says. Where it is left out, the model has its own weights and engine."""
     replicas: int | tuple[int, int] = 1
     """How many, or the fewest and the most: as many as the load asks for."""
     target_ongoing: float = Field(default=8, gt=0)
@@ -137,6 +140,8 @@ class Served(BaseModel):
     """Of requests, that its replicas work on at a time; 0: requests go there one by one. (Where replicas come and go,
     their number follows that of the requests.)"""
     queue: int = 256
+    application: str = ""
+    """That answers for it and others; its own where there is none."""
 
 
 class GatewaySettings(BaseModel):
@@ -174,7 +179,7 @@ def load(path: Path) -> ServeConfig:
         return str(here / value) if value and (here / value).exists() else value
 
     for entry in config.models:
-        entry.path = placed(entry.path)
+        entry.path, entry.base = placed(entry.path), placed(entry.base)
     config.access = config.access.model_copy(
         update={name: placed(getattr(config.access, name)) for name in ("keys", "tls_certificate", "tls_key")}
     )

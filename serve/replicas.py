@@ -1,4 +1,4 @@
-"""What holds a model and answers: an encoder, or a writer of text by vLLM or by our own engine.
+"""What holds a model and answers: an encoder, or a writer of text by our own engine (by vLLM: `vllm_writers`).
 
 A writer has `chat` and `complete` (OpenAI's forms; as streams, too) and `answer`, which takes a row as a data file of
 its type has it. All raise `Refusal` where a request is at fault.
@@ -11,9 +11,7 @@ import base64
 import functools
 import itertools
 import json
-import os
 import time
-import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,126 +192,6 @@ class Writer:
         return min(left, asked or self.model.max_tokens)
 
 
-class VllmWriter(Writer):
-    """vLLM's asynchronous engine and its own OpenAI server's handling of requests."""
-
-    def __init__(self, entry: ModelEntry):
-        super().__init__(entry)
-        import torch
-
-        from srl_rlvr.engines import vllm_engine
-
-        for name, value in vllm_engine.ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        from vllm.engine.arg_utils import AsyncEngineArgs
-        from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
-        from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
-        from vllm.entrypoints.openai.models.protocol import BaseModelPath
-        from vllm.entrypoints.openai.models.serving import OpenAIServingModels
-        from vllm.renderers.online_renderer import OnlineRenderer
-        from vllm.v1.engine.async_llm import AsyncLLM
-
-        on_cpu = not torch.cuda.is_available()
-        placement: dict[str, Any] = {}
-        if on_cpu:
-            placement = {"enforce_eager": True, "kv_cache_memory_bytes": int(entry.kv_cache_gib * 2**30)}
-        arguments = AsyncEngineArgs(
-            model=entry.path,
-            dtype="float32" if on_cpu else "bfloat16",
-            max_model_len=self.model.max_context,
-            max_num_seqs=entry.max_running,
-            enable_prefix_caching=True,
-            structured_outputs_config={"backend": "xgrammar"},  # type: ignore[arg-type]
-            disable_log_stats=True,
-            **placement,
-        )
-        self.engine = AsyncLLM.from_engine_args(arguments)
-        models = OpenAIServingModels(
-            engine_client=self.engine, base_model_paths=[BaseModelPath(name=entry.name, model_path=entry.path)]
-        )
-        renderer = OnlineRenderer(
-            model_config=self.engine.model_config,
-            renderer=self.engine.renderer,
-            request_logger=None,
-            chat_template=None,
-            chat_template_content_format="auto",
-        )
-        common: dict[str, Any] = {"online_renderer": renderer, "request_logger": None}
-        self._chat = OpenAIServingChat(
-            self.engine, models, "assistant", chat_template=None, chat_template_content_format="auto", **common
-        )
-        self._completion = OpenAIServingCompletion(self.engine, models, **common)
-
-    def check_health(self) -> None:
-        if self.engine.errored:
-            raise RuntimeError("the engine has died")
-
-    async def chat(self, body: dict[str, Any]) -> dict[str, Any]:
-        return (await self._begin("chat", body)).model_dump(exclude_none=True)
-
-    async def complete(self, body: dict[str, Any]) -> dict[str, Any]:
-        return (await self._begin("completion", body)).model_dump(exclude_none=True)
-
-    async def chat_stream(self, body: dict[str, Any]) -> AsyncIterator[str]:
-        async for event in self._events("chat", body):
-            yield event
-
-    async def complete_stream(self, body: dict[str, Any]) -> AsyncIterator[str]:
-        async for event in self._events("completion", body):
-            yield event
-
-    async def _events(self, kind: str, body: dict[str, Any]) -> AsyncIterator[str]:
-        try:
-            async for event in await self._begin(kind, body):
-                yield event
-        except _client_errors() as error:
-            raise _as_refusal(error) from None
-
-    async def _begin(self, kind: str, body: dict[str, Any]) -> Any:
-        """A response, or a stream of events."""
-        from pydantic import ValidationError
-        from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-        from vllm.entrypoints.openai.completion.protocol import CompletionRequest
-        from vllm.entrypoints.serve.engine.protocol import ErrorResponse
-
-        schema = _response_schema(body.get("response_format"))
-        if schema is not None:
-            grammar = _grammar(json.dumps(schema))
-            body = body | {"response_format": None, "structured_outputs": {"grammar": grammar}}
-        try:
-            if kind == "chat":
-                body = body | {"messages": self.instructed(body["messages"])}
-                found = await self._chat.create_chat_completion(ChatCompletionRequest.model_validate(body))
-            else:
-                found = await self._completion.create_completion(CompletionRequest.model_validate(body))
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"]))
-            raise Refusal(400, f"{place}: {first['msg']}" if place else first["msg"]) from None
-        except _client_errors() as error:
-            raise _as_refusal(error) from None
-        if isinstance(found, ErrorResponse):
-            raise Refusal(found.error.code, found.error.message, param=found.error.param)
-        return found
-
-    async def write(self, wanted: Wanted) -> str:
-        from vllm import SamplingParams
-        from vllm.sampling_params import StructuredOutputsParams
-
-        guide = StructuredOutputsParams(grammar=_grammar(wanted.schema)) if wanted.schema else None
-        how = SamplingParams(
-            temperature=wanted.temperature, max_tokens=wanted.max_tokens, seed=wanted.seed, structured_outputs=guide
-        )
-        text = ""
-        try:
-            prompt: Any = {"prompt_token_ids": list(wanted.tokens)}
-            async for output in self.engine.generate(prompt, how, uuid.uuid4().hex):
-                text = output.outputs[0].text
-        except _client_errors() as error:
-            raise _as_refusal(error) from None
-        return text
-
-
 class PlainWriter(Writer):
     """Our own engine over transformers' models: types with images, and where vLLM is not installed. It writes whole
     answers: a stream of one has a single piece of text."""
@@ -410,7 +288,7 @@ class PlainWriter(Writer):
             tuple(tokens), self._room(tokens, asked), temperature,
             seed % 2**32 if seed is not None else time.time_ns() % 2**32, tuple(images),
         )  # fmt: skip
-        schema = _response_schema(body.get("response_format"))
+        schema = response_schema(body.get("response_format"))
         text, count, reason = await self.sample(wanted)
         return (_repaired(text, schema)[0] if schema is not None else text), count, reason
 
@@ -453,24 +331,7 @@ class PlainWriter(Writer):
         }
 
 
-@functools.lru_cache(maxsize=256)
-def _grammar(schema: str) -> str:
-    """For answers as the types write them: line breaks, no endless white space, and fields in the order of the text
-    where none is required. (In any order the grammar cannot see to it that each of some comes once.)
-
-    Raises Refusal where the schema asks for what no grammar can hold to.
-    """
-    from xgrammar import Grammar
-
-    try:
-        any_order = '"required"' not in schema
-        return str(Grammar.from_json_schema(schema, any_order=any_order, max_whitespace_cnt=2))
-    except RuntimeError as error:
-        said = str(error).splitlines()[0].rpartition(": ")[2][:200]
-        raise Refusal(400, f"the schema cannot be held to: {said}", param="schema") from None
-
-
-def _response_schema(response_format: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def response_schema(response_format: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """The JSON Schema that an answer is to fit; None where it may be any text."""
     match response_format:
         case {"type": "json_schema", "json_schema": {"schema": dict(schema)}}:
@@ -508,16 +369,3 @@ def _repaired(text: str, schema: Mapping[str, Any]) -> tuple[str, bool]:
 
 def _event(piece: Mapping[str, Any]) -> str:
     return f"data: {json.dumps(piece, ensure_ascii=False)}\n\n"
-
-
-def _client_errors() -> tuple[type[Exception], ...]:
-    """What vLLM raises where a request is at fault."""
-    from vllm.exceptions import VLLMClientError
-
-    return VLLMClientError, ValueError, TypeError, NotImplementedError
-
-
-def _as_refusal(error: Exception) -> Refusal:
-    said = (str(error).strip() or type(error).__name__).splitlines()[0]
-    said = said.partition(" (parameter=")[0][:300]
-    return Refusal(400, said, "context_length_exceeded" if "context length" in said else None)

@@ -36,7 +36,7 @@ def upgrade(
         raise InputError(f"{new.path} holds a model of another type")
     say(f"{name}: a new version starts: {new.path}")
     try:
-        ray_serve.run(app.build_model(new), name=trial, route_prefix=None)
+        ray_serve.run(app.build([new]), name=trial, route_prefix=None)
     except RuntimeError as error:
         ray_serve.delete(trial)
         say(f"{name}: the new version does not start, the old one stays: {str(error).splitlines()[0][:200]}")
@@ -59,7 +59,7 @@ def upgrade(
         time.sleep(_LOOKED_EVERY_S)
     direct({trial: 1.0})
     try:
-        ray_serve.run(app.build_model(new), name=name, route_prefix=None)
+        ray_serve.run(app.build([new]), name=name, route_prefix=None)
     except RuntimeError as error:
         say(f"{name}: WARNING: the new version answers from '{trial}'; in the old one's place it does not start: "
             f"{str(error).splitlines()[0][:200]}")  # fmt: skip

@@ -40,6 +40,15 @@ class Trained:
         return engines.create(kind, self.folder, arguments | self.model_type.policy_options())
 
 
+def adapter_of(folder: Path) -> Path:
+    """The LoRA adapters that were merged into a model's weights, in PEFT's layout. Raises InputError without any."""
+    found = folder / "adapter"
+    if not (found / "adapter_config.json").is_file():
+        raise InputError(f"model {folder} has no adapters beside its weights: train it with model.lora_rank "
+                         "above 0, or leave 'base' out")  # fmt: skip
+    return found
+
+
 def read(folder: Path, max_context: int | None = None, max_tokens: int | None = None) -> Trained:
     """Raises InputError where it is of no known type."""
     card = base_models.read_card(folder)

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+ADAPTED = ("formal", "short")
 ROUTER = {"labels": {"card": "where is my card", "rate": "exchange rates", "fee": "fees and charges"}}
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}, "year": {"type": "integer"}}}
 
@@ -38,4 +39,24 @@ def write(folder: Path, tiny_model: Path, tiny_encoder: Path) -> dict[str, Path]
     place("extractor", tiny_model, schema=SCHEMA)
     vision_base.build(folder / "multimodal_vision", texts=["one two", "yes no"], image_size=32, width=32, layers=1)
     place("multimodal_vision", None, question="what is it?", verifier="exact", metadata={"labels": ["one", "two"]})
+    return found
+
+
+def write_adapted(folder: Path, tiny_model: Path) -> dict[str, Path]:
+    """Two task models with adapters of the tiny model, as training saves them: merged, and beside the weights."""
+    import torch
+
+    from srl_rlvr.policies.text import TextPolicy
+
+    found = {}
+    for number, name in enumerate(ADAPTED):
+        policy = TextPolicy(tiny_model, lora_rank=4 * (number + 1), lora_alpha=8)
+        torch.manual_seed(number)
+        with torch.no_grad():
+            for key, parameter in policy.network.named_parameters():
+                if "lora_B" in key:
+                    parameter.normal_(std=0.3)
+        found[name] = folder / name
+        shutil.copytree(tiny_model, found[name])
+        policy.save_model(found[name], {"name": name, "base": "tiny", "max_context": 512, "max_tokens": 12})
     return found

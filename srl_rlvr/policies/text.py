@@ -228,11 +228,15 @@ class TextPolicy:
         self.version = state["version"]
 
     def save_model(self, folder: Path, card: dict[str, Any]) -> None:
-        """The model in Hugging Face layout (adapters merged) with its card. The tokenizer is the caller's."""
-        named = {_plain_name(name): tensor for name, tensor in _full_tensors(self.network)}
+        """The model in Hugging Face layout with its card; adapters are merged, and lie beside it in PEFT's layout, too.
+        The tokenizer is the caller's."""
+        whole = dict(_full_tensors(self.network))
+        named = {_plain_name(name): tensor for name, tensor in whole.items()}
         if self.rank:
             return
         if self.lora_scale is not None:
+            self.network.peft_config["default"].base_model_name_or_path = card.get("base")
+            self.network.save_pretrained(folder / "adapter", state_dict=whole, save_embedding_layers=False)
             adapters = {name: tensor for name, tensor in named.items() if ".lora_" in name}
             base = ((name, tensor) for name, tensor in named.items() if ".lora_" not in name)
             named = dict(weights.merge_lora(base, adapters, self.lora_scale))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from typing import Any
 import httpx2
 import psutil
 import pytest
+import served_models
 from cli_runs import srl_rlvr
 
 from srl_rlvr.client import ApiError, Client
@@ -40,6 +42,7 @@ class Running:
     process: subprocess.Popen[bytes]
     log: Path
     registry: Any  # MLflow's client; the router is its champion 'routing'
+    adapted: dict[str, Path]  # models that share a base
 
     def champion(self, folder: Path) -> None:
         """Make the model in this folder the router to be served."""
@@ -60,16 +63,18 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def running(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def running(folders: dict[str, Path], tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """All tests' own; the last one ends it."""
     pytest.importorskip("vllm")
     mlflow = pytest.importorskip("mlflow")
     folder = tmp_path_factory.mktemp("serve")
     port = free_port()
+    adapted = served_models.write_adapted(folder, tiny_model)
+    sharing = "".join(f'[[models]]\npath = "{name}"\nbase = "{tiny_model}"\n' for name in adapted)
     (folder / "serve.toml").write_text(
         f'port = {port}\n[[models]]\npath = "{folders["extractor"]}"\nmax_tokens = 60\n'
         '[[models]]\npath = "registry:routing"\nname = "router"\n'
-        "[upgrade]\nshare = 0.5\nrequests = 40\nregistry_every_s = 1\nslower = 100\n"
+        f"{sharing}[upgrade]\nshare = 0.5\nrequests = 40\nregistry_every_s = 1\nslower = 100\n"
     )
     (folder / "out").mkdir()
     registry = mlflow.MlflowClient(f"sqlite:///{folder}/out/mlflow.db")
@@ -80,7 +85,7 @@ def running(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
     registry.set_registered_model_alias("routing", "champion", version.version)
     with log.open("w") as out:
         process = subprocess.Popen(command, cwd=folder, stdout=out, stderr=subprocess.STDOUT)
-    found = Running(f"http://127.0.0.1:{port}", process, log, registry)
+    found = Running(f"http://127.0.0.1:{port}", process, log, registry, adapted)
     found.wait_for("console", 300)
     yield found
     process.terminate()
@@ -127,6 +132,45 @@ def test_openais_client_chats_streams_and_gets_json(running: Running) -> None:
         for wrong in ({"logit_bias": {"a": 1}}, {"messages": [{"role": "user", "content": "a" * 600}]}):
             with pytest.raises(openai.BadRequestError):
                 client.chat.completions.create(**asked | wrong)
+
+
+def test_models_that_share_a_base_write_as_each_does_alone(running: Running) -> None:
+    from serve.config import ModelEntry
+    from serve.replicas import PlainWriter
+
+    openai = pytest.importorskip("openai")
+    asked = [{"role": "user", "content": text} for text in ("river", "stone", "light")]
+
+    def alone(name: str) -> list[str]:
+        writer = PlainWriter(ModelEntry(path=str(running.adapted[name]), name=name))
+        bodies = [
+            {"model": name, "messages": [message], "temperature": 0, "max_tokens": 12, "request_id": "1"}
+            for message in asked
+        ]
+        found = [asyncio.run(writer.chat(body)) for body in bodies]
+        return [each["choices"][0]["message"]["content"] for each in found]
+
+    expected = {name: alone(name) for name in running.adapted}
+    assert len(set(map(tuple, expected.values()))) == len(expected)
+    with openai.OpenAI(base_url=f"{running.address}/v1", api_key="any") as client, ThreadPoolExecutor(8) as pool:
+
+        def ask(name: str, message: Any) -> Any:
+            return client.chat.completions.create(model=name, messages=[message], temperature=0, max_tokens=12)
+
+        pending = {name: [pool.submit(ask, name, message) for message in asked] for name in expected}
+        for name, of in pending.items():
+            found = [each.result() for each in of]
+            assert [each.choices[0].message.content for each in found] == expected[name]
+            assert {each.model for each in found} == {name}
+        name, texts = next(iter(expected.items()))
+        pieces = client.chat.completions.create(
+            model=name,
+            messages=[asked[0]],
+            temperature=0,
+            max_tokens=12,
+            stream=True,  # type: ignore[arg-type]
+        )
+        assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == texts[0]
 
 
 def test_a_client_that_leaves_stops_the_answer_that_it_waited_for(running: Running) -> None:

@@ -430,6 +430,24 @@ def test_a_saved_model_is_read_by_transformers_with_the_same_logits(
     assert attention.ATTENTION_NAME not in (tmp_path / "config.json").read_text()
 
 
+def test_adapters_are_saved_beside_the_model_as_peft_reads_them(tiny_model: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    policy = make_policy(tiny_model, RANK)
+    policy.update(cases.table(TREE), spec(learning_rate=0.01))
+    policy.save_model(tmp_path, {"base": "tiny"})
+    ids = torch.tensor([TREE[-1]["prompt"]])
+    base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    with torch.no_grad():
+        plain = base(ids).logits
+        adapted = PeftModel.from_pretrained(base, str(tmp_path / "adapter"))(ids).logits
+        merged = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)(ids).logits
+    torch.testing.assert_close(adapted, merged, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(adapted, plain, atol=1e-3)
+    assert str(tiny_model) not in (tmp_path / "adapter" / "adapter_config.json").read_text()
+
+
 def test_training_goes_on_after_the_model_was_saved(tiny_model: Path, tmp_path: Path) -> None:
     saved, plain = make_policy(tiny_model), make_policy(tiny_model)
     saved.save_model(tmp_path, {})

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import served_models
 
 from serve import config
 from srl_rlvr.errors import InputError
@@ -63,3 +64,26 @@ def test_two_models_cannot_have_one_name(folders: dict[str, Path]) -> None:
     entries: Any = [{"path": str(folders["reranker"]), "name": "a"}, {"path": str(folders["embeddings"]), "name": "a"}]
     with pytest.raises(InputError, match="called 'a'"):
         app.settings_of(config.check({"models": entries}, "here"))
+
+
+def test_models_of_one_base_are_one_application(folders: dict[str, Path], tmp_path: Path, tiny_model: Path) -> None:
+    app = pytest.importorskip("serve.app")
+    pytest.importorskip("vllm")
+    adapted = served_models.write_adapted(tmp_path, tiny_model)
+    models: Any = [{"path": str(folder), "name": name, "base": str(tiny_model)} for name, folder in adapted.items()]
+    models.append({"path": str(folders["extractor"]), "name": "extractor"})
+    written = app.applications(config.check({"models": models}, "here"))
+    assert [each["name"] for each in written["applications"]] == ["shared-formal", "extractor", "gateway"]
+    gateway = config.GatewaySettings.model_validate(written["applications"][-1]["args"])
+    assert [model.application for model in gateway.models] == ["shared-formal", "shared-formal", ""]
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [("extractor", "has no adapters beside its weights"), ("embeddings", "cannot share a base")],
+)
+def test_what_has_no_adapters_shares_no_base(folders: dict[str, Path], model: str, said: str) -> None:
+    app = pytest.importorskip("serve.app")
+    models: Any = [{"path": str(folders[model]), "name": model, "base": "tiny"}]
+    with pytest.raises(InputError, match=said):
+        app.settings_of(config.check({"models": models}, "here"))
