@@ -43,11 +43,12 @@ def picture(seed: int) -> str:
 
 
 def body(kind: str, seed: int) -> tuple[str, dict[str, Any]]:
-    """The path and the body of a request of this kind."""
+    """The path and the body of a request of this kind; `chat:NAME` asks the model of that name."""
+    kind, _, model = kind.partition(":")
     [text] = sentences(1, seed)
     messages = [{"role": "user", "content": text}]
     if kind == "chat":
-        asked = {"model": "task_llm", "messages": messages, "max_tokens": CHAT_TOKENS, "temperature": 0}
+        asked = {"model": model or "task_llm", "messages": messages, "max_tokens": CHAT_TOKENS, "temperature": 0}
         return "chat/completions", asked | {"ignore_eos": True}
     if kind == "task_llm":
         return "chat/completions", {"model": "task_llm", "messages": messages, "max_tokens": 24}
@@ -83,7 +84,7 @@ async def load(address: str, kinds: dict[str, int], seconds: float) -> dict[str,
                 answer, status = b"", type(error).__name__
             times[kind].append(time.perf_counter() - sent)
             statuses[kind][status] += 1
-            if kind == "chat" and status == "200":
+            if kind.startswith("chat") and status == "200":
                 tokens[kind] += json.loads(answer)["usage"]["completion_tokens"]
 
     async with aiohttp.ClientSession() as session:

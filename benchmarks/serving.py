@@ -2,7 +2,7 @@
 
     python benchmarks/serving.py                     all parts: about 20 minutes
     python benchmarks/serving.py --quick             all parts, short: they work
-    python benchmarks/serving.py --only embeddings   a part: embeddings, chat or soak
+    python benchmarks/serving.py --only embeddings   a part: embeddings, chat, shared or soak
     python benchmarks/serving.py --infinity COMMAND  infinity-emb's own, of an environment of its own, as the peer
 
 **embeddings**: all-MiniLM-L6-v2, against the same encoder in this process and against a plain FastAPI server on
@@ -13,6 +13,10 @@ second over those of this process encoding 32 together, and `vs_peer_server` ove
 
 **chat**: SmolLM2-135M-Instruct, 8 chats of 64 tokens at a time: tokens a second over those of vLLM's own server
 (`vllm serve`, started by its module) with the same settings.
+
+**shared**: three models with adapters of rank 16 on SmolLM2-135M-Instruct, two chats with each at a time, on one base
+(`base`), against each merged in an engine of its own. `shared_vs_apart` is tokens a second, `shared_gib` and `apart_gib`
+what the processes hold.
 
 **soak**: seven models, one of each type, one client of each at once for ten minutes. Halfway a new champion of the
 embedder is registered. `soak_errors` are requests without an answer or with a status of 500 and above in all that
@@ -40,6 +44,7 @@ from pathlib import Path
 from typing import Any
 
 import _serving_load as loads
+import psutil
 from _machine import commit, in_the_actors_environment, machine
 
 HERE = Path(__file__).parent
@@ -52,7 +57,7 @@ Rounds = dict[str, list[dict[str, float]]]  # by side
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--only", choices=("embeddings", "chat", "soak"))
+    parser.add_argument("--only", choices=tuple(PARTS))
     parser.add_argument("--infinity", metavar="COMMAND", default="")
     options = parser.parse_args()
     in_the_actors_environment()
@@ -77,7 +82,7 @@ def embeddings(folder: Path, options: argparse.Namespace) -> dict[str, float]:
         sides["infinity"] = Side(theirs, "/v1/models")
     asked = {"ms": ("embeddings", 1), "sentences": ("embeddings", AT_ONCE), "passages": ("passages", AT_ONCE)}
     found: Rounds = {side: [] for side in ("in_process", *sides)}
-    with running(sides, folder, "embeddings") as addresses:
+    with running(sides, folder, "embeddings") as (addresses, _):
         for _ in range(rounds):
             found["in_process"].append(encoded(encoder, seconds))
             for side, at in addresses.items():
@@ -108,7 +113,7 @@ def chat(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     theirs += ["--kv-cache-memory-bytes", str(2**29), "--disable-log-stats", "--port"]
     sides = {"gateway": ours(model), "vllm": Side(theirs, "/health")}
     rates: dict[str, list[float]] = {side: [] for side in sides}
-    with running(sides, folder, "chat") as addresses:
+    with running(sides, folder, "chat") as (addresses, _):
         for _ in range(rounds):
             for side, at in addresses.items():
                 rates[side].append(loads.sent(at, "chat", CHATS, seconds)["tokens_per_second"])
@@ -117,9 +122,39 @@ def chat(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     return {"chat_vs_vllm": round(statistics.median(rates["gateway"]) / statistics.median(rates["vllm"]), 3)}
 
 
+def shared(folder: Path, options: argparse.Namespace) -> dict[str, float]:
+    from srl_rlvr.cli.session import model_cache
+    from srl_rlvr.policies import base_models
+
+    base = base_models.resolve(WRITER, model_cache())
+    models = [with_adapters(folder / name, base, seed) for seed, name in enumerate(("first", "second", "third"))]
+    sides = {}
+    for side, line in (("shared", f'base = "{base}"\n'), ("apart", "")):
+        text = "".join(f'[[models]]\npath = "{model}"\n{line}' for model in models)
+        (folder / f"{side}.toml").write_text(text)
+        command = [sys.executable, "-m", "srl_rlvr", "serve", str(folder / f"{side}.toml"), "--port"]
+        sides[side] = Side(command, "/readyz")
+    rounds, seconds = (1, 5.0) if options.quick else (3, 20.0)
+    kinds = {f"chat:{model.name}": 2 for model in models}
+    rates: dict[str, list[float]] = {side: [] for side in sides}
+    with running(sides, folder, f"chat:{models[0].name}") as (addresses, processes):
+        for _ in range(rounds):
+            for side, at in addresses.items():
+                out, _ = loads.started(at, kinds, seconds).communicate()
+                rates[side].append(sum(of["tokens_per_second"] for of in json.loads(out).values()))
+        held = {side: memory(psutil.Process(process.pid)) for side, process in processes.items()}
+    for side, of in rates.items():
+        each = " ".join(f"{rate:.0f}" for rate in of)
+        print(f"{side:<12}{statistics.median(of):>8.0f} tokens/s, 3 models of 2 chats   {each}   {held[side]:.2f} GiB")
+    return {
+        "shared_vs_apart": round(statistics.median(rates["shared"]) / statistics.median(rates["apart"]), 3),
+        "shared_gib": round(held["shared"], 2),
+        "apart_gib": round(held["apart"], 2),
+    }
+
+
 def soak(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     import mlflow
-    import psutil
 
     minutes, requests = (3.5, 10) if options.quick else (10.0, 100)
     models = seven(folder)
@@ -185,19 +220,20 @@ def ours(model: Path) -> Side:
 
 
 @contextmanager
-def running(sides: dict[str, Side], folder: Path, kind: str) -> Iterator[dict[str, str]]:
-    """The address of each, all of them warm."""
+def running(sides: dict[str, Side], folder: Path, kind: str) -> Iterator[tuple[dict[str, str], dict[str, Any]]]:
+    """The address and the process of each, all of them warm."""
     from srl_rlvr.engines import vllm_engine
 
     environment = {**os.environ, **vllm_engine.ENVIRONMENT, "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
-    addresses = {}
+    addresses, processes = {}, {}
     with ExitStack() as servers:
         for name, side in sides.items():
             port = loads.free_port()
             addresses[name] = f"http://127.0.0.1:{port}"
-            servers.enter_context(loads.server([*side.command, str(port)], port, side.ready, folder, environment))
+            started = loads.server([*side.command, str(port)], port, side.ready, folder, environment)
+            processes[name] = servers.enter_context(started)
             loads.sent(addresses[name], kind, CHATS, 2.0)
-        yield addresses
+        yield addresses, processes
 
 
 def placed(folder: Path, model_type: str, base: str | Path, **card: Any) -> Path:
@@ -209,6 +245,22 @@ def placed(folder: Path, model_type: str, base: str | Path, **card: Any) -> Path
     source = base if isinstance(base, Path) else base_models.resolve(base, model_cache())
     shutil.copytree(source, model, dirs_exist_ok=True)
     (model / "model_card.json").write_text(json.dumps({"name": model_type, "model_type": model_type, **card}))
+    return model
+
+
+def with_adapters(model: Path, base: Path, seed: int) -> Path:
+    """A model as training with LoRA leaves it: merged, and its adapters beside the weights."""
+    import torch
+
+    from srl_rlvr.policies.text import TextPolicy
+
+    shutil.copytree(base, model)
+    policy = TextPolicy(base, lora_rank=16, seed=seed)
+    with torch.no_grad():
+        for name, parameter in policy.network.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=1e-3)
+    policy.save_model(model, {"name": model.name, "base": WRITER, "max_context": 512})
     return model
 
 
@@ -262,8 +314,6 @@ def encoded(encoder: Any, seconds: float) -> dict[str, float]:
 
 def memory(process: Any) -> float:
     """GiB that it and what it started hold, shared pages divided among their holders."""
-    import psutil
-
     held = 0
     for each in [process, *process.children(recursive=True)]:
         try:
@@ -273,7 +323,7 @@ def memory(process: Any) -> float:
     return held / 2**30
 
 
-PARTS: dict[str, Any] = {"embeddings": embeddings, "chat": chat, "soak": soak}
+PARTS: dict[str, Any] = {"embeddings": embeddings, "chat": chat, "shared": shared, "soak": soak}
 
 if __name__ == "__main__":
     main()
