@@ -15,8 +15,8 @@ second over those of this process encoding 32 together, and `vs_peer_server` ove
 (`vllm serve`, started by its module) with the same settings.
 
 **shared**: three models with adapters of rank 16 on SmolLM2-135M-Instruct, two chats with each at a time, on one base
-(`base`), against each merged in an engine of its own. `shared_vs_apart` is tokens a second, `shared_gib` and `apart_gib`
-what the processes hold.
+(`base`), against each merged in an engine of its own. `shared_vs_apart` is tokens a second, `shared_gib` and
+`apart_gib` what the processes hold.
 
 **soak**: seven models, one of each type, one client of each at once for ten minutes. Halfway a new champion of the
 embedder is registered. `soak_errors` are requests without an answer or with a status of 500 and above in all that

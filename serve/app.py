@@ -56,7 +56,7 @@ def served(entry: ModelEntry) -> Served:
         if model_type.policy == "ranking" or model.engine_kind(entry.engine) != "vllm":
             raise InputError(f"model '{entry.name}' cannot share a base: only types that write text by vLLM can, and "
                              f"it is {model_type.name} by {model.engine_kind(entry.engine)}")  # fmt: skip
-        trained.adapter_of(Path(entry.path))
+        trained.adapter_of(Path(entry.path), Path(entry.base))
     return Served(
         name=entry.name,
         model_type=model_type.name,

@@ -84,7 +84,7 @@ class VllmEngine:
             raise RuntimeError("the engine has died")
 
     async def loaded(self) -> None:
-        """Its adapters are. Raises ValueError where one is none of this base."""
+        """Its adapters are: vLLM reads them in an event loop only."""
         if self._loading is None:
             self._loading = asyncio.create_task(self.models.init_static_loras())
         await self._loading
@@ -180,11 +180,13 @@ class SharedWriters:
 
     def __init__(self, entries: Sequence[ModelEntry]):
         first = entries[0]
-        adapters = {entry.name: trained.adapter_of(Path(entry.path)) for entry in entries}
+        adapters = {entry.name: trained.adapter_of(Path(entry.path), Path(first.base)) for entry in entries}
         longest = max(trained.read(Path(entry.path), entry.max_context).max_context for entry in entries)
-        engine = VllmEngine(first.base, first, longest, adapters)
-        self.writers = {entry.name: VllmWriter(entry, engine) for entry in entries}
-        self.check_health = engine.check_health
+        self.vllm = VllmEngine(first.base, first, longest, adapters)
+        self.writers = {entry.name: VllmWriter(entry, self.vllm) for entry in entries}
+
+    def check_health(self) -> None:
+        self.vllm.check_health()
 
     async def on(self, model: str, method: str, *arguments: Any) -> Any:
         return await getattr(self.writers[model], method)(*arguments)

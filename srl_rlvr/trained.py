@@ -40,12 +40,31 @@ class Trained:
         return engines.create(kind, self.folder, arguments | self.model_type.policy_options())
 
 
-def adapter_of(folder: Path) -> Path:
-    """The LoRA adapters that were merged into a model's weights, in PEFT's layout. Raises InputError without any."""
+def adapter_of(folder: Path, base: Path) -> Path:
+    """The LoRA adapters that were merged into a model's weights, in PEFT's layout.
+
+    Raises InputError without any, or where they were trained on another base: what adapters leave as it is (norms and
+    biases) should be the base's.
+    """
     found = folder / "adapter"
     if not (found / "adapter_config.json").is_file():
-        raise InputError(f"model {folder} has no adapters beside its weights: train it with model.lora_rank "
-                         "above 0, or leave 'base' out")  # fmt: skip
+        raise InputError(f"model {folder} has no adapters beside its weights: train it with model.lora_rank above 0, "
+                         "or leave 'base' out")  # fmt: skip
+    vectors, of_base = _vectors(folder), _vectors(base)
+    if vectors.keys() != of_base.keys() or any(not vectors[name].equal(of_base[name]) for name in vectors):
+        raise InputError(f"model {folder} was not trained from {base}: 'base' should be the one it was trained from")
+    return found
+
+
+def _vectors(model: Path) -> dict[str, Any]:
+    """Its weights of one dimension."""
+    from safetensors import safe_open
+
+    found = {}
+    for path in model.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            named = [name for name in file.keys() if len(file.get_slice(name).get_shape()) == 1]  # noqa: SIM118
+            found |= {name: file.get_tensor(name).float() for name in named}
     return found
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,20 @@ def test_models_of_one_base_are_one_application(folders: dict[str, Path], tmp_pa
     assert [each["name"] for each in written["applications"]] == ["shared-formal", "extractor", "gateway"]
     gateway = config.GatewaySettings.model_validate(written["applications"][-1]["args"])
     assert [model.application for model in gateway.models] == ["shared-formal", "shared-formal", ""]
+
+
+def test_a_base_that_a_model_was_not_trained_from_is_refused(tmp_path: Path, tiny_model: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    app = pytest.importorskip("serve.app")
+    pytest.importorskip("vllm")
+    folder = served_models.write_adapted(tmp_path, tiny_model)["formal"]
+    other = shutil.copytree(tiny_model, tmp_path / "other")
+    weights = load_file(other / "model.safetensors")
+    save_file(weights | {"model.norm.weight": weights["model.norm.weight"] * 2}, other / "model.safetensors")
+    models: Any = [{"path": str(folder), "name": "formal", "base": str(other)}]
+    with pytest.raises(InputError, match="was not trained from"):
+        app.settings_of(config.check({"models": models}, "here"))
 
 
 @pytest.mark.parametrize(
