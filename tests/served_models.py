@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -60,3 +62,20 @@ def write_adapted(folder: Path, tiny_model: Path) -> dict[str, Path]:
         shutil.copytree(tiny_model, found[name])
         policy.save_model(found[name], {"name": name, "base": "tiny", "max_context": 512, "max_tokens": 12})
     return found
+
+
+def alone(name: str, folder: Path, asked: list[str]) -> list[str]:
+    """What our own engine writes with the merged model."""
+    from serve.config import ModelEntry
+    from serve.replicas import PlainWriter
+
+    writer = PlainWriter(ModelEntry(path=str(folder), name=name))
+    how = {"model": name, "temperature": 0, "max_tokens": 12, "request_id": "1"}
+    found = [asyncio.run(writer.chat({"messages": [{"role": "user", "content": text}], **how})) for text in asked]
+    return [each["choices"][0]["message"]["content"] for each in found]
+
+
+if __name__ == "__main__":  # python served_models.py FOLDER TINY_MODEL TEXT…: in a process of its own
+    where, tiny, *texts = sys.argv[1:]
+    adapted = write_adapted(Path(where), Path(tiny))
+    print(json.dumps({name: alone(name, folder, texts) for name, folder in adapted.items()}))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import shutil
@@ -28,6 +27,7 @@ from cli_runs import srl_rlvr
 from srl_rlvr.client import ApiError, Client
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+ASKED = ["river", "stone", "light"]
 SCHEMA = {
     "type": "object",
     "properties": {"city": {"enum": ["Rome", "Oslo"]}, "old": {"type": "boolean"}},
@@ -42,7 +42,7 @@ class Running:
     process: subprocess.Popen[bytes]
     log: Path
     registry: Any  # MLflow's client; the router is its champion 'routing'
-    adapted: dict[str, Path]  # models that share a base
+    alone: dict[str, list[str]]  # what models that share a base answer ASKED with when they do not
 
     def champion(self, folder: Path) -> None:
         """Make the model in this folder the router to be served."""
@@ -69,8 +69,9 @@ def running(folders: dict[str, Path], tiny_model: Path, tmp_path_factory: pytest
     mlflow = pytest.importorskip("mlflow")
     folder = tmp_path_factory.mktemp("serve")
     port = free_port()
-    adapted = served_models.write_adapted(folder, tiny_model)
-    sharing = "".join(f'[[models]]\npath = "{name}"\nbase = "{tiny_model}"\n' for name in adapted)
+    writing = [sys.executable, served_models.__file__, str(folder), str(tiny_model), *ASKED]
+    alone = json.loads(subprocess.run(writing, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    sharing = "".join(f'[[models]]\npath = "{name}"\nbase = "{tiny_model}"\n' for name in alone)
     (folder / "serve.toml").write_text(
         f'port = {port}\n[[models]]\npath = "{folders["extractor"]}"\nmax_tokens = 60\n'
         '[[models]]\npath = "registry:routing"\nname = "router"\n'
@@ -85,7 +86,7 @@ def running(folders: dict[str, Path], tiny_model: Path, tmp_path_factory: pytest
     registry.set_registered_model_alias("routing", "champion", version.version)
     with log.open("w") as out:
         process = subprocess.Popen(command, cwd=folder, stdout=out, stderr=subprocess.STDOUT)
-    found = Running(f"http://127.0.0.1:{port}", process, log, registry, adapted)
+    found = Running(f"http://127.0.0.1:{port}", process, log, registry, alone)
     found.wait_for("console", 300)
     yield found
     process.terminate()
@@ -135,22 +136,9 @@ def test_openais_client_chats_streams_and_gets_json(running: Running) -> None:
 
 
 def test_models_that_share_a_base_write_as_each_does_alone(running: Running) -> None:
-    from serve.config import ModelEntry
-    from serve.replicas import PlainWriter
-
     openai = pytest.importorskip("openai")
-    asked = [{"role": "user", "content": text} for text in ("river", "stone", "light")]
-
-    def alone(name: str) -> list[str]:
-        writer = PlainWriter(ModelEntry(path=str(running.adapted[name]), name=name))
-        bodies = [
-            {"model": name, "messages": [message], "temperature": 0, "max_tokens": 12, "request_id": "1"}
-            for message in asked
-        ]
-        found = [asyncio.run(writer.chat(body)) for body in bodies]
-        return [each["choices"][0]["message"]["content"] for each in found]
-
-    expected = {name: alone(name) for name in running.adapted}
+    asked = [{"role": "user", "content": text} for text in ASKED]
+    expected = running.alone
     assert len(set(map(tuple, expected.values()))) == len(expected)
     with openai.OpenAI(base_url=f"{running.address}/v1", api_key="any") as client, ThreadPoolExecutor(8) as pool:
 
