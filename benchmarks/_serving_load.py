@@ -108,11 +108,17 @@ def started(address: str, kinds: dict[str, int], seconds: float) -> subprocess.P
 
 
 def sent(address: str, kind: str, at_once: int, seconds: float) -> dict[str, Any]:
-    """Of one kind. Ends with exit 1 where a request is not answered with 200."""
-    out, _ = started(address, {kind: at_once}, seconds).communicate()
-    found = json.loads(out)[kind]
-    if set(found["statuses"]) != {"200"}:
-        raise SystemExit(f"error: {address} answered {kind} with {found['statuses']}")
+    """Of one kind; see `all_sent`."""
+    return all_sent(address, {kind: at_once}, seconds)[kind]
+
+
+def all_sent(address: str, kinds: dict[str, int], seconds: float) -> dict[str, dict[str, Any]]:
+    """Ends with exit 1 where a request is not answered with 200."""
+    out, _ = started(address, kinds, seconds).communicate()
+    found = json.loads(out)
+    for kind, of in found.items():
+        if set(of["statuses"]) != {"200"}:
+            raise SystemExit(f"error: {address} answered {kind} with {of['statuses']}")
     return found
 
 

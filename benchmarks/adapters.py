@@ -13,6 +13,7 @@ import argparse
 import json
 import statistics
 import time
+from pathlib import Path
 from typing import Any
 
 from _machine import commit, in_the_actors_environment, machine
@@ -36,7 +37,7 @@ def main() -> None:
     folder = base_models.resolve(MODEL, model_cache())
     prompts = np.random.default_rng(0).integers(10, 40_000, (PROMPTS, PROMPT)).tolist()
     engine = engines.create("vllm", folder, ENGINE)
-    exports = {rank: _export(folder, rank) for rank in RANKS}
+    exports = {rank: adapted(folder, rank).export() for rank in RANKS}
     length = 16 if options.quick else COMPLETION
 
     def rate(rank: int) -> float:
@@ -58,18 +59,18 @@ def main() -> None:
     print(json.dumps({"benchmark": "adapters", "figures": figures, "machine": machine(), "commit": commit()}))
 
 
-def _export(folder: Any, rank: int) -> Any:
-    """All weights (rank 0), or adapters that change what the model computes."""
+def adapted(folder: Path, rank: int, seed: int = 0) -> Any:
+    """The policy of a model with adapters that change what it computes, or without any (rank 0)."""
     import torch
 
     from srl_rlvr.policies.text import TextPolicy
 
-    policy = TextPolicy(folder, lora_rank=rank)
+    policy = TextPolicy(folder, lora_rank=rank, seed=seed)
     with torch.no_grad():
         for name, parameter in policy.network.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=1e-3)
-    return policy.export()
+    return policy
 
 
 if __name__ == "__main__":

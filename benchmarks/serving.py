@@ -15,8 +15,8 @@ second over those of this process encoding 32 together, and `vs_peer_server` ove
 (`vllm serve`, started by its module) with the same settings.
 
 **shared**: three models with adapters of rank 16 on SmolLM2-135M-Instruct, two chats with each at a time, on one base
-(`base`), against each merged in an engine of its own. `shared_vs_apart` is tokens a second, `shared_gib` and
-`apart_gib` what the processes hold.
+(`base`), against each merged in an engine of its own of one thread. `shared_vs_apart` is tokens a second,
+`shared_gib` and `apart_gib` what the processes hold.
 
 **soak**: seven models, one of each type, one client of each at once for ten minutes. Halfway a new champion of the
 embedder is registered. `soak_errors` are requests without an answer or with a status of 500 and above in all that
@@ -44,6 +44,7 @@ from pathlib import Path
 from typing import Any
 
 import _serving_load as loads
+import adapters
 import psutil
 from _machine import commit, in_the_actors_environment, machine
 
@@ -129,7 +130,7 @@ def shared(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     base = base_models.resolve(WRITER, model_cache())
     models = [with_adapters(folder / name, base, seed) for seed, name in enumerate(("first", "second", "third"))]
     sides = {}
-    for side, line in (("shared", f'base = "{base}"\n'), ("apart", "")):
+    for side, line in (("shared", f'base = "{base}"\n'), ("apart", "threads = 1\n")):
         text = "".join(f'[[models]]\npath = "{model}"\n{line}' for model in models)
         (folder / f"{side}.toml").write_text(text)
         command = [sys.executable, "-m", "srl_rlvr", "serve", str(folder / f"{side}.toml"), "--port"]
@@ -140,8 +141,8 @@ def shared(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     with running(sides, folder, f"chat:{models[0].name}") as (addresses, processes):
         for _ in range(rounds):
             for side, at in addresses.items():
-                out, _ = loads.started(at, kinds, seconds).communicate()
-                rates[side].append(sum(of["tokens_per_second"] for of in json.loads(out).values()))
+                found = loads.all_sent(at, kinds, seconds)
+                rates[side].append(sum(of["tokens_per_second"] for of in found.values()))
         held = {side: memory(psutil.Process(process.pid)) for side, process in processes.items()}
     for side, of in rates.items():
         each = " ".join(f"{rate:.0f}" for rate in of)
@@ -250,17 +251,8 @@ def placed(folder: Path, model_type: str, base: str | Path, **card: Any) -> Path
 
 def with_adapters(model: Path, base: Path, seed: int) -> Path:
     """A model as training with LoRA leaves it: merged, and its adapters beside the weights."""
-    import torch
-
-    from srl_rlvr.policies.text import TextPolicy
-
     shutil.copytree(base, model)
-    policy = TextPolicy(base, lora_rank=16, seed=seed)
-    with torch.no_grad():
-        for name, parameter in policy.network.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=1e-3)
-    policy.save_model(model, {"name": model.name, "base": WRITER, "max_context": 512})
+    adapters.adapted(base, 16, seed).save_model(model, {"name": model.name, "base": WRITER, "max_context": 512})
     return model
 
 

@@ -11,19 +11,20 @@ and its score on questions of the data's dev split. Data lies in `../shared/data
 once, each on one core; runs lie in `out/seven_types/`, scores are lines of `benchmarks/seven_types.jsonl`.
 
 Types that rank start from all-MiniLM-L6-v2 and are asked every question, of the candidates that the data names. SFT is
-a sequence as any other: ListMLE, which with one pick is cross-entropy. Ours is SFT for three fifths of the time, then
-SRL and RLVR at lower rates.
+a sequence as any other: ListMLE, which with one pick is cross-entropy.
 
 Types that write start from SmolLM2-135M-Instruct, with LoRA, and answer at most 100 questions greedily. The score is
-accuracy, or F1 where the answer is JSON. Sequences have about the same minutes; ours begins with a short SFT. A cell is
-to take a quarter of an hour, so rows whose question or answer is too long for that are left out, of training and of the
-questions, and what is left is easier; so are rows whose answer is empty, the first thing that RLVR finds. What is left
-is, of train and of dev in percent: svamp 99 and 99, propbank_ewt 40 and 48, wnut17 36 and 62, crossner 89 and 86,
-sroie_json 61 and 79, gsm8k 57 and 59. Files are sorted by domain, so the order of their rows is drawn, once for all
-cells.
+accuracy, or F1 where the answer is JSON. A cell is to take a quarter of an hour, so rows whose question or answer is
+too long for that are left out, of training and of the questions, and what is left is easier; so are rows whose answer
+is empty, the first thing that RLVR finds. What is left is, of train and of dev in percent: svamp 99 and 99,
+propbank_ewt 40 and 48, wnut17 36 and 62, crossner 89 and 86, sroie_json 61 and 79, gsm8k 57 and 59. Files are sorted
+by domain, so the order of their rows is drawn, once for all cells.
 
 The type that sees starts from a small tower and a small Llama, newly drawn, so that its SFT is the supervised training
-of the same network; ours is SFT for half of the time, then SRL and RLVR. It answers every question.
+of the same network. It answers every question.
+
+Ours is SFT for three fifths of the time, then SRL and RLVR at lower rates. Sequences have about the same minutes. Rows
+of the data that are wrong are left out, of training and of the questions (one question of covidqa has no candidate).
 
 The lead is that of SRL → RLVR over the best rival, paired by question and bootstrapped over seeds and questions; the
 rival is chosen anew in each draw.
@@ -53,13 +54,17 @@ OURS = "srl-rlvr"
 VISION = "multimodal_vision"
 HELD_OUT = 100  # questions of a type that writes, at most
 EMPTY = ("[]", "{}")  # answers with nothing in them
+SEQUENCES = {  # stages, and their share of the time
+    "sft": [("sft", 1.0)],
+    "rlvr": [("rlvr", 1.0)],
+    OURS: [("sft", 0.6), ("srl", 0.2), ("rlvr", 0.2)],
+}
 
 
 @dataclass(frozen=True)
 class Recipe:
     """What the tasks of a policy have in common."""
 
-    sequences: dict[str, list[tuple[str, float]]]  # stages, and their share of the time
     rates: dict[str, float]  # of a stage, by the task's
     group_size: int
     lora_rank: int
@@ -68,21 +73,18 @@ class Recipe:
 
 RECIPES = {
     "ranking": Recipe(
-        {"sft": [("sft", 1.0)], OURS: [("sft", 0.6), ("srl", 0.2), ("rlvr", 0.2)]},
         {"sft": 1.0, "srl": 0.5, "rlvr": 0.3},
         group_size=16,
         lora_rank=0,
         tokens_per_microbatch=4096,
     ),
     "vision": Recipe(
-        {"sft": [("sft", 1.0)], OURS: [("sft", 0.6), ("srl", 0.2), ("rlvr", 0.2)]},
         {"sft": 1.0, "srl": 0.3, "rlvr": 0.2},
         group_size=8,
         lora_rank=0,
         tokens_per_microbatch=2048,
     ),
     "text": Recipe(
-        {"sft": [("sft", 1.0)], "rlvr": [("rlvr", 1.0)], OURS: [("sft", 0.6), ("srl", 0.2), ("rlvr", 0.2)]},
         {"sft": 1.0, "srl": 0.3, "rlvr": 0.2},
         group_size=8,
         lora_rank=16,
@@ -243,7 +245,7 @@ def run(cell: Cell, place: table.Place) -> None:
     elif cell.sequence == "base" and task.model_type == "reranker":
         scores, metrics = as_given(held_out.to_pylist())
     else:
-        if cell.sequence in task.recipe.sequences:
+        if cell.sequence in SEQUENCES:
             session.train(config, folder / "run", resume=True, command=cell.name)
             model = folder / "run" / "model"
             details["peak_memory_gib"] = json.loads((folder / "run" / "result.json").read_text())["peak_memory_gib"]
@@ -325,7 +327,7 @@ def as_given(questions: list[dict[str, Any]]) -> tuple[list[float], dict[str, fl
 def run_file(task: Task, cell: Cell, place: table.Place, data: Path, base: Path) -> str:
     recipe = task.recipe
     rows = min(task.rows - task.dev, task.steps("sft", place.updates) * task.batch)
-    sequence = recipe.sequences.get(cell.sequence, [("sft", 1.0)])
+    sequence = SEQUENCES.get(cell.sequence, SEQUENCES["sft"])
     stages = [stage(kind, task, task.steps(kind, share * place.updates), rows) for kind, share in sequence]
     return f"""name = "{task.name}"
 model_type = "{task.model_type}"

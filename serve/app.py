@@ -69,15 +69,19 @@ def served(entry: ModelEntry) -> Served:
 
 def build(models: Sequence[ModelEntry] | dict[str, Any]) -> ray_serve.Application:
     """The application of a model, or of models that share a base. Ray Serve gives what its config file has: a dict."""
+    from serve.replicas import Encoder, PlainWriter
+    from serve.vllm_writers import SharedWriters, VllmWriter
+
     given = models["models"] if isinstance(models, dict) else models
     entries = [ModelEntry.model_validate(entry) for entry in given]
     entry, model = entries[0], trained.read(Path(entries[0].path))
+    holder: Any = PlainWriter
     if entry.base:
-        kind = "SharedWriters"
+        holder = SharedWriters
     elif model.model_type.policy == "ranking":
-        kind = "Encoder"
-    else:
-        kind = "VllmWriter" if model.engine_kind(entry.engine) == "vllm" else "PlainWriter"
+        holder = Encoder
+    elif model.engine_kind(entry.engine) == "vllm":
+        holder = VllmWriter
     low, high = (entry.replicas, entry.replicas) if isinstance(entry.replicas, int) else entry.replicas
     how: dict[str, Any] = {"num_replicas": low}
     if high > low:
@@ -87,7 +91,7 @@ def build(models: Sequence[ModelEntry] | dict[str, Any]) -> ray_serve.Applicatio
             }
         }  # fmt: skip
     deployment = ray_serve.deployment(
-        _holder(kind),
+        holder,
         name=application_of(entries),
         max_ongoing_requests=4 * entry.max_running,
         max_queued_requests=entry.queue,
@@ -257,9 +261,3 @@ def _as_it_was(refusal: Refusal) -> Refusal:
     """Ray wraps what a replica raised, with its traceback."""
     cause = getattr(refusal, "cause", refusal)
     return cause if isinstance(cause, Refusal) else refusal
-
-
-def _holder(kind: str) -> Any:
-    from serve import replicas, vllm_writers
-
-    return getattr(replicas, kind, None) or getattr(vllm_writers, kind)

@@ -87,7 +87,7 @@ class VllmEngine:
         """Its adapters are: vLLM reads them in an event loop only."""
         if self._loading is None:
             self._loading = asyncio.create_task(self.models.init_static_loras())
-        await self._loading
+        await asyncio.shield(self._loading)  # whoever asks first may leave
 
 
 class VllmWriter(Writer):

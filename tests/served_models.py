@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ADAPTED = ("formal", "short")
 ROUTER = {"labels": {"card": "where is my card", "rate": "exchange rates", "fee": "fees and charges"}}
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}, "year": {"type": "integer"}}}
 
@@ -44,15 +43,16 @@ def write(folder: Path, tiny_model: Path, tiny_encoder: Path) -> dict[str, Path]
     return found
 
 
-def write_adapted(folder: Path, tiny_model: Path) -> dict[str, Path]:
-    """Two task models with adapters of the tiny model, as training saves them: merged, and beside the weights."""
+def write_adapted(folder: Path, tiny_model: Path, count: int) -> dict[str, Path]:
+    """Task models with adapters of the tiny model, as training saves them: merged, and beside the weights."""
     import torch
 
     from srl_rlvr.policies.text import TextPolicy
 
     found = {}
-    for number, name in enumerate(ADAPTED):
-        policy = TextPolicy(tiny_model, lora_rank=4 * (number + 1), lora_alpha=8)
+    for number in range(count):
+        name = f"adapted-{number}"
+        policy = TextPolicy(tiny_model, lora_rank=(4, 8)[number % 2], lora_alpha=8)
         torch.manual_seed(number)
         with torch.no_grad():
             for key, parameter in policy.network.named_parameters():
@@ -75,7 +75,7 @@ def alone(name: str, folder: Path, asked: list[str]) -> list[str]:
     return [each["choices"][0]["message"]["content"] for each in found]
 
 
-if __name__ == "__main__":  # python served_models.py FOLDER TINY_MODEL TEXT…: in a process of its own
-    where, tiny, *texts = sys.argv[1:]
-    adapted = write_adapted(Path(where), Path(tiny))
+if __name__ == "__main__":  # python served_models.py FOLDER TINY_MODEL COUNT TEXT…: in a process of its own
+    where, tiny, many, *texts = sys.argv[1:]
+    adapted = write_adapted(Path(where), Path(tiny), int(many))
     print(json.dumps({name: alone(name, folder, texts) for name, folder in adapted.items()}))

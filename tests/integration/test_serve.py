@@ -27,6 +27,7 @@ from cli_runs import srl_rlvr
 from srl_rlvr.client import ApiError, Client
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+ADAPTED = 10  # models on one base: more than vLLM keeps adapters of beside the layers
 ASKED = ["river", "stone", "light"]
 SCHEMA = {
     "type": "object",
@@ -69,7 +70,7 @@ def running(folders: dict[str, Path], tiny_model: Path, tmp_path_factory: pytest
     mlflow = pytest.importorskip("mlflow")
     folder = tmp_path_factory.mktemp("serve")
     port = free_port()
-    writing = [sys.executable, served_models.__file__, str(folder), str(tiny_model), *ASKED]
+    writing = [sys.executable, served_models.__file__, str(folder), str(tiny_model), str(ADAPTED), *ASKED]
     alone = json.loads(subprocess.run(writing, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
     sharing = "".join(f'[[models]]\npath = "{name}"\nbase = "{tiny_model}"\n' for name in alone)
     (folder / "serve.toml").write_text(

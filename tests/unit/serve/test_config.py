@@ -70,13 +70,13 @@ def test_two_models_cannot_have_one_name(folders: dict[str, Path]) -> None:
 def test_models_of_one_base_are_one_application(folders: dict[str, Path], tmp_path: Path, tiny_model: Path) -> None:
     app = pytest.importorskip("serve.app")
     pytest.importorskip("vllm")
-    adapted = served_models.write_adapted(tmp_path, tiny_model)
+    adapted = served_models.write_adapted(tmp_path, tiny_model, 2)
     models: Any = [{"path": str(folder), "name": name, "base": str(tiny_model)} for name, folder in adapted.items()]
     models.append({"path": str(folders["extractor"]), "name": "extractor"})
     written = app.applications(config.check({"models": models}, "here"))
-    assert [each["name"] for each in written["applications"]] == ["shared-formal", "extractor", "gateway"]
+    assert [each["name"] for each in written["applications"]] == ["shared-adapted-0", "extractor", "gateway"]
     gateway = config.GatewaySettings.model_validate(written["applications"][-1]["args"])
-    assert [model.application for model in gateway.models] == ["shared-formal", "shared-formal", ""]
+    assert [model.application for model in gateway.models] == ["shared-adapted-0", "shared-adapted-0", ""]
 
 
 def test_a_base_that_a_model_was_not_trained_from_is_refused(tmp_path: Path, tiny_model: Path) -> None:
@@ -84,11 +84,11 @@ def test_a_base_that_a_model_was_not_trained_from_is_refused(tmp_path: Path, tin
 
     app = pytest.importorskip("serve.app")
     pytest.importorskip("vllm")
-    folder = served_models.write_adapted(tmp_path, tiny_model)["formal"]
+    folder = served_models.write_adapted(tmp_path, tiny_model, 1)["adapted-0"]
     other = shutil.copytree(tiny_model, tmp_path / "other")
     weights = load_file(other / "model.safetensors")
     save_file(weights | {"model.norm.weight": weights["model.norm.weight"] * 2}, other / "model.safetensors")
-    models: Any = [{"path": str(folder), "name": "formal", "base": str(other)}]
+    models: Any = [{"path": str(folder), "name": "adapted-0", "base": str(other)}]
     with pytest.raises(InputError, match="was not trained from"):
         app.settings_of(config.check({"models": models}, "here"))
 
