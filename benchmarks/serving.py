@@ -15,7 +15,7 @@ second over those of this process encoding 32 together, and `vs_peer_server` ove
 (`vllm serve`, started by its module) with the same settings.
 
 **shared**: three models with adapters of rank 16 on SmolLM2-135M-Instruct, two chats with each at a time, on one base
-(`base`), against each merged in an engine of its own of one thread. `shared_vs_apart` is tokens a second,
+(`base`), against each merged in an engine of its own, on its part of the cores. `shared_vs_apart` is tokens a second,
 `shared_gib` and `apart_gib` what the processes hold.
 
 **soak**: seven models, one of each type, one client of each at once for ten minutes. Halfway a new champion of the
@@ -130,7 +130,7 @@ def shared(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     base = base_models.resolve(WRITER, model_cache())
     models = [with_adapters(folder / name, base, seed) for seed, name in enumerate(("first", "second", "third"))]
     sides = {}
-    for side, line in (("shared", f'base = "{base}"\n'), ("apart", "threads = 1\n")):
+    for side, line in (("shared", f'base = "{base}"\n'), ("apart", "")):
         text = "".join(f'[[models]]\npath = "{model}"\n{line}' for model in models)
         (folder / f"{side}.toml").write_text(text)
         command = [sys.executable, "-m", "srl_rlvr", "serve", str(folder / f"{side}.toml"), "--port"]

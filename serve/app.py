@@ -41,6 +41,14 @@ def grouped(models: Sequence[ModelEntry]) -> list[list[ModelEntry]]:
     return list(of.values())
 
 
+def share_cores(models: Sequence[ModelEntry], cores: int) -> None:
+    """Each gets its part of one machine: engines with more threads than cores wait for each other."""
+    replicas = [group[0].replicas for group in grouped(models)]
+    part = max(1, cores // sum(few if isinstance(few, int) else few[0] for few in replicas))
+    for entry in models:
+        entry.threads = entry.threads or part
+
+
 def application_of(group: Sequence[ModelEntry]) -> str:
     """Its name."""
     return f"shared-{group[0].name}" if group[0].base else group[0].name

@@ -36,7 +36,7 @@ class ModelEntry(Part):
     """Reserved for each replica on its node. What it uses is `threads`."""
     gpus: float = Field(default=0, ge=0)
     threads: int = Field(default=0, ge=0)
-    """Of each replica; 0: one for each core of its node."""
+    """Of each replica; 0: its part of the cores where Ray is started here, else one for each core."""
     engine: Literal["auto", "vllm", "transformers"] = "auto"
     max_running: int = Field(default=16, ge=1)
     """Answers that are written at the same time."""

@@ -120,7 +120,10 @@ def _stay(config: Any, registered: dict[str, str]) -> int:
     with listener.bound(config.host, config.port) as socket:  # taken by another: known before Ray starts
         server = listener.Listener(config, app.gateway_of(app.settings_of(config)))
         print("starting Ray", flush=True)
-        local = connect(config.address, os.cpu_count() or 1, dashboard=False)
+        cores = os.cpu_count() or 1
+        local = connect(config.address, cores, dashboard=False)
+        if local:
+            app.share_cores(config.models, cores)
         asked_to_stop = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: asked_to_stop.set())

@@ -102,3 +102,13 @@ def test_what_has_no_adapters_shares_no_base(folders: dict[str, Path], model: st
     models: Any = [{"path": str(folders[model]), "name": model, "base": "tiny"}]
     with pytest.raises(InputError, match=said):
         app.settings_of(config.check({"models": models}, "here"))
+
+
+def test_models_on_one_machine_share_its_cores() -> None:
+    app = pytest.importorskip("serve.app")
+    entries = [config.ModelEntry(path="p", name=name, base=base) for name, base in (("a", "x"), ("b", "x"), ("c", ""))]
+    entries.append(config.ModelEntry(path="p", name="d", threads=7, replicas=(2, 4)))
+    app.share_cores(entries, 8)
+    assert [entry.threads for entry in entries] == [2, 2, 2, 7]
+    app.share_cores(lone := [config.ModelEntry(path="p", name="a")], 8)
+    assert lone[0].threads == 8
