@@ -155,6 +155,12 @@ SEQUENCES: dict[str, list[tuple[str, float]]] = {  # stages, and their share of 
     "sft-whole-srl-rlvr": [("sft", 0.375), ("whole", 0.3), ("rlvr", 0.25)],
     TRL: [("sft", 0.375), ("rlvr", 0.5)],
 }
+MANY = 256  # demonstrations from which on SFT still learns when three eighths of the time are over
+SEQUENCES_OF_MANY: dict[str, list[tuple[str, float]]] = {
+    "sft-rlvr": [("sft", 0.75), ("rlvr", 0.25)],
+    "sft-whole-srl-rlvr": [("sft", 0.75), ("whole", 0.15), ("rlvr", 0.1)],
+    TRL: [("sft", 0.75), ("rlvr", 0.25)],
+}
 
 
 @dataclass(frozen=True)
@@ -309,7 +315,8 @@ def base_digest() -> str:
 
 
 def sequence_of(cell: Cell) -> list[tuple[str, float]]:
-    return recipe_of(TASKS[cell.task]).sequences.get(cell.sequence, SEQUENCES[cell.sequence])
+    others = SEQUENCES_OF_MANY if cell.demonstrations >= MANY else recipe_of(TASKS[cell.task]).sequences
+    return others.get(cell.sequence, SEQUENCES[cell.sequence])
 
 
 def recipe_of(task: Task) -> Recipe:
