@@ -107,14 +107,14 @@ def test_imports_and_warm_ups_do_not_count_against_the_deadline(pool, batch):
     assert outcomes(pool.score(*batch("slow_to_import:quick", ["x"] * 20))) == ["scored"] * 20
 
 
-def test_heavy_verifiers_load_outside_the_deadline(batch):
-    with VerifierPool(workers=2, deadline_s=2) as pool:  # what they do once loaded is not quick on a busy machine
-        verdicts = pool.score(*batch("expression", ["Answer: 1/2"] * 4, "\\frac{1}{2}"))
-        assert verdicts["detail"].to_pylist() == ["answered '1/2'"] * 4
-        metadata = {"dataset": "gcd", "entry": {"answer": "3", "metadata": {}}}
-        verdicts = pool.score(*batch("reasoning_gym", ["Answer: 3", "Answer: 4"], "3", metadata))
-        assert verdicts["reward"].to_pylist() == [1.0, 0.0]
-        assert pool.health()["timeouts"] == 0
+def test_heavy_verifiers_load_outside_the_deadline(pool, batch):
+    before = pool.health()["timeouts"]
+    verdicts = pool.score(*batch("expression", ["Answer: 1/2"] * 4, "\\frac{1}{2}"))
+    assert verdicts["detail"].to_pylist() == ["answered '1/2'"] * 4
+    entry = {"answer": "3", "metadata": {}}
+    verdicts = pool.score(*batch("reasoning_gym", ["Answer: 3", "Answer: 4"], "3", {"dataset": "gcd", "entry": entry}))
+    assert verdicts["reward"].to_pylist() == [1.0, 0.0]
+    assert pool.health()["timeouts"] == before
 
 
 def test_a_formula_that_cannot_be_worked_out_is_ended(pool, batch):
