@@ -128,7 +128,7 @@ def gateway_of(settings: GatewaySettings, says_id: bool = True) -> Any:
 
     return create_app(
         settings,
-        lambda model: replica_of(traffic.pick(models[model].application or model, shares), model),
+        lambda model: replica_of(traffic.pick(model, shares, models[model].application or model), model),
         says_id=says_id,
         background=lambda journal: traffic.follow(shares, journal.take_seen),
     )
@@ -206,8 +206,9 @@ class HandleReplica:
     short text, what a call to a replica costs is as much again.
     """
 
-    def __init__(self, name: str, model: Served):
-        self.name, self.model = name, model.name
+    def __init__(self, application: str, model: Served):
+        self.application, self.model = application, model.name
+        self.name = traffic.version(application, model.name)
         self.shared = bool(model.application)
         self.together: Together[Any, Any] | None = None
         if model.batches:
@@ -215,7 +216,7 @@ class HandleReplica:
 
     @functools.cached_property
     def handle(self) -> DeploymentHandle:
-        return ray_serve.get_app_handle(self.name)
+        return ray_serve.get_app_handle(self.application)
 
     async def call(self, method: str, *arguments: Any) -> Any:
         if self.together is None or method == "ready":

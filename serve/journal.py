@@ -27,7 +27,7 @@ class Entry:
     id: str
     endpoint: str
     model: str
-    version: str  # the application that answered
+    version: str  # that answered
     status: int
     seconds: float
     at: float  # Unix time

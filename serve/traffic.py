@@ -1,7 +1,7 @@
 """Two versions of one model at a time: which share of the requests each answers, and what its answers were worth.
 
 `Traffic` is a Ray actor that the gateways ask every second and tell what they saw since. It may be lost: a model that
-it knows nothing of is answered by the application that has its name.
+it knows nothing of is answered by its usual application.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ class Traffic:
         self.seen: dict[str, Seen] = {}
 
     def direct(self, model: str, shares: Shares) -> None:
-        """From the next second on. What was seen of these applications is forgotten: a new comparison begins."""
+        """From the next second on. What was seen of these versions is forgotten: a new comparison begins."""
         self.shares[model] = shares
         for application in shares:
-            self.seen.pop(application, None)
+            self.seen.pop(version(application, model), None)
 
     def exchange(self, seen: Mapping[str, Seen]) -> dict[str, Shares]:
-        """For a gateway: what it saw since, for the shares."""
-        for application, of in seen.items():
-            self.seen.setdefault(application, Seen()).add(of)
+        """For a gateway: what it saw since of each version, for the shares."""
+        for name, of in seen.items():
+            self.seen.setdefault(name, Seen()).add(of)
         return self.shares
 
-    def of(self, application: str) -> Seen:
-        return self.seen.get(application, Seen())
+    def of(self, application: str, model: str) -> Seen:
+        return self.seen.get(version(application, model), Seen())
 
 
 def actor() -> Any:
@@ -55,10 +55,15 @@ def actor() -> Any:
     ).remote()
 
 
-def pick(model: str, shares: Mapping[str, Shares]) -> str:
-    """The application that answers the next request for the model."""
+def version(application: str, model: str) -> str:
+    """The name of a version of a model: one application answers for several that share a base."""
+    return f"{application}/{model}"
+
+
+def pick(model: str, shares: Mapping[str, Shares], usual: str) -> str:
+    """The application that answers the next request for the model, `usual` where nothing is known of it."""
     of = shares.get(model)
-    return random.choices(list(of), list(of.values()))[0] if of else model
+    return random.choices(list(of), list(of.values()))[0] if of else usual
 
 
 async def follow(shares: dict[str, Shares], take: Callable[[], dict[str, Seen]]) -> None:

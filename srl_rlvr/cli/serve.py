@@ -87,7 +87,6 @@ def _champions(runs: str) -> list[Any]:
 def _resolve(config: Any) -> dict[str, str]:
     """Folders for names, and the names of what has none. Returns those that come from the registry, by our name."""
     from srl_rlvr.cli.session import model_cache
-    from srl_rlvr.errors import InputError
     from srl_rlvr.policies import base_models
     from srl_rlvr.registry import champions
 
@@ -97,9 +96,6 @@ def _resolve(config: Any) -> dict[str, str]:
             entry.base = str(base_models.resolve(entry.base, model_cache()))
         if entry.path.startswith(_REGISTRY):
             champion = entry.path.removeprefix(_REGISTRY)
-            if entry.base:
-                raise InputError(f"{entry.path}: new champions cannot take the place of one that shares a base; give "
-                                 "the model's folder, or leave 'base' out")  # fmt: skip
             entry.path = str(champions.find(Path(config.runs), champion)[champion])
             entry.name = entry.name or champion
             registered[entry.name] = champion
@@ -167,7 +163,7 @@ def _watch(config: Any, registered: dict[str, str], asked_to_stop: threading.Eve
                 continue
             new = entry.model_copy(update={"path": path})
             try:
-                if upgrade.upgrade(entry, new, config.upgrade, say, asked_to_stop.is_set):
+                if upgrade.upgrade(config.models, new, config.upgrade, say, asked_to_stop.is_set):
                     entry.path = path
                 else:
                     refused.add(path)

@@ -42,13 +42,13 @@ class Running:
     address: str
     process: subprocess.Popen[bytes]
     log: Path
-    registry: Any  # MLflow's client; the router is its champion 'routing'
+    registry: Any  # MLflow's client; the router is its champion 'routing', the first that shares a base 'adapting'
     alone: dict[str, list[str]]  # what models that share a base answer ASKED with when they do not
 
-    def champion(self, folder: Path) -> None:
-        """Make the model in this folder the router to be served."""
-        version = self.registry.create_model_version("routing", folder.as_uri(), await_creation_for=0)
-        self.registry.set_registered_model_alias("routing", "champion", version.version)
+    def champion(self, folder: Path, name: str = "routing") -> None:
+        """Make the model in this folder the one of that name to be served."""
+        version = self.registry.create_model_version(name, folder.as_uri(), await_creation_for=0)
+        self.registry.set_registered_model_alias(name, "champion", version.version)
 
     def wait_for(self, text: str, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -72,7 +72,11 @@ def running(folders: dict[str, Path], tiny_model: Path, tmp_path_factory: pytest
     port = free_port()
     writing = [sys.executable, served_models.__file__, str(folder), str(tiny_model), str(ADAPTED), *ASKED]
     alone = json.loads(subprocess.run(writing, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-    sharing = "".join(f'[[models]]\npath = "{name}"\nbase = "{tiny_model}"\n' for name in alone)
+    paths = ["registry:adapting", *list(alone)[1:]]
+    sharing = "".join(
+        f'[[models]]\npath = "{path}"\nname = "{name}"\nbase = "{tiny_model}"\n'
+        for path, name in zip(paths, alone, strict=True)
+    )
     (folder / "serve.toml").write_text(
         f'port = {port}\n[[models]]\npath = "{folders["extractor"]}"\nmax_tokens = 60\n'
         '[[models]]\npath = "registry:routing"\nname = "router"\n'
@@ -80,11 +84,12 @@ def running(folders: dict[str, Path], tiny_model: Path, tmp_path_factory: pytest
     )
     (folder / "out").mkdir()
     registry = mlflow.MlflowClient(f"sqlite:///{folder}/out/mlflow.db")
-    registry.create_registered_model("routing")
     command = [sys.executable, "-m", "srl_rlvr", "serve", "serve.toml", "--model", str(folders["multimodal_vision"])]
     log = folder / "log"
-    version = registry.create_model_version("routing", folders["intent_router"].as_uri(), await_creation_for=0)
-    registry.set_registered_model_alias("routing", "champion", version.version)
+    for name, champion in (("routing", folders["intent_router"]), ("adapting", folder / next(iter(alone)))):
+        registry.create_registered_model(name)
+        version = registry.create_model_version(name, champion.as_uri(), await_creation_for=0)
+        registry.set_registered_model_alias(name, "champion", version.version)
     with log.open("w") as out:
         process = subprocess.Popen(command, cwd=folder, stdout=out, stderr=subprocess.STDOUT)
     found = Running(f"http://127.0.0.1:{port}", process, log, registry, alone)
@@ -214,7 +219,7 @@ def test_a_new_champion_takes_over_under_load_and_no_request_fails(
         thread.start()
     try:
         running.champion(newer)
-        running.wait_for("the new version has taken over", 240)
+        running.wait_for("router: the new version has taken over", 240)
         running.champion(folders["reranker"])  # no router
         running.wait_for("router: the old version stays", 60)
     finally:
@@ -225,6 +230,34 @@ def test_a_new_champion_takes_over_under_load_and_no_request_fails(
     assert {label for _, label in found} == {"card", "new card"}
     with Client(running.address) as client:
         assert {client.route("where is my card").data[0].label for _ in range(10)} == {"new card"}
+
+
+def test_a_new_champion_takes_over_among_those_that_share_its_base(running: Running) -> None:
+    changed, other, *_ = running.alone
+    text = {"messages": [{"role": "user", "content": ASKED[0]}], "temperature": 0, "max_tokens": 12}
+    found: dict[str, Counter[str]] = {changed: Counter(), other: Counter()}
+    over = threading.Event()
+
+    def load(name: str) -> None:
+        while not over.is_set():
+            response = httpx2.post(f"{running.address}/v1/chat/completions", json=text | {"model": name}, timeout=120)
+            assert response.status_code == 200, response.text
+            found[name][response.json()["choices"][0]["message"]["content"]] += 1
+
+    with ThreadPoolExecutor(4) as pool:
+        pending = [pool.submit(load, name) for name in (changed, other, changed, other)]
+        try:
+            running.champion(running.log.parent / other, "adapting")  # the other's weights by the changed one's name
+            running.wait_for(f"{changed}: the new version has taken over", 300)
+        finally:
+            over.set()
+        for each in pending:
+            each.result()
+    assert set(found[changed]) == {running.alone[changed][0], running.alone[other][0]}
+    assert set(found[other]) == {running.alone[other][0]}
+    with Client(running.address) as client:
+        answer = client.chat(text["messages"], model=changed, temperature=0, max_tokens=12)
+    assert answer.choices[0]["message"]["content"] == running.alone[other][0]
 
 
 def test_it_ends_when_it_is_told_to_and_leaves_no_process(running: Running) -> None:
