@@ -31,7 +31,6 @@ CHANGES = {  # of the run file's keys
     "similarity over tokens": f"{SRL}measure=tokens",
     "actions of two lines": f"{SRL}lines_per_action=2 {SRL}max_tokens=64",
     "the whole solution as one action": f"{SRL}lines_per_action=0 {SRL}max_tokens=150",
-    "an end that has to be the expert's": f"{SRL}strict_end=true",
     "without the expert in the group": f"{SRL}expert_in_group=false",
     "with thinking, without the expert": f"think=true {SRL}expert_in_group=false {SRL}max_tokens=64",
     "groups of 8, half as many": f"{SRL}group_size=8 {SRL}prompts_per_step=16",

@@ -158,9 +158,6 @@ class SrlStage(PolicyGradientStage):
     """Units that the similarity compares."""
     lines_per_action: int = Field(default=1, ge=0)
     """Expert steps that make one action; 0 takes the whole solution as one. `max_tokens` has to hold it."""
-    strict_end: bool = False
-    """An action that ends the answer where the expert goes on, or goes on where the expert ends, is wrong in form and
-    earns -1. Without it the end is worth a line break: one character, and nothing to `words`."""
     expert_in_group: bool = False
     """The expert's own action joins each group of samples, with its reward of 1: what the policy never samples is
     learned, too, and no longer once every sample is right. Not with `think`: the expert's thoughts are not known."""
@@ -297,10 +294,8 @@ class RunConfig(Section):
             raise ValueError(f"two stages are called '{min(repeated)}': give each its own 'name'")
         if self.model_type in RANKING_TYPES:
             kinds = {stage.kind for stage in self.stages}
-            strict = any(isinstance(stage, SrlStage) and stage.strict_end for stage in self.stages)
             for asked, what in (
                 (self.think, "think = true"), (self.model.lora_rank > 0, "model.lora_rank"), ("dpo" in kinds, "dpo"),
-                (strict, "strict_end = true"),
             ):  # fmt: skip
                 if asked:
                     raise ValueError(f"{what} is for types that write text, and {self.model_type} ranks: leave it out")

@@ -15,7 +15,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from srl_rlvr.config import SrlStage
 from srl_rlvr.examples.files import WHOLE, Reading, Source, Split
 
 _NAMES = ("srl_parser", "intent_router", "embeddings", "reranker", "task_llm", "extractor", "multimodal_vision")
@@ -83,7 +82,7 @@ class ModelType:
         """The JSON Schema of the answer's text; None where it is no JSON."""
         return None
 
-    def step_metadata(self, solution: Solution, k: int, think: bool, stage: SrlStage) -> dict[str, Any]:
+    def step_metadata(self, solution: Solution, k: int, think: bool, measure: str) -> dict[str, Any]:
         """What the verifier of step k is told beside its reference."""
         raise NotImplementedError
 

@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 
 from srl_rlvr import records
-from srl_rlvr.config import SrlStage
 from srl_rlvr.examples import rankings
 from srl_rlvr.examples.files import WHOLE, Reading, Source, Split
 from srl_rlvr.model_types import ModelType, Solution
@@ -115,7 +114,7 @@ class RankingType(ModelType):
     def show(self, tokenizer: CandidateTokenizer, tokens: list[int]) -> str:
         return tokenizer.show(tokens)
 
-    def step_metadata(self, solution: Solution, k: int, think: bool, stage: SrlStage) -> dict[str, Any]:
+    def step_metadata(self, solution: Solution, k: int, think: bool, measure: str) -> dict[str, Any]:
         return {"taken": [pick for step in solution.steps[:k] for pick in step]}
 
     def narrowed(self, examples: pa.Table, orderings: Mapping[str, Sequence[int]], others: int) -> pa.Table:

@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from srl_rlvr.config import SrlStage
 from srl_rlvr.examples import files, structures
 from srl_rlvr.examples.files import WHOLE, Reading, Source, Split
 from srl_rlvr.model_types import ModelType, Solution
@@ -74,8 +73,8 @@ class TextType(ModelType):
         """What stands after the last `Answer:`, or where an answer is written otherwise."""
         return extract_answer(prediction["text"])
 
-    def step_metadata(self, solution: Solution, k: int, think: bool, stage: SrlStage) -> dict[str, Any]:
-        return {"think": think, "measure": stage.measure, "strict_end": stage.strict_end}
+    def step_metadata(self, solution: Solution, k: int, think: bool, measure: str) -> dict[str, Any]:
+        return {"think": think, "measure": measure}
 
     def show(self, tokenizer: Any, tokens: list[int]) -> str:
         return tokenizer.decode(tokens)

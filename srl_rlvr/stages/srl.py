@@ -26,7 +26,7 @@ def prompts(examples: pa.Table, tokenizer: Any, stage: SrlStage, think: bool) ->
         solution = model_type.encode_solution(tokenizer, example, think)
         for k, reference, _ in _actions(solution, stage.lines_per_action):
             trunk = solution.trunk(k)
-            metadata = model_type.step_metadata(solution, k, think, stage)
+            metadata = model_type.step_metadata(solution, k, think, stage.measure)
             rows.append(
                 {
                     "id": f"{example['id']}:{k}",

@@ -23,8 +23,7 @@ def similarity(text: str, reference: str, metadata: dict[str, Any]) -> Score:
     """r(a, s) = 2·M / (|a| + |s|) in [0, 1]; -1 and `invalid` where the output breaks the format.
 
     Metadata: `think` (default False) is whether `<think>…</think>` comes before the action;
-    `finish_reason`; `measure` is one of `MEASURES`, "characters" unless given;
-    under `strict_end` an action has to end with a line break where the expert's does, and nowhere else.
+    `finish_reason`; `measure` is one of `MEASURES`, "characters" unless given.
     """
     measure_name = metadata.get("measure", "characters")
     if measure_name not in MEASURES:
@@ -34,11 +33,6 @@ def similarity(text: str, reference: str, metadata: dict[str, Any]) -> Score:
     action, fault = _action(text, bool(metadata.get("think", False)))
     if fault:
         return _broken(fault)
-    goes_on = action.endswith("\n")
-    if metadata.get("strict_end") and goes_on != reference.endswith("\n"):
-        return _broken(
-            "the action goes on where the expert ends" if goes_on else "the action ends the answer too early"
-        )
     ratio = MEASURES[measure_name](action, reference)
     return Score(SCORED, ratio, {"similarity": ratio})
 

@@ -224,7 +224,6 @@ def test_every_declared_type_can_be_asked_for() -> None:
         ("think = true\n" + RUN, "think = true"),
         ("[model]\nlora_rank = 4\n" + RUN, "model.lora_rank"),
         (RUN + '\n[[stages]]\nkind = "dpo"\n', "dpo"),
-        (RUN + '\n[[stages]]\nname = "strict"\nkind = "srl"\nstrict_end = true\n', "strict_end = true"),
     ],
 )
 def test_what_is_for_text_is_refused_where_candidates_are_ranked(tmp_path: Path, text: str, what: str) -> None:

@@ -105,9 +105,9 @@ def test_an_action_of_several_lines(tokenizer: Any, lines: int, wanted: list[str
 
 
 def test_srl_is_rewarded_by_similarity_in_the_stages_units(tokenizer: Any) -> None:
-    prompts = srl.prompts(examples("1 + 1"), tokenizer, srl_stage(measure="words", name="early", strict_end=True), True)
+    prompts = srl.prompts(examples("1 + 1"), tokenizer, srl_stage(measure="words", name="early"), True)
     assert set(prompts["verifier"].to_pylist()) == {"similarity"} and set(prompts["stage"].to_pylist()) == {"early"}
-    assert json.loads(prompts["metadata"][0].as_py()) == {"think": True, "measure": "words", "strict_end": True}
+    assert json.loads(prompts["metadata"][0].as_py()) == {"think": True, "measure": "words"}
 
 
 def test_a_problem_without_steps_is_refused_by_name(tokenizer: Any) -> None:

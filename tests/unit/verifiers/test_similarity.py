@@ -91,21 +91,9 @@ def test_the_line_break_at_the_end_counts():
         (" \n", {}),
         ("2 + 3 = 5\n", {"finish_reason": "length"}),
         ("<think>hm</think>2 + 3 = 5\n", {"think": True, "finish_reason": "length"}),
-        ("2 + 3 = 5", {"strict_end": True}),
-        ("<think>hm</think>2 + 3 = 5", {"think": True, "strict_end": True}),
     ],
 )
 def test_a_broken_format_is_invalid_at_minus_one(text, metadata):
     score = similarity(text, "2 + 3 = 5\n", metadata)
     assert (score.outcome, score.reward, dict(score.components)) == ("invalid", -1.0, {"format": -1.0})
     assert score.detail
-
-
-@pytest.mark.parametrize("measure", ["characters", "words"])
-def test_a_strict_end_is_where_the_experts_is(measure):
-    how = {"measure": measure, "strict_end": True}
-    for right in ("2 + 3 = 5\n", "Answer: 5"):
-        assert similarity(right, right, how).reward == 1.0
-    runs_on = similarity("Answer: 5\n", "Answer: 5", how)
-    assert (runs_on.outcome, runs_on.reward) == ("invalid", -1.0)
-    assert similarity("Answer: 5\n", "Answer: 5", how | {"strict_end": False}).reward > 0.9
