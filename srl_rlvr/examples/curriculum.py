@@ -25,7 +25,7 @@ class Selector(Protocol):
         ...
 
     def learn(self, earned: Sequence[tuple[int, float]]) -> None:
-        """What the groups of some rows earned on average: (row, reward)."""
+        """What each sample of some rows earned: (row, reward)."""
         ...
 
 

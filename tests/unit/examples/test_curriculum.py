@@ -112,3 +112,14 @@ def test_the_state_says_everything_about_what_comes_next() -> None:
     drawn(state, 5)
     copied = json.loads(json.dumps(state))
     assert drawn(state, 5) == drawn(copied, 5)
+
+
+def test_one_level_that_teaches_is_found_among_many_that_do_not() -> None:
+    arms = [str(level) for level in range(16) for _ in range(48)]
+    selector = Informative([str(row) for row in range(len(arms))], arms, 0, "rlvr", {})
+    batches = []
+    for _ in range(12):
+        batches.append(selector.take(8))
+        selector.learn([(row, float(arms[row] == "0" and sample % 2)) for row in batches[-1] for sample in range(8)])
+    late = [arms[row] for batch in batches[6:] for row in batch]
+    assert late.count("0") > 0.8 * len(late)
