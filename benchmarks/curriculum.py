@@ -94,7 +94,8 @@ def _curve(place: Path, quick: bool, of: tuple[int, str]) -> list[tuple[int, flo
     (folder / "run.toml").write_text(_run_file(curriculum, seed, quick))
     command = [sys.executable, "-m", "srl_rlvr", "train", "run.toml", "--out", "out", "--resume"]
     with (folder / "log").open("a") as log:
-        subprocess.run(command, check=True, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
+        if subprocess.run(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT).returncode:
+            raise SystemExit(f"error: {folder.name} failed, see {log.name}")
     samples, found = 0, []
     for row in pq.read_table(folder / "out" / "metrics.parquet").to_pylist():
         if row["stage"] == "rlvr":

@@ -41,7 +41,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("--address", metavar="ADDRESS", help="also look at the Ray cluster there (GCS, ray:// or auto)")
     parser.add_argument(
-        "--measure", action="store_true", help="also measure engines and learner here (a minute or two, all cores)"
+        "--measure", action="store_true", help="also measure engines and learner here (minutes, all cores)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
