@@ -8,7 +8,7 @@ SmolLM2-135M-Instruct on sums of 2 to 17 numbers, as many problems of each lengt
 warm-up by SFT on 64 sums of 2 and 3 numbers, then RLVR with either curriculum, two runs at once, each on one core, and
 a look at 160 dev problems of all lengths every three updates. A pass rate is reached where the mean of two looks that
 follow each other reaches it; it was set beforehand. Samples are all that were drawn, with those of groups that carried
-no signal. Runs lie in `out/curriculum/`: one that was interrupted goes on where it was.
+no signal. A run ends where it is reached. Runs lie in `out/curriculum/`: one that was interrupted goes on where it was.
 Prints a table and one JSON line; `samples_ratio` is the median over seeds, null where most do not reach it.
 """
 
@@ -20,17 +20,20 @@ import math
 import statistics
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from _machine import commit, machine
 
+from srl_rlvr import checkpoints
 from srl_rlvr.examples.curriculum import Informative
+
+Curve = list[tuple[int, float]]
 
 CURRICULA = ("uniform", "informative")
 OUT = Path(__file__).parents[1] / "out"
@@ -86,26 +89,39 @@ def simulate() -> None:
         print(f"{told:<8}", *(f"{share:.2f}" for share in shares.mean(0)))
 
 
-def _curve(place: Path, quick: bool, of: tuple[int, str]) -> list[tuple[int, float]]:
-    """(samples drawn so far, dev pass rate) at each look during RLVR, its beginning left out."""
+def _curve(place: Path, quick: bool, of: tuple[int, str]) -> Curve:
+    """Of one run, which is ended once it has got there."""
     seed, curriculum = of
     folder = place / f"{curriculum}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "run.toml").write_text(_run_file(curriculum, seed, quick))
     command = [sys.executable, "-m", "srl_rlvr", "train", "run.toml", "--out", "out", "--resume"]
-    with (folder / "log").open("a") as log:
-        if subprocess.run(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT).returncode:
+    curve = _looks(folder / "out")
+    if not math.isfinite(_samples_to(curve, TARGET)):
+        with (folder / "log").open("a") as log:
+            run = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
+            while (code := run.poll()) is None:
+                time.sleep(5)
+                curve = _looks(folder / "out")
+                if math.isfinite(_samples_to(curve, TARGET)):
+                    run.terminate()
+                    run.wait()
+                    return curve
+        if code:
             raise SystemExit(f"error: {folder.name} failed, see {log.name}")
-    samples, found = 0, []
-    for row in pq.read_table(folder / "out" / "metrics.parquet").to_pylist():
-        if row["stage"] == "rlvr":
-            samples += int(row["groups_drawn"]) * GROUP
-            if row["dev"] is not None:
-                found.append((samples, row["dev"]))
-    return found
+    return _looks(folder / "out")
 
 
-def _samples_to(curve: list[tuple[int, float]], score: float) -> float:
+def _looks(out: Path) -> Curve:
+    """(samples drawn so far, dev pass rate) at each look during RLVR, its beginning left out."""
+    newest = checkpoints.latest(out)
+    metrics = checkpoints.read(newest)[1].metrics if newest else []
+    drawn = [row for row in metrics if row["stage"] == "rlvr"]
+    samples = accumulate(int(row["groups_drawn"]) * GROUP for row in drawn)
+    return [(count, row["dev"]) for count, row in zip(samples, drawn, strict=True) if "dev" in row]
+
+
+def _samples_to(curve: Curve, score: float) -> float:
     reached = (samples for (_, before), (samples, now) in pairwise(curve) if (before + now) / 2 >= score)
     return next(reached, math.inf)
 
