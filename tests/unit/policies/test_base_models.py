@@ -44,6 +44,24 @@ def test_a_folder_that_lacks_a_part_says_which(copy: Path, pattern: str, expecte
     assert expected in refusal(str(copy), copy / "cache")
 
 
+def test_of_two_that_fill_the_cache_at_once_the_first_stays(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (name,) = base_models.WITH_VISION
+    read = tmp_path / name / "read_by_another"
+    monkeypatch.setattr(base_models, "_unpack", lambda base, cache: tiny_model)
+
+    def build(folder: Path, language: Path) -> None:
+        folder.mkdir()
+        read.parent.mkdir()
+        read.touch()
+
+    monkeypatch.setattr("srl_rlvr.vision_base.build", build)
+    assert base_models.resolve(name, tmp_path) == read.parent
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert read.exists()
+
+
 @pytest.mark.parametrize("base", ["./nowhere", "/nowhere/at/all", "~nobody/model", "smollm", "a/b/c"])
 def test_a_base_that_is_nothing_is_refused(base: str, tmp_path: Path) -> None:
     assert refusal(base, tmp_path).startswith(f"model '{base}': no such folder; give a folder, a Hugging Face id, or ")
