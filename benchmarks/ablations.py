@@ -27,7 +27,7 @@ def both(change: str) -> str:
 
 CHANGES = {  # of the run file's keys
     "as in the table": "",
-    "similarity over characters": f"{SRL}measure=characters",
+    "similarity over words": f"{SRL}measure=words",
     "similarity over tokens": f"{SRL}measure=tokens",
     "actions of two lines": f"{SRL}lines_per_action=2 {SRL}max_tokens=64",
     "the whole solution as one action": f"{SRL}lines_per_action=0 {SRL}max_tokens=150",

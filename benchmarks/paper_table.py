@@ -42,6 +42,7 @@ SAMPLES, SAMPLED = 8, 100  # answers to each of so many held-out problems, besid
 DRAWS = 10_000
 TRL = "trl-sft-grpo"  # by TRL's trainers
 SMOLLM2_NAME = "smollm2-135m-instruct"
+ROWS = ("base", "sft", "rlvr", "guided-srl", "sft-rlvr", "guided-srl-rlvr", "sft-whole-srl-rlvr", TRL)
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,12 @@ class Task:
     step_tokens: int
     tokens: int  # of the longest solution here
     model: str = ""  # the small base where it is left out
-    sequences: Sequence[str] = ()  # all where they are left out
+    sequences: Sequence[str] = ROWS
 
 
 def stages(sft: float, srl: float, rlvr: float, groups: str) -> dict[str, str]:
-    """By name, with these rates and SRL's `groups`; `form` is SFT as a short warm-up, `guided` is SRL with the expert
-    in the group, and `whole` the same on whole solutions."""
+    """By name, with these rates and SRL's `groups`: `guided` is SRL on single steps with the expert in the group,
+    `whole` the same on whole solutions."""
     supervised = f'kind = "sft"\nlearning_rate = {sft}\nepochs = {{epochs}}\nbatch_size = {{batch}}'
     by_step, whole = (
         f'kind = "srl"\nlearning_rate = {srl}\nsteps = {{steps}}\nmax_tokens = {{{longest}}}\n{groups}'
@@ -79,8 +80,6 @@ def stages(sft: float, srl: float, rlvr: float, groups: str) -> dict[str, str]:
     expert = "\nexpert_in_group = true"
     return {
         "sft": supervised,
-        "form": supervised + '\nname = "form"',
-        "srl": by_step,
         "guided": by_step + '\nname = "guided"' + expert,
         "whole": whole + '\nname = "whole"\nlines_per_action = 0' + expert,
         "rlvr": f'kind = "rlvr"\nlearning_rate = {rlvr}\nsteps = {{steps}}\nmax_tokens = {{tokens}}\n'
@@ -91,8 +90,8 @@ def stages(sft: float, srl: float, rlvr: float, groups: str) -> dict[str, str]:
 SMALL = Recipe(
     f'[model]\nbase = "../../../benchmarks/{BASE.name}"\nmax_context = 512\n\n'
     '[engine]\nkind = "transformers"\nthreads = 1\n',
-    stages(sft=5e-4, srl=4e-4, rlvr=1e-4, groups='prompts_per_step = 32\ngroup_size = 4\nmeasure = "words"'),
-    {"sft": 120, "form": 120, "srl": 50, "guided": 50, "whole": 50, "rlvr": 32},
+    stages(sft=5e-4, srl=4e-4, rlvr=1e-4, groups="prompts_per_step = 32\ngroup_size = 4"),
+    {"sft": 120, "guided": 50, "whole": 50, "rlvr": 32},
     batch=16,
     every=15,
 )
@@ -100,7 +99,7 @@ SMOLLM2 = Recipe(
     f'[model]\nbase = "{SMOLLM2_NAME}"\nmax_context = 256\nlora_rank = 16\n\n'
     "[engine]\nkv_cache_gib = 0.5\nthreads = 1\n",
     stages(sft=5e-4, srl=3e-4, rlvr=2e-4, groups="prompts_per_step = 8"),
-    {"sft": 28, "form": 28, "srl": 32, "guided": 32, "whole": 32, "rlvr": 20},
+    {"sft": 28, "guided": 32, "whole": 32, "rlvr": 20},
     batch=8,
     every=4,
     sequences={"sft-rlvr": [("sft", 0.25), ("rlvr", 0.75)]},
@@ -145,13 +144,10 @@ SEQUENCES: dict[str, list[tuple[str, float]]] = {  # stages, and their share of 
     "base": [],
     "sft": [("sft", 1.0)],
     "rlvr": [("rlvr", 0.4)],  # without signal each batch is refilled twice
-    "srl": [("srl", 1.0)],
     "guided-srl": [("guided", 1.0)],
     "sft-rlvr": [("sft", 0.375), ("rlvr", 0.5)],
-    "srl-rlvr": [("srl", 0.6), ("rlvr", 0.4)],
     "guided-srl-rlvr": [("guided", 0.6), ("rlvr", 0.4)],
     "whole-srl-rlvr": [("whole", 0.6), ("rlvr", 0.4)],
-    "sft-srl-rlvr": [("form", 0.1), ("srl", 0.5), ("rlvr", 0.4)],
     "sft-whole-srl-rlvr": [("sft", 0.375), ("whole", 0.3), ("rlvr", 0.25)],
     TRL: [("sft", 0.375), ("rlvr", 0.5)],
 }
@@ -202,7 +198,7 @@ def main() -> None:
     place = QUICK if options.quick else FULL
     cells = [cell for cell in all_cells(options.seeds) if cell.name.startswith(options.only)]
     if options.quick:
-        cells = [Cell("number_sorting", 16, sequence, 0) for sequence in ("base", "sft-srl-rlvr", TRL)]
+        cells = [Cell("number_sorting", 16, sequence, 0) for sequence in ("base", "sft-whole-srl-rlvr", TRL)]
     if options.cell:
         run(next(cell for cell in all_cells(options.seeds) if cell.name == options.cell), place)
         return
@@ -228,7 +224,7 @@ def all_cells(seeds: int) -> list[Cell]:
         for seed in range(seeds)
         for name, task in TASKS.items()
         for demonstrations in task.demonstrations
-        for sequence in task.sequences or SEQUENCES
+        for sequence in task.sequences
         if SEQUENCES[sequence] or demonstrations == task.demonstrations[0]
     ]
 
@@ -497,7 +493,7 @@ def comparable(
             of.setdefault(cell.sequence, {})[cell.seed] = [n for part in parts for n in scores[part]["greedy"]]
     seeds = of.get("sft", {}).keys()
     run = {name: np.array([of[name][seed] for seed in seeds], float) for name in of if of[name].keys() >= seeds}
-    trained = [name for name in TASKS[task].sequences or SEQUENCES if SEQUENCES[name]]
+    trained = [name for name in TASKS[task].sequences if SEQUENCES[name]]
     ready = {name: run[name] for name in trained if name in run}
     rivals = {name for name in trained if "srl" not in name}
     return ready if rivals < ready.keys() else {}
