@@ -2,7 +2,6 @@
 
     python benchmarks/curriculum.py            three seeds, both ways each
     python benchmarks/curriculum.py --quick    one seed, a few updates: it works
-    python benchmarks/curriculum.py --simulate    what the selector draws where pass rates are given and stay
 
 SmolLM2-135M-Instruct on sums of 2 to 17 numbers, as many problems of each length: most are too hard at first. The same
 warm-up by SFT on 64 sums of 2 and 3 numbers, then RLVR with either curriculum, two runs at once, each on one core, and
@@ -27,11 +26,9 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from _machine import commit, machine
 
 from srl_rlvr import checkpoints
-from srl_rlvr.examples.curriculum import Informative
 
 Curve = list[tuple[int, float]]
 
@@ -46,11 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--simulate", action="store_true")
     options = parser.parse_args()
-    if options.simulate:
-        simulate()
-        return
     ratios = []
     print(f"{'seed':>4}{'uniform':>10}{'informative':>13}{'ratio':>8}  dev at the looks of uniform; of informative")
     place = OUT / ("curriculum_quick" if options.quick else "curriculum")
@@ -67,26 +60,6 @@ def main() -> None:
     ratio = statistics.median(ratios)
     figures = {"samples_ratio": round(ratio, 3) if math.isfinite(ratio) else None}
     print(json.dumps({"benchmark": "curriculum", "figures": figures, "machine": machine(), "commit": commit()}))
-
-
-def simulate() -> None:
-    """The share of groups with signal in each batch of 8, the mean of 20 seeds: what the selector is told is what each
-    sample earned, or what each group earned on average."""
-    rates = [0.95, 0.8, 0.5, 0.2, 0.1] + 11 * [0.02]
-    levels = [level for level in range(len(rates)) for _ in range(48)]
-    names = [str(row) for row in range(len(levels))]
-    for told in ("groups", "samples"):
-        shares = np.zeros((20, 15))
-        for seed, batches in enumerate(shares):
-            rng = np.random.default_rng(seed)
-            selector = Informative(names, [str(level) for level in levels], seed, "rlvr", {})
-            for batch in range(len(batches)):
-                rows = selector.take(8)
-                passed = {row: rng.random(GROUP) < rates[levels[row]] for row in rows}
-                batches[batch] = np.mean([0 < of.mean() < 1 for of in passed.values()])
-                earned = passed if told == "samples" else {row: [of.mean()] for row, of in passed.items()}
-                selector.learn([(row, float(one)) for row, of in earned.items() for one in of])
-        print(f"{told:<8}", *(f"{share:.2f}" for share in shares.mean(0)))
 
 
 def _curve(place: Path, quick: bool, of: tuple[int, str]) -> Curve:
