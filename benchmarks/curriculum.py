@@ -3,9 +3,9 @@
     python benchmarks/curriculum.py            three seeds, both ways each
     python benchmarks/curriculum.py --quick    one seed, a few updates: it works
 
-SmolLM2-135M-Instruct on sums of 2 to 17 numbers, as many problems of each length: most are too hard at first. The same
+SmolLM2-135M-Instruct on sums of 2 to 9 numbers, as many problems of each length: half are too hard at first. The same
 warm-up by SFT on 64 sums of 2 and 3 numbers, then RLVR with either curriculum, two runs at once, each on one core, and
-a look at 160 dev problems of all lengths every three updates. A pass rate is reached where the mean of two looks that
+a look at 240 dev problems of all lengths every three updates. A pass rate is reached where the mean of two looks that
 follow each other reaches it; it was set beforehand. Samples are all that were drawn, with those of groups that carried
 no signal. A run ends where it is reached. Runs lie in `out/curriculum/`: one that was interrupted goes on where it was.
 Prints a table and one JSON line; `samples_ratio` is the median over seeds, null where most do not reach it.
@@ -34,9 +34,10 @@ Curve = list[tuple[int, float]]
 
 CURRICULA = ("uniform", "informative")
 OUT = Path(__file__).parents[1] / "out"
-TERMS = range(2, 18)
+TERMS = range(2, 10)
 GROUP = 8
-TARGET = 0.22
+TARGET = 0.5
+SHOWN = 64  # in the warm-up, half of 2 numbers, half of 3
 
 
 def main() -> None:
@@ -104,7 +105,7 @@ def _run_file(curriculum: str, seed: int, quick: bool) -> str:
     sources = "".join(
         '[[data]]\nfamily = "basic_arithmetic"\nparams = { '
         + ", ".join(f"{k} = {json.dumps(v)}" for k, v in (params | {"min_terms": n, "max_terms": n}).items())
-        + f" }}\ntrain = 48\ndev = {1 if quick else 10}\nheld_out = 1\n"
+        + f" }}\ntrain = {SHOWN // 2 if n <= 3 else 96}\ndev = {2 if quick else 30}\nheld_out = 1\n"
         for n in TERMS
     )
     return f"""name = "curriculum-{curriculum}-{seed}"
@@ -112,7 +113,7 @@ seed = {seed}
 checkpoint_every = 3
 [model]
 base = "smollm2-135m-instruct"
-max_context = 320
+max_context = 192
 lora_rank = 16
 [engine]
 kv_cache_gib = 0.5
@@ -125,19 +126,19 @@ workers = 1
 [[stages]]
 kind = "sft"
 learning_rate = 5e-4
-examples = 64
+examples = {SHOWN}
 epochs = 1
 batch_size = 8
 [[stages]]
 kind = "rlvr"
 curriculum = "{curriculum}"
 learning_rate = 2e-4
-steps = {3 if quick else 15}
+steps = {3 if quick else 24}
 prompts_per_step = 8
 group_size = {GROUP}
-max_tokens = 190
+max_tokens = 104
 [evaluation]
-max_tokens = 190
+max_tokens = 104
 every = {1 if quick else 3}
 on_stages = false
 [tracking]
