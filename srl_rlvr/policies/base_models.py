@@ -127,13 +127,18 @@ def load_encoder(model: Path, kind: str) -> Any:
     _quiet()
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
     try:
-        if kind == "bi":
-            return SentenceTransformer(str(model), device="cpu").eval()
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            return CrossEncoder(str(model), num_labels=1, device="cpu").eval()
+            encoder = (
+                SentenceTransformer(str(model), device="cpu")
+                if kind == "bi"
+                else CrossEncoder(str(model), num_labels=1, device="cpu")
+            )
     except (OSError, ValueError) as error:
         raise InputError(f"model '{model}': cannot load it as an encoder: {_first_line(error)}") from None
+    for parameter in encoder.parameters():
+        parameter.data = parameter.data.clone()  # where a tensor lies in its file would decide how its products round
+    return encoder.eval()
 
 
 def read_card(folder: Path) -> dict[str, Any]:
