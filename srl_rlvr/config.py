@@ -143,7 +143,7 @@ class PolicyGradientStage(StageConfig):
     """Optimizer steps on one batch of rollouts (disjoint minibatches of problems)."""
     curriculum: Literal["uniform", "informative"] = "uniform"
     """Every problem in turn, or those of the families and levels whose pass rate (SRL: mean similarity) is nearest to
-    one third, where a group teaches most."""
+    one half, where a group tells most."""
     min_reward_std: float = Field(default=1e-3, ge=0)
     """Dynamic sampling: a group whose rewards deviate by no more than this is left out and refilled."""
     max_refills: int = Field(default=2, ge=0)

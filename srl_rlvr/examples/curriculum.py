@@ -82,12 +82,10 @@ class Uniform:
 
 
 class Informative:
-    """Problems of the arms (family and level) from which a group teaches most: whose pass rate is near one third.
+    """Problems of the arms (family and level) whose pass rate is near one half, where a group's rewards differ most.
 
-    Worth of an arm with pass rate p: the variance of its rewards, p(1 - p), times what is left to learn there, 1 - p.
-    Variance alone, largest at one half, keeps to levels that are nearly learned when the next ones already teach more.
-    Thompson sampling: each problem's arm is the one of the largest worth, with p drawn from the arm's Beta posterior
-    over discounted successes and failures. So an arm of which little is known is tried, and one that is
+    Thompson sampling: each problem's arm is the one with the largest p(1 - p), with p drawn from the arm's Beta
+    posterior over discounted successes and failures. So an arm of which little is known is tried, and one that is
     solved or hopeless comes back now and then. Within an arm, problems come in turn.
     """
 
@@ -110,7 +108,7 @@ class Informative:
         taken: list[int] = []
         open_arms = list(self._orders)
         while len(taken) < count and open_arms:
-            arm = max(open_arms, key=lambda arm: self._worth(arm, rng))
+            arm = max(open_arms, key=lambda arm: self._value(arm, rng))
             if not self._take_trunk(arm, count, taken):
                 open_arms.remove(arm)
         return taken
@@ -124,10 +122,10 @@ class Informative:
             known["passed"] = _DISCOUNT * known["passed"] + sum(values)
             known["failed"] = _DISCOUNT * known["failed"] + len(values) - sum(values)
 
-    def _worth(self, arm: str, rng: np.random.Generator) -> float:
+    def _value(self, arm: str, rng: np.random.Generator) -> float:
         known = self.state["arms"][arm]
         p = rng.beta(0.5 + known["passed"], 0.5 + known["failed"])  # Jeffreys' prior
-        return p * (1 - p) ** 2
+        return p * (1 - p)
 
     def _take_trunk(self, arm: str, count: int, taken: list[int]) -> bool:
         """What is left of the arm's next trunk, as far as `count` allows; False where it is in the batch already."""

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,11 +130,8 @@ def load_encoder(model: Path, kind: str) -> Any:
     try:
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            encoder = (
-                SentenceTransformer(str(model), device="cpu")
-                if kind == "bi"
-                else CrossEncoder(str(model), num_labels=1, device="cpu")
-            )
+            load = SentenceTransformer if kind == "bi" else partial(CrossEncoder, num_labels=1)
+            encoder = load(str(model), device="cpu")
     except (OSError, ValueError) as error:
         raise InputError(f"model '{model}': cannot load it as an encoder: {_first_line(error)}") from None
     for parameter in encoder.parameters():
@@ -194,10 +192,10 @@ def _unpack(base: str, cache: Path) -> Path:
     del config.quantization_config  # type: ignore[reportAttributeAccessIssue]
     model = type(quantized)(config)
     model.load_state_dict(quantized.state_dict())
-    partial = _partial(target)
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    return _first_of(partial, target)
+    filled = _partial(target)
+    model.save_pretrained(filled)
+    tokenizer.save_pretrained(filled)
+    return _first_of(filled, target)
 
 
 def _with_vision(base: str, cache: Path) -> Path:
@@ -206,23 +204,23 @@ def _with_vision(base: str, cache: Path) -> Path:
     target = cache / base
     if target.is_dir():
         return target
-    partial = _partial(target)
-    vision_base.build(partial, language=_unpack(WITH_VISION[base], cache))
-    return _first_of(partial, target)
+    filled = _partial(target)
+    vision_base.build(filled, language=_unpack(WITH_VISION[base], cache))
+    return _first_of(filled, target)
 
 
 def _partial(target: Path) -> Path:
     return target.with_name(f".{target.name}-{os.getpid()}")
 
 
-def _first_of(partial: Path, target: Path) -> Path:
+def _first_of(filled: Path, target: Path) -> Path:
     """Several runs may fill the cache at once: the first stays, as others may be reading it by then."""
     try:
-        partial.rename(target)
+        filled.rename(target)
     except OSError:
         if not target.is_dir():
             raise
-        shutil.rmtree(partial)
+        shutil.rmtree(filled)
     return target
 
 
