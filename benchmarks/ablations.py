@@ -61,20 +61,27 @@ def main() -> None:
         done = table.read_scores(place)
         table.in_processes(__file__, [cell for cell in cells if cell not in done], place, options)
     found = table.read_scores(place)
-    rows = {name: [found[c] for c in cells if c in found and c.changes == of] for name, of in CHANGES.items()}
-    table.print_table({name: scores for name, scores in rows.items() if scores})
+    rows = {name: {c.seed: found[c] for c in cells if c in found and c.changes == of} for name, of in CHANGES.items()}
+    table.print_table({name: list(scores.values()) for name, scores in rows.items() if scores})
     print_gains(rows)
 
 
-def print_gains(rows: dict[str, list[Any]]) -> None:
-    """Of each change over the table's cell, points (95 %), paired by seed and problem."""
+def print_gains(rows: dict[str, dict[int, Any]]) -> None:
+    """Of each change over the table's cell, points (95 %), paired by problem and by the seeds that both have."""
     print()
-    first, *others = (np.array([s["here"]["greedy"] for s in scores], float) for scores in rows.values())
-    for name, solved in zip(list(rows)[1:], others, strict=True):
-        if solved.size and solved.shape == first.shape:
-            gains = [100 * (solved[draw] - first[draw]).mean() for draw in table.draws(first.shape, table.DRAWS)]
-            low, high = np.quantile(gains, (0.025, 0.975))
-            print(f"{name:<36}{100 * (solved - first).mean():+6.1f} ({low:+.1f} to {high:+.1f})")
+    solved = {
+        name: {seed: np.array(score["here"]["greedy"], float) for seed, score in of_seed.items()}
+        for name, of_seed in rows.items()
+    }
+    first = next(iter(solved.values()))
+    for name, of_seed in list(solved.items())[1:]:
+        seeds = first.keys() & of_seed.keys()
+        if seeds:
+            gain = 100 * np.array([of_seed[seed] - first[seed] for seed in seeds])
+            low, high = np.quantile(
+                [gain[draw].mean() for draw in table.draws(gain.shape, table.DRAWS)], (0.025, 0.975)
+            )
+            print(f"{name:<36}{gain.mean():+6.1f} ({low:+.1f} to {high:+.1f}), seeds: {len(seeds)}")
 
 
 def cell(changes: str, seed: int) -> Cell:

@@ -3,12 +3,13 @@
     python benchmarks/curriculum.py            three seeds, both ways each
     python benchmarks/curriculum.py --quick    one seed, a few updates: it works
 
-SmolLM2-135M-Instruct on sums of 2 to 9 numbers, as many problems of each length: half are too hard at first. The same
-warm-up by SFT on 64 sums of 2 and 3 numbers, then RLVR with either curriculum, two runs at once, each on one core, and
-a look at 240 dev problems of all lengths every three updates. A pass rate is reached where the mean of two looks that
-follow each other reaches it; it was set beforehand. Samples are all that were drawn, with those of groups that carried
-no signal. A run ends where it is reached. Runs lie in `out/curriculum/`: one that was interrupted goes on where it was.
-Prints a table and one JSON line; `samples_ratio` is the median over seeds, null where most do not reach it.
+SmolLM2-135M-Instruct on sums of 2 to 6 numbers of 1 to 4 digits, as many problems of each of the 20 levels: most are
+out of its reach. A warm-up by SFT on 24 sums of 2 and 3 digits, the same for both, then RLVR with either curriculum,
+two runs at once, each on one core, and a look at 400 dev problems of all levels every three updates. A pass rate is
+reached where the mean of two looks that follow each other reaches it, between such means by interpolation; it was set
+beforehand, by runs of another seed. Samples are all that were drawn, with those of groups that carried no signal. A
+run ends where it is reached. Runs lie in `out/curriculum/`: one that was interrupted goes on where it was. Prints a
+table and one JSON line; `samples_ratio` is the median over seeds, null where most do not reach it.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ Curve = list[tuple[int, float]]
 
 CURRICULA = ("uniform", "informative")
 OUT = Path(__file__).parents[1] / "out"
-TERMS = range(2, 10)
+TERMS, DIGITS = range(2, 7), range(1, 5)
 GROUP = 8
-TARGET = 0.5
-SHOWN = 64  # in the warm-up, half of 2 numbers, half of 3
+TARGET = 0.15
+SHOWN = 24  # in the warm-up, half of 2 numbers, half of 3
 
 
 def main() -> None:
@@ -50,6 +51,7 @@ def main() -> None:
     place = OUT / ("curriculum_quick" if options.quick else "curriculum")
     seeds = range(1 if options.quick else options.seeds)
     with ThreadPoolExecutor(2) as two:
+        list(two.map(partial(_warm_up, place), seeds))
         curves = two.map(partial(_curve, place, options.quick), [(seed, how) for seed in seeds for how in CURRICULA])
         for seed, uniform, informative in zip(seeds, curves, curves, strict=False):
             # Where uniform sampling does not get there it needs more than it drew, so the ratio is at most this.
@@ -66,24 +68,40 @@ def main() -> None:
 def _curve(place: Path, quick: bool, of: tuple[int, str]) -> Curve:
     """Of one run, which is ended once it has got there."""
     seed, curriculum = of
-    folder = place / f"{curriculum}-{seed}"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "run.toml").write_text(_run_file(curriculum, seed, quick))
-    command = [sys.executable, "-m", "srl_rlvr", "train", "run.toml", "--out", "out", "--resume"]
-    curve = _looks(folder / "out")
+    out = place / f"{curriculum}-{seed}" / "out"
+    curve = _looks(out)
     if not math.isfinite(_samples_to(curve, TARGET)):
-        with (folder / "log").open("a") as log:
-            run = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
-            while (code := run.poll()) is None:
-                time.sleep(5)
-                curve = _looks(folder / "out")
-                if math.isfinite(_samples_to(curve, TARGET)):
-                    run.terminate()
-                    run.wait()
-                    return curve
-        if code:
-            raise SystemExit(f"error: {folder.name} failed, see {log.name}")
-    return _looks(folder / "out")
+        run, log = _start(out.parent, _run_file(curriculum, seed, quick))
+        while (code := run.poll()) is None:
+            time.sleep(5)
+            curve = _looks(out)
+            if math.isfinite(_samples_to(curve, TARGET)):
+                run.terminate()
+                run.wait()
+                return curve
+        _check(code, log)
+    return _looks(out)
+
+
+def _warm_up(place: Path, seed: int) -> None:
+    folder = place / f"warm-up-{seed}"
+    if not (folder / "out" / "model").is_dir():
+        run, log = _start(folder, _warm_up_file(seed))
+        _check(run.wait(), log)
+
+
+def _start(folder: Path, run_file: str) -> tuple[subprocess.Popen[bytes], Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "run.toml").write_text(run_file)
+    command = [sys.executable, "-m", "srl_rlvr", "train", "run.toml", "--out", "out", "--resume"]
+    log = folder / "log"
+    with log.open("a") as written:
+        return subprocess.Popen(command, cwd=folder, stdout=written, stderr=subprocess.STDOUT), log
+
+
+def _check(code: int, log: Path) -> None:
+    if code:
+        raise SystemExit(f"error: {log.parent.name} failed, see {log}")
 
 
 def _looks(out: Path) -> Curve:
@@ -96,23 +114,50 @@ def _looks(out: Path) -> Curve:
 
 
 def _samples_to(curve: Curve, score: float) -> float:
-    reached = (samples for (_, before), (samples, now) in pairwise(curve) if (before + now) / 2 >= score)
+    means = [((a + b) / 2, (x + y) / 2) for (a, x), (b, y) in pairwise(curve)]
+    if means and means[0][1] >= score:
+        return means[0][0]
+    reached = (a + (b - a) * (score - x) / (y - x) for (a, x), (b, y) in pairwise(means) if y >= score)
     return next(reached, math.inf)
 
 
+def _warm_up_file(seed: int) -> str:
+    return f"""{_head("warm-up", seed, "smollm2-135m-instruct")}
+{"".join(_data(terms, 1, train=SHOWN // 2) for terms in TERMS[:2])}
+[[stages]]
+kind = "sft"
+learning_rate = 5e-4
+examples = {SHOWN}
+epochs = 1
+batch_size = 8
+"""
+
+
 def _run_file(curriculum: str, seed: int, quick: bool) -> str:
-    params: dict[str, Any] = {"operators": ["+"], "allow_parentheses": False, "allow_negation": False}
-    sources = "".join(
-        '[[data]]\nfamily = "basic_arithmetic"\nparams = { '
-        + ", ".join(f"{k} = {json.dumps(v)}" for k, v in (params | {"min_terms": n, "max_terms": n}).items())
-        + f" }}\ntrain = {SHOWN // 2 if n <= 3 else 96}\ndev = {2 if quick else 30}\nheld_out = 1\n"
-        for n in TERMS
-    )
-    return f"""name = "curriculum-{curriculum}-{seed}"
+    sources = "".join(_data(n, digits, 96, 2 if quick else 20) for digits in DIGITS for n in TERMS)
+    return f"""{_head(f"curriculum-{curriculum}-{seed}", seed, f"../warm-up-{seed}/out/model")}
+{sources}
+[[stages]]
+kind = "rlvr"
+curriculum = "{curriculum}"
+learning_rate = 2e-4
+steps = {3 if quick else 24}
+prompts_per_step = 8
+group_size = {GROUP}
+max_tokens = 112
+[evaluation]
+max_tokens = 112
+every = {1 if quick else 3}
+on_stages = false
+"""
+
+
+def _head(name: str, seed: int, base: str) -> str:
+    return f"""name = "{name}"
 seed = {seed}
 checkpoint_every = 3
 [model]
-base = "smollm2-135m-instruct"
+base = "{base}"
 max_context = 192
 lora_rank = 16
 [engine]
@@ -122,27 +167,21 @@ threads = 1
 threads = 1
 [verifier]
 workers = 1
-{sources}
-[[stages]]
-kind = "sft"
-learning_rate = 5e-4
-examples = {SHOWN}
-epochs = 1
-batch_size = 8
-[[stages]]
-kind = "rlvr"
-curriculum = "{curriculum}"
-learning_rate = 2e-4
-steps = {3 if quick else 24}
-prompts_per_step = 8
-group_size = {GROUP}
-max_tokens = 104
-[evaluation]
-max_tokens = 104
-every = {1 if quick else 3}
-on_stages = false
 [tracking]
-mlflow = false
+mlflow = false"""
+
+
+def _data(terms: int, digits: int, train: int, dev: int = 0) -> str:
+    params: dict[str, Any] = {"operators": ["+"], "allow_parentheses": False, "allow_negation": False}
+    params |= {"min_terms": terms, "max_terms": terms, "min_digits": digits, "max_digits": digits}
+    written = ", ".join(f"{name} = {json.dumps(value)}" for name, value in params.items())
+    return f"""
+[[data]]
+family = "basic_arithmetic"
+params = {{ {written} }}
+train = {train}
+dev = {dev}
+held_out = 1
 """
 
 

@@ -24,7 +24,7 @@ from srl_rlvr.checkpoints import History, State
 from srl_rlvr.config import DpoStage, PolicyGradientStage, RlvrStage, RunConfig, SftStage, SrlStage, Stage
 from srl_rlvr.engines import SamplingSpec
 from srl_rlvr.errors import InputError, RunError
-from srl_rlvr.examples.curriculum import Informative, Selector, Uniform
+from srl_rlvr.examples.curriculum import Informative, Selector, Uniform, levels
 from srl_rlvr.policies.losses import UpdateSpec
 from srl_rlvr.records import PASSED
 from srl_rlvr.reporting.alarms import Watch
@@ -263,8 +263,7 @@ class Run:
         trunk_ids = prompts["trunk_id"].to_pylist()
         if stage.curriculum == "uniform":
             return Uniform(trunk_ids, self.config.seed, stage.label, self.state.selector)
-        levels = zip(*(self.train[name].to_pylist() for name in ("id", "task", "difficulty")), strict=True)
-        arm_of = {example_id: f"{task}, level {difficulty:g}" for example_id, task, difficulty in levels}
+        arm_of = dict(zip(self.train["id"].to_pylist(), levels(self.train), strict=True))
         arms = [arm_of[example_id] for example_id in prompts["example_id"].to_pylist()]
         return Informative(trunk_ids, arms, self.config.seed, stage.label, self.state.selector)
 

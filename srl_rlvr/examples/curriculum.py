@@ -5,14 +5,26 @@ A `Selector` names rows of a stage's prompts and is told what they earned. It mu
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 
 from srl_rlvr.seeds import derived_seed
 
 _DISCOUNT = 0.8  # of what an arm earned, each time that something newer is known of it: the policy moves on
+
+
+def levels(examples: pa.Table) -> list[str]:
+    """Of each `Example`: its task, the params that it was generated with, and how many steps its solution has."""
+    columns = (examples[name].to_pylist() for name in ("task", "provenance", "difficulty"))
+    return [
+        f"{task} {json.dumps(json.loads(provenance).get('params', {}))}, level {difficulty:g}"
+        for task, provenance, difficulty in zip(*columns, strict=True)
+    ]
 
 
 class Selector(Protocol):
@@ -82,11 +94,13 @@ class Uniform:
 
 
 class Informative:
-    """Problems of the arms (family and level) whose pass rate is near one half, where a group's rewards differ most.
+    """Problems of the arms (`levels`) where samples of one problem differ most: its pass rate is near one half.
 
-    Thompson sampling: each problem's arm is the one with the largest p(1 - p), with p drawn from the arm's Beta
-    posterior over discounted successes and failures. So an arm of which little is known is tried, and one that is
-    solved or hopeless comes back now and then. Within an arm, problems come in turn.
+    That is not asked of the arm's pass rate: where half of its problems are always solved and half never, no group has
+    a signal. Each pair of samples of a problem differs or is alike (graded rewards: by how much), with chance
+    2p(1 - p) where the problem is solved with chance p. Thompson sampling: each problem's arm is the one with the
+    largest such chance, drawn from the arm's Beta posterior over discounted pairs. So an arm of which little is known
+    is tried, and one that is solved or hopeless comes back now and then. Within an arm, problems come in turn.
     """
 
     def __init__(self, trunk_ids: Sequence[str], arms: Sequence[str], seed: int, label: str, state: dict[str, Any]):
@@ -100,7 +114,7 @@ class Informative:
         }
         self.state = state
         state.setdefault("drawn", 0)
-        state.setdefault("arms", {arm: {"cursor": 0, "passed": 0.0, "failed": 0.0} for arm in rows_of})
+        state.setdefault("arms", {arm: {"cursor": 0, "differ": 0.0, "alike": 0.0} for arm in rows_of})
 
     def take(self, count: int) -> list[int]:
         rng = np.random.default_rng(derived_seed(self._seed, self._label, "curriculum", self.state["drawn"]))
@@ -114,18 +128,23 @@ class Informative:
         return taken
 
     def learn(self, earned: Sequence[tuple[int, float]]) -> None:
-        of_arm: dict[str, list[float]] = {}
+        of_row: dict[int, list[float]] = {}
         for row, reward in earned:
-            of_arm.setdefault(self._arms[row], []).append(min(max(reward, 0.0), 1.0))
-        for arm, values in of_arm.items():
+            of_row.setdefault(row, []).append(min(max(reward, 0.0), 1.0))
+        of_arm: dict[str, list[tuple[float, float]]] = {}
+        for row, rewards in of_row.items():
+            if len(rewards) > 1:
+                pairs = len(rewards) / 2  # of samples none of which is in two
+                differ = pairs * float(np.mean([abs(a - b) for a, b in combinations(rewards, 2)]))
+                of_arm.setdefault(self._arms[row], []).append((differ, pairs - differ))
+        for arm, counts in of_arm.items():
             known = self.state["arms"][arm]
-            known["passed"] = _DISCOUNT * known["passed"] + sum(values)
-            known["failed"] = _DISCOUNT * known["failed"] + len(values) - sum(values)
+            known["differ"] = _DISCOUNT * known["differ"] + sum(differ for differ, _ in counts)
+            known["alike"] = _DISCOUNT * known["alike"] + sum(alike for _, alike in counts)
 
     def _value(self, arm: str, rng: np.random.Generator) -> float:
         known = self.state["arms"][arm]
-        p = rng.beta(0.5 + known["passed"], 0.5 + known["failed"])  # Jeffreys' prior
-        return p * (1 - p)
+        return rng.beta(0.5 + known["differ"], 0.5 + known["alike"])  # Jeffreys' prior
 
     def _take_trunk(self, arm: str, count: int, taken: list[int]) -> bool:
         """What is left of the arm's next trunk, as far as `count` allows; False where it is in the batch already."""

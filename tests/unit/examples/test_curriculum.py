@@ -6,7 +6,11 @@ import json
 from collections import Counter
 from typing import Any
 
-from srl_rlvr.examples.curriculum import Informative, Order, Uniform
+import pyarrow as pa
+import pytest
+
+from srl_rlvr.examples.curriculum import Informative, Order, Uniform, levels
+from srl_rlvr.examples.generated import generate
 
 TRUNKS = ["a", "a", "a", "b", "c", "c", "d"]
 
@@ -62,17 +66,25 @@ def test_uniform_goes_on_where_its_state_says() -> None:
 
 ARMS = [level for level in ("easy", "middle", "hard") for _ in range(20)]
 ROWS = [f"{level}{i // 2}" for level in ("easy", "middle", "hard") for i in range(20)]
-PASS_RATE = {"easy": 0.98, "middle": 0.5, "hard": 0.01}
+PASSED = {"easy": [1] * 8, "middle": [0, 1] * 4, "hard": [0] * 8}  # of eight samples
 
 
-def drawn(state: dict[str, Any], batches: int, rates: dict[str, float] = PASS_RATE) -> list[list[int]]:
+def drawn(state: dict[str, Any], batches: int, passed: dict[str, list[int]] = PASSED) -> list[list[int]]:
     selector = Informative(ROWS, ARMS, 0, "rlvr", state)
     found = []
     for _ in range(batches):
         rows = selector.take(8)
-        selector.learn([(row, rates[ARMS[row]]) for row in rows])
+        selector.learn([(row, float(reward)) for row in rows for reward in passed[ARMS[row]]])
         found.append(rows)
     return found
+
+
+def test_a_level_is_a_family_with_its_params_and_the_number_of_steps() -> None:
+    params = {"min_terms": 2, "max_terms": 4, "operators": ["+"], "allow_parentheses": False, "allow_negation": False}
+    parts = [generate("basic_arithmetic", 20, 0, params | {"max_digits": digits}) for digits in (1, 3)]
+    found = levels(pa.concat_tables(parts))
+    assert len(set(found)) == 6
+    assert not set(found[:20]) & set(found[20:])
 
 
 def test_levels_near_one_half_come_most_and_none_is_forgotten() -> None:
@@ -85,7 +97,8 @@ def test_levels_near_one_half_come_most_and_none_is_forgotten() -> None:
 def test_it_follows_a_policy_that_improves() -> None:
     state: dict[str, Any] = {}
     drawn(state, 30)
-    later = [row for batch in drawn(state, 30, {"easy": 1.0, "middle": 0.98, "hard": 0.5})[10:] for row in batch]
+    improved = {"easy": [1] * 8, "middle": [1] * 8, "hard": [0, 1] * 4}
+    later = [row for batch in drawn(state, 30, improved)[10:] for row in batch]
     assert Counter(ARMS[row] for row in later)["hard"] > 0.6 * len(later)
 
 
@@ -123,3 +136,25 @@ def test_one_level_that_teaches_is_found_among_many_that_do_not() -> None:
         selector.learn([(row, float(arms[row] == "0" and sample % 2)) for row in batches[-1] for sample in range(8)])
     late = [arms[row] for batch in batches[6:] for row in batch]
     assert late.count("0") > 0.8 * len(late)
+
+
+def test_a_level_half_of_whose_problems_are_always_solved_does_not_seem_informative() -> None:
+    arms = [level for level in ("mixed", "uneven") for _ in range(60)]
+    selector = Informative([str(row) for row in range(120)], arms, 0, "rlvr", {})
+    late = []
+    for batch in range(12):
+        rows = selector.take(8)
+        late += [arms[row] for row in rows] if batch >= 6 else []
+        # Both have a pass rate of one half; only in the first do the samples of a problem differ.
+        selector.learn(
+            [(row, float((row if arms[row] == "uneven" else sample) % 2)) for row in rows for sample in range(8)]
+        )
+    assert late.count("mixed") > 0.8 * len(late)
+
+
+def test_graded_rewards_count_by_how_much_they_differ() -> None:
+    state: dict[str, Any] = {}
+    selector = Informative(["a", "b"], ["near", "far"], 0, "srl", state)
+    selector.learn([(0, 0.5), (0, 0.6), (1, 0.1), (1, 0.9), (1, -1.0)])
+    assert state["arms"]["near"] == {"cursor": 0, "differ": pytest.approx(0.1), "alike": pytest.approx(0.9)}
+    assert state["arms"]["far"] == {"cursor": 0, "differ": pytest.approx(1.5 * 0.6), "alike": pytest.approx(0.6)}
