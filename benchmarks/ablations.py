@@ -69,18 +69,13 @@ def main() -> None:
 def print_gains(rows: dict[str, dict[int, Any]]) -> None:
     """Of each change over the table's cell, points (95 %), paired by problem and by the seeds that both have."""
     print()
-    solved = {
-        name: {seed: np.array(score["here"]["greedy"], float) for seed, score in of_seed.items()}
-        for name, of_seed in rows.items()
-    }
-    first = next(iter(solved.values()))
-    for name, of_seed in list(solved.items())[1:]:
-        seeds = first.keys() & of_seed.keys()
+    first = next(iter(rows.values()))
+    for name, scores in list(rows.items())[1:]:
+        seeds = sorted(first.keys() & scores.keys())
         if seeds:
-            gain = 100 * np.array([of_seed[seed] - first[seed] for seed in seeds])
-            low, high = np.quantile(
-                [gain[draw].mean() for draw in table.draws(gain.shape, table.DRAWS)], (0.025, 0.975)
-            )
+            here, there = (np.array([of[seed]["here"]["greedy"] for seed in seeds], float) for of in (scores, first))
+            gain = 100 * (here - there)
+            low, high = table.interval(gain)
             print(f"{name:<36}{gain.mean():+6.1f} ({low:+.1f} to {high:+.1f}), seeds: {len(seeds)}")
 
 

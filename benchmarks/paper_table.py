@@ -394,7 +394,7 @@ def print_table(rows: dict[str, list[Any]]) -> None:
     for label, of in rows.items():
         here = [s["here"] for s in of]
         solved = np.array([h["greedy"] for h in here], float)
-        low, high = np.quantile([solved[draw].mean() for draw in draws(solved.shape, 1000)], (0.025, 0.975))
+        low, high = interval(solved, 1000)
         sampled = np.array([h["of_8"] for h in here])
         shown = (
             str(len(of)),
@@ -502,6 +502,12 @@ def comparable(
 def best_lead(means: dict[str, Any]) -> float:
     with_srl = max(mean for name, mean in means.items() if "srl" in name)
     return float(with_srl - max(mean for name, mean in means.items() if "srl" not in name))
+
+
+def interval(values: np.ndarray[Any, Any], count: int = DRAWS) -> tuple[float, float]:
+    """95 % of the mean of `values` [seeds, problems]."""
+    low, high = np.quantile([values[draw].mean() for draw in draws(values.shape, count)], (0.025, 0.975))
+    return float(low), float(high)
 
 
 def draws(shape: tuple[int, ...], count: int) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -240,7 +240,7 @@ class Run:
             rollouts, verdicts, seconds = self.crew.receive(ticket)
             self.state.sampled_tokens += batch.add(prompts, rollouts, verdicts, seconds)
             groups = zip(rows, batch.rewards[-len(rows) :], strict=True)
-            stream.selector.learn([(row, float(reward)) for row, rewards in groups for reward in rewards])
+            stream.selector.learn([(row, rewards.tolist()) for row, rewards in groups])
             self._keep_rollouts(stage.label, step, attempt, prompts, rollouts, verdicts, batch)
             if batch.with_signal >= stage.prompts_per_step:
                 break

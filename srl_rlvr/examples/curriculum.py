@@ -36,8 +36,8 @@ class Selector(Protocol):
         """The next rows, at most `count`, none twice; the rows of one trunk together and in order."""
         ...
 
-    def learn(self, earned: Sequence[tuple[int, float]]) -> None:
-        """What each sample of some rows earned: (row, reward)."""
+    def learn(self, earned: Sequence[tuple[int, Sequence[float]]]) -> None:
+        """What the samples of some rows earned: (row, rewards), each at most 1."""
         ...
 
 
@@ -90,7 +90,7 @@ class Uniform:
         self.state["cursor"] += len(rows)
         return rows
 
-    def learn(self, earned: Sequence[tuple[int, float]]) -> None: ...
+    def learn(self, earned: Sequence[tuple[int, Sequence[float]]]) -> None: ...
 
 
 class Informative:
@@ -127,20 +127,19 @@ class Informative:
                 open_arms.remove(arm)
         return taken
 
-    def learn(self, earned: Sequence[tuple[int, float]]) -> None:
-        of_row: dict[int, list[float]] = {}
-        for row, reward in earned:
-            of_row.setdefault(row, []).append(min(max(reward, 0.0), 1.0))
+    def learn(self, earned: Sequence[tuple[int, Sequence[float]]]) -> None:
         of_arm: dict[str, list[tuple[float, float]]] = {}
-        for row, rewards in of_row.items():
-            if len(rewards) > 1:
-                pairs = len(rewards) / 2  # of samples none of which is in two
-                differ = pairs * float(np.mean([abs(a - b) for a, b in combinations(rewards, 2)]))
-                of_arm.setdefault(self._arms[row], []).append((differ, pairs - differ))
+        for row, rewards in earned:
+            pairs = list(combinations(np.clip(rewards, 0.0, 1.0).tolist(), 2))
+            if pairs:
+                share = sum(abs(a - b) for a, b in pairs) / len(pairs)
+                apart = len(rewards) / 2  # pairs that have no sample in common
+                of_arm.setdefault(self._arms[row], []).append((share * apart, (1 - share) * apart))
         for arm, counts in of_arm.items():
             known = self.state["arms"][arm]
-            known["differ"] = _DISCOUNT * known["differ"] + sum(differ for differ, _ in counts)
-            known["alike"] = _DISCOUNT * known["alike"] + sum(alike for _, alike in counts)
+            differ, alike = map(sum, zip(*counts, strict=True))
+            known["differ"] = _DISCOUNT * known["differ"] + differ
+            known["alike"] = _DISCOUNT * known["alike"] + alike
 
     def _value(self, arm: str, rng: np.random.Generator) -> float:
         known = self.state["arms"][arm]

@@ -74,7 +74,7 @@ def drawn(state: dict[str, Any], batches: int, passed: dict[str, list[int]] = PA
     found = []
     for _ in range(batches):
         rows = selector.take(8)
-        selector.learn([(row, float(reward)) for row in rows for reward in passed[ARMS[row]]])
+        selector.learn([(row, passed[ARMS[row]]) for row in rows])
         found.append(rows)
     return found
 
@@ -89,9 +89,9 @@ def test_a_level_is_a_family_with_its_params_and_the_number_of_steps() -> None:
 
 def test_levels_near_one_half_come_most_and_none_is_forgotten() -> None:
     rows = [row for batch in drawn({}, 60)[10:] for row in batch]
-    levels = Counter(ARMS[row] for row in rows)
-    assert levels["middle"] > 0.7 * len(rows)
-    assert min(levels.values()) > 0 and len(levels) == 3
+    counts = Counter(ARMS[row] for row in rows)
+    assert counts["middle"] > 0.7 * len(rows)
+    assert min(counts.values()) > 0 and len(counts) == 3
 
 
 def test_it_follows_a_policy_that_improves() -> None:
@@ -133,7 +133,7 @@ def test_one_level_that_teaches_is_found_among_many_that_do_not() -> None:
     batches = []
     for _ in range(12):
         batches.append(selector.take(8))
-        selector.learn([(row, float(arms[row] == "0" and sample % 2)) for row in batches[-1] for sample in range(8)])
+        selector.learn([(row, [0, 1] * 4 if arms[row] == "0" else [0] * 8) for row in batches[-1]])
     late = [arms[row] for batch in batches[6:] for row in batch]
     assert late.count("0") > 0.8 * len(late)
 
@@ -146,15 +146,15 @@ def test_a_level_half_of_whose_problems_are_always_solved_does_not_seem_informat
         rows = selector.take(8)
         late += [arms[row] for row in rows] if batch >= 6 else []
         # Both have a pass rate of one half; only in the first do the samples of a problem differ.
-        selector.learn(
-            [(row, float((row if arms[row] == "uneven" else sample) % 2)) for row in rows for sample in range(8)]
-        )
+        selector.learn([(row, [row % 2] * 8 if arms[row] == "uneven" else [0, 1] * 4) for row in rows])
     assert late.count("mixed") > 0.8 * len(late)
 
 
 def test_graded_rewards_count_by_how_much_they_differ() -> None:
     state: dict[str, Any] = {}
     selector = Informative(["a", "b"], ["near", "far"], 0, "srl", state)
-    selector.learn([(0, 0.5), (0, 0.6), (1, 0.1), (1, 0.9), (1, -1.0)])
+    selector.learn([(0, [0.5, 0.6]), (1, [0.1, 0.9, -1.0])])
     assert state["arms"]["near"] == {"cursor": 0, "differ": pytest.approx(0.1), "alike": pytest.approx(0.9)}
+    selector.learn([(0, []), (0, [1.0])])  # of a group whose other samples could not be judged nothing is learned
+    assert state["arms"]["near"]["alike"] == pytest.approx(0.9)
     assert state["arms"]["far"] == {"cursor": 0, "differ": pytest.approx(1.5 * 0.6), "alike": pytest.approx(0.6)}
