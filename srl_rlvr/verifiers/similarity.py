@@ -42,23 +42,22 @@ def _broken(detail: str) -> Score:
 
 
 def _action(text: str, think: bool) -> tuple[str, str]:
-    """The action and "", or "" and what is wrong with the form. The action keeps its line break at the end."""
-    opened, closed = text.count(OPEN), text.count(CLOSE)
+    """The action and "", or "" and what is wrong with the form. The action keeps its line break at the end.
+
+    An action of several lines may have a thought before each: what stands between thoughts is the action.
+    """
     if not think:
-        if opened or closed:
+        if OPEN in text or CLOSE in text:
             return "", "a think tag where only an action was asked for"
-        action = text
-    else:
-        if (opened, closed) != (1, 1):
-            return "", f"{opened} {OPEN} and {closed} {CLOSE}: there should be one of each"
-        before, _, rest = text.partition(OPEN)
-        if before.strip():
-            return "", f"text before {OPEN}"
-        _, end, action = rest.partition(CLOSE)
-        if not end:
-            return "", f"{CLOSE} stands before {OPEN}"
-        action = action.lstrip()
-    return (action, "") if action.strip() else ("", "the action is empty")
+        return (text, "") if text.strip() else ("", "the action is empty")
+    before, *thoughts = text.split(OPEN)
+    if not thoughts or before.strip():
+        return "", f"text before {OPEN}" if thoughts else f"no {OPEN}"
+    parts = [thought.split(CLOSE) for thought in thoughts]
+    if any(len(part) != 2 for part in parts):
+        return "", f"an {OPEN} without its own {CLOSE}"
+    actions = [action.lstrip() for _, action in parts]
+    return ("".join(actions), "") if all(map(str.strip, actions)) else ("", "a thought without an action")
 
 
 def _ratio(action: Any, expert: Any) -> float:

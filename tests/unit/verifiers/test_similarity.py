@@ -69,6 +69,16 @@ def test_only_what_follows_the_thoughts_is_compared():
         assert (score.outcome, score.reward, dict(score.components)) == ("scored", 1.0, {"similarity": 1.0})
 
 
+def test_an_action_of_several_lines_may_have_a_thought_before_each():
+    expert = "2 + 3 = 5\n5 + 1 = 6\nAnswer: 6"
+    for text in (
+        "<think>hm</think>2 + 3 = 5\n<think>5, and 1\n</think> 5 + 1 = 6\n<think></think>Answer: 6",
+        "<think>hm</think>2 + 3 = 5\n<think></think>5 + 1 = 6\nAnswer: 6",
+        "<think>hm</think>" + expert,
+    ):
+        assert similarity(text, expert, {"think": True}).reward == 1.0
+
+
 def test_the_line_break_at_the_end_counts():
     assert similarity("<think></think> ab\n", "ab\n", {"think": True}).reward == 1.0
     assert similarity("<think></think> ab", "ab\n", {"think": True}).reward == reference_ratio("ab", "ab\n") < 1.0
@@ -84,6 +94,9 @@ def test_the_line_break_at_the_end_counts():
         ("well <think>hm</think>2 + 3 = 5\n", {"think": True}),
         ("<think>hm</think><think>hm</think>2 + 3 = 5\n", {"think": True}),
         ("<think>hm</think>2 + 3 = 5</think>\n", {"think": True}),
+        ("<think>hm</think>2 + 3 = 5\n<think>5 + 1 = 6", {"think": True}),
+        ("<think>hm</think>2 + 3 = 5\n<think>hm</think>\n", {"think": True}),
+        ("<think>hm<think>hm</think></think>2 + 3 = 5\n", {"think": True}),
         ("<think>hm</think> \n", {"think": True}),
         ("<think>hm</think>2 + 3 = 5\n", {"think": False}),
         ("2 + 3 = 5</think>\n", {}),
