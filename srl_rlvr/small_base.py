@@ -15,6 +15,11 @@ Without echoes neither SFT nor SRL learned any chain from 64 solutions, and with
 teach the last two lines (docs/results.md).
 
 No text predicts more than one line of one solution, so that whatever chains moves was learned in training afterwards.
+
+With `think` a thought stands before each line that is predicted: how that line is worked out, which the expert does not
+write (`Family.thought`). The line that is given has its thought in half of the texts. A chain of sums has no line that
+gathers the others: its rewritings are a problem and its last line, given, and the answer.
+
 A Llama of 4 million parameters; its tokenizer writes each digit, and each line break, as one token.
 """
 
@@ -30,15 +35,29 @@ from typing import Any
 import pyarrow as pa
 
 from srl_rlvr import records
+from srl_rlvr.errors import InputError
 from srl_rlvr.examples import generated
+from srl_rlvr.examples.families import FAMILIES as all_families
 from srl_rlvr.model_types import Solution, task_llm
 from srl_rlvr.policies.losses import UpdateSpec
 from srl_rlvr.seeds import derived_seed
+from srl_rlvr.verifiers.similarity import CLOSE, OPEN
 
 FAMILIES: dict[str, dict[str, Any]] = {  # with the params that its problems are drawn with
     "number_filtering": {"min_numbers": 2, "max_numbers": 7, "min_decimals": 0, "max_decimals": 0},
     "number_sorting": {"min_numbers": 3, "max_numbers": 7, "max_decimals": 0, "min_value": -9, "max_value": 9},
     "word_sorting": {"min_words": 3, "max_words": 7, "max_word_length": 4},
+}
+THINKING_FAMILIES: dict[str, dict[str, Any]] = {  # whose steps have thoughts
+    "basic_arithmetic": {
+        "min_terms": 2,
+        "max_terms": 5,
+        "min_digits": 1,
+        "max_digits": 2,
+        "operators": ["+"],
+        "allow_parentheses": False,
+        "allow_negation": False,
+    }
 }
 VOCABULARY = 512
 END = "<|im_end|>"
@@ -47,6 +66,10 @@ _TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+_OF_SIXTEEN = {  # texts: openings, moves, rewritings, echoes, sheets
+    False: (4, 6, 4, 1, 1),
+    True: (6, 6, 2, 1, 1),
+}
 _LONGEST_SHEET = 8
 _ECHO_GIVEN, _ECHO_PREDICTED = 4, 20  # tokens at most
 _FOR_TOKENIZER = 2_000  # problems of each family
@@ -58,6 +81,7 @@ def build(
     folder: Path,
     *,
     families: Mapping[str, dict[str, Any]] = FAMILIES,
+    think: bool = False,
     seed: int = 0,
     updates: int = 2_400,
     texts_per_update: int = 32,
@@ -68,11 +92,16 @@ def build(
     """Write the pretrained model, its tokenizer and its card to `folder`, in Hugging Face layout.
 
     `problems` are drawn of each family. The same seed gives the same model on the same machine. `observe` is told each
-    update's metrics. Raises InputError where a family or a param is not known or there are fewer problems.
+    update's metrics. Raises InputError where a family or a param is not known, a family has no thoughts for `think`, or
+    there are fewer problems.
     """
     from srl_rlvr.policies import base_models
     from srl_rlvr.policies.text import TextPolicy
 
+    for name in families:
+        if think and name in all_families and all_families[name].thought is None:
+            able = ", ".join(name for name, family in all_families.items() if family.thought)
+            raise InputError(f"family '{name}' has no thoughts, which think asks for; {able} has")
     rows = {
         name: generated.generate(name, problems, derived_seed("base", name, seed), params).to_pylist()
         for name, params in families.items()
@@ -80,11 +109,11 @@ def build(
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    tokenizer = train_tokenizer([row for of_family in rows.values() for row in of_family[:_FOR_TOKENIZER]])
+    tokenizer = train_tokenizer([row for of_family in rows.values() for row in of_family[:_FOR_TOKENIZER]], think)
     tokenizer.save_pretrained(partial)
     random_model(tokenizer, seed).save_pretrained(partial)
     policy = TextPolicy(partial, weight_decay=0.01, seed=seed)
-    texts = Texts(list(rows.values()), tokenizer, seed)
+    texts = Texts(list(rows.values()), tokenizer, seed, think)
     for update in range(updates):
         batch = as_samples(texts.batch(texts_per_update, update / updates))
         rate = learning_rate * _schedule(update, updates)
@@ -93,6 +122,7 @@ def build(
         "model_type": task_llm.TYPE.name,
         "base": "none",
         "families": dict(families),
+        "think": think,
         "seed": seed,
         "updates": updates,
     }
@@ -101,10 +131,19 @@ def build(
     partial.rename(folder)
 
 
-def train_tokenizer(problems: Sequence[dict[str, Any]]) -> Any:
+def train_tokenizer(problems: Sequence[dict[str, Any]], think: bool = False) -> Any:
     """Of the problems' language."""
-    lines = [text for row in problems for text in (row["prompt"], *row["steps"], f"Answer: {row['reference']}")]
-    return tokenizer_of([task_llm.TYPE.instruction, *lines])
+    texts = []
+    for row in problems:
+        lines = task_llm.TYPE.lines(row)
+        texts += [row["prompt"], *(_thought(row, line) + line if think else line for line in lines)]
+    return tokenizer_of([task_llm.TYPE.system(think), *texts])
+
+
+def _thought(row: dict[str, Any], line: str) -> str:
+    """How a line of the expert's is worked out; before the answer there is nothing to think."""
+    think = all_families[row["task"]].thought
+    return f"{OPEN}{think(line) if think else ''}{CLOSE}"
 
 
 def tokenizer_of(texts: Sequence[str], vocabulary: int = VOCABULARY) -> Any:
@@ -138,9 +177,10 @@ def tokenizer_of(texts: Sequence[str], vocabulary: int = VOCABULARY) -> Any:
 class Texts:
     """What is learned from: (given, to be predicted) token sequences, drawn from problems by family."""
 
-    def __init__(self, families: Sequence[Sequence[dict[str, Any]]], tokenizer: Any, seed: int):
+    def __init__(self, families: Sequence[Sequence[dict[str, Any]]], tokenizer: Any, seed: int, think: bool = False):
         self._families = [sorted(rows, key=lambda row: len(row["prompt"])) for rows in families]
         self._tokenizer = tokenizer
+        self._think = think
         self._draw = random.Random(f"base:{seed}")
 
     def batch(self, count: int, progress: float) -> list[tuple[list[int], list[int]]]:
@@ -151,48 +191,68 @@ class Texts:
             return [self._opening(lengths) for _ in range(count)]
         others = (progress - _ONLY_OPENINGS_UNTIL) / (_ALL_LENGTHS_AFTER - _ONLY_OPENINGS_UNTIL)
         lengths = min(1.0, 0.3 + 0.7 * others)
+        openings, moves, rewritings, echoes, sheets = (count * part // 16 for part in _OF_SIXTEEN[self._think])
         return (
-            [self._opening(lengths) for _ in range(count // 4)]
-            + [self._move(lengths) for _ in range(3 * count // 8)]
-            + [self._rewriting(lengths) for _ in range(count // 4)]
-            + [self._echo() for _ in range(count // 16)]
-            + [self._sheet() for _ in range(count // 16)]
+            [self._opening(lengths) for _ in range(openings)]
+            + [self._move(lengths) for _ in range(moves)]
+            + [self._rewriting(lengths) for _ in range(rewritings)]
+            + [self._echo() for _ in range(echoes)]
+            + [self._sheet() for _ in range(sheets)]
         )
 
-    def _solution(self, lengths: float) -> Solution:
-        """Of a problem among the shorter ones: `lengths` is the share that is drawn from."""
+    def _solution(self, lengths: float) -> tuple[Solution, list[list[int]]]:
+        """Of a problem among the shorter ones, and its lines as they are predicted. `lengths` is the share that is
+        drawn from."""
         rows = self._draw.choice(self._families)
         row = rows[self._draw.randrange(math.ceil(lengths * len(rows)))]
-        return task_llm.TYPE.encode_solution(self._tokenizer, row, think=False)
+        solution = task_llm.TYPE.encode_solution(self._tokenizer, row, self._think)
+        thoughts = [self._thought(row, line) for line in task_llm.TYPE.lines(row)]
+        return solution, [self._encode(thought) + step for thought, step in zip(thoughts, solution.steps, strict=True)]
+
+    def _thought(self, row: dict[str, Any], line: str) -> str:
+        return _thought(row, line) if self._think else ""
+
+    def _encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
+    def _seen(self, solution: Solution, lines: list[list[int]]) -> list[list[int]]:
+        """The lines that one is given of."""
+        return self._draw.choice((solution.steps, lines)) if self._think else lines
 
     def _opening(self, lengths: float) -> tuple[list[int], list[int]]:
-        solution = self._solution(lengths)
-        return solution.prompt, solution.steps[0]
+        solution, lines = self._solution(lengths)
+        return solution.prompt, lines[0]
 
     def _move(self, lengths: float) -> tuple[list[int], list[int]]:
-        solution = self._solution(lengths)
-        k = self._draw.randrange(1, max(2, len(solution.steps) - 1))
-        return solution.prompt + solution.steps[k - 1], solution.steps[k]
+        solution, lines = self._solution(lengths)
+        k = self._draw.randrange(1, max(2, len(lines) - 1))
+        return solution.prompt + self._seen(solution, lines)[k - 1], lines[k]
 
     def _rewriting(self, lengths: float) -> tuple[list[int], list[int]]:
-        *lines, last, answer = self._solution(lengths).steps
+        solution, lines = self._solution(lengths)
+        if self._think:
+            return solution.prompt + self._seen(solution, lines)[-2], lines[-1]
+        *before, last, answer = lines
         gathers = self._draw.choice((False, True, True))
-        given = [token for line in lines for token in line] if gathers else last
+        given = [token for line in before for token in line] if gathers else last
         return [self._tokenizer.eos_token_id, *given], last if gathers else answer
 
     def _echo(self) -> tuple[list[int], list[int]]:
         row = self._draw.choice(self._draw.choice(self._families))
-        tokens = self._tokenizer.encode(row["prompt"], add_special_tokens=False)
+        tokens = self._encode(row["prompt"])
         start = self._draw.randrange(len(tokens) - 1)
         given = min(start + self._draw.randint(1, _ECHO_GIVEN), len(tokens) - 1)
-        prompt = task_llm.TYPE.encode_prompt(self._tokenizer, row, think=False)
+        prompt = task_llm.TYPE.encode_prompt(self._tokenizer, row, self._think)
         return prompt + tokens[start:given], tokens[given : given + _ECHO_PREDICTED]
 
     def _sheet(self) -> tuple[list[int], list[int]]:
         """One line of each of a few problems, but of the last its answer, which ends the sheet."""
         *others, last = self._draw.sample(self._draw.choice(self._families), 1 + self._draw.randint(1, _LONGEST_SHEET))
-        lines = [f"{self._draw.choice(row['steps'])}\n" for row in others] + [f"Answer: {last['reference']}"]
-        tokens = [token for line in lines for token in self._tokenizer.encode(line, add_special_tokens=False)]
+        drawn = [(row, self._draw.choice(row["steps"])) for row in others]
+        lines = [f"{self._thought(row, step)}{step}\n" for row, step in drawn]
+        answer = task_llm.TYPE.lines(last)[-1]
+        lines.append(f"{self._thought(last, answer)}{answer}")
+        tokens = [token for line in lines for token in self._encode(line)]
         end = self._tokenizer.eos_token_id
         return [end], [*tokens, end]
 

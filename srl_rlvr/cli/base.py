@@ -14,10 +14,12 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         help="make a small base model, pretrained on single moves",
         description="`base build` pretrains a Llama of 4 million parameters on single moves of generated families,\n"
         "never on solutions of several steps, so that training has to teach how to chain them.\n"
+        "With --think it learns to think before each move: how the move is worked out, which experts do not write.\n"
         "With --vision DATA it draws a small vision tower in front of a small Llama, which knows nothing yet; the\n"
         "tokenizer is of DATA's texts.",
         epilog="examples:\n  srl-rlvr base build --out out/base\n"
         "  srl-rlvr train RUN.toml --set model.base=out/base\n"
+        "  srl-rlvr base build --think --updates 1000 --out out/thinking-base\n"
         "  srl-rlvr base build --vision ../shared/data/clothing --out out/vision",
     )
     parser.add_argument("action", choices=["build"])
@@ -27,8 +29,10 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         metavar="NAME",
         action="append",
         dest="families",
-        help="a family whose moves it learns; repeatable (default: number_filtering, number_sorting, word_sorting)",
+        help="a family whose moves it learns; repeatable (default: number_filtering, number_sorting, word_sorting; "
+        "with --think basic_arithmetic)",
     )
+    parser.add_argument("--think", action="store_true", help="learn a thought before each move")
     parser.add_argument(
         "--vision", metavar="DATA", type=Path, action="append", help="files or folders of images with questions"
     )
@@ -58,9 +62,11 @@ def run(options: argparse.Namespace) -> int:
             print(f"update {update + 1:>5} of {options.updates}   loss {metrics['loss']:.3f}   "
                   f"{time.monotonic() - began:.0f} s", flush=True)  # fmt: skip
 
+    default = small_base.THINKING_FAMILIES if options.think else small_base.FAMILIES
     small_base.build(
         options.out,
-        families={name: {} for name in options.families} if options.families else small_base.FAMILIES,
+        families={name: {} for name in options.families} if options.families else default,
+        think=options.think,
         problems=options.problems,
         seed=options.seed,
         updates=options.updates,

@@ -28,6 +28,7 @@ class Family:
     dataset: str
     expert: Callable[[Item], list[str]]
     params: Mapping[str, Any] = field(default_factory=dict)
+    thought: Callable[[str], str] | None = None  # how one of the expert's steps is worked out, which he does not write
 
 
 # Instructions on form would contradict the model type's own, and two wordings of one problem would have two ids,
@@ -70,6 +71,20 @@ def basic_arithmetic(item: Item) -> list[str]:
     expression = item["metadata"]["expression"]
     # The oracle divides downward to whole numbers; `//` says so.
     return operations(expression.replace("/", "//")) or [f"the value: {expression}"]
+
+
+def column_addition(step: str) -> str:
+    """Of `a + b = c`: digit by digit from the right, with what is carried. Of any other step nothing."""
+    terms = re.match(r"(\d+) \+ (\d+) =", step)
+    if not terms:
+        return ""
+    width = max(map(len, terms.groups()))
+    carried, columns = 0, []
+    for one, other in reversed(list(zip(*(term.zfill(width) for term in terms.groups()), strict=True))):
+        total = int(one) + int(other) + carried
+        columns.append(f"{one} + {other}{' + 1' if carried else ''} = {total}")
+        carried = total // 10
+    return ", ".join(columns)
 
 
 def products(item: Item) -> list[str]:
@@ -254,7 +269,10 @@ FAMILIES: dict[str, Family] = {
     "chain_sum": Family("chain_sum", sums),
     "decimal_chain_sum": Family("decimal_chain_sum", sums, {"max_digits": 2, "max_decimal_places": 2}),
     "basic_arithmetic": Family(
-        "basic_arithmetic", basic_arithmetic, {"min_terms": 3, "max_digits": 1, "operators": ("+", "-", "*")}
+        "basic_arithmetic",
+        basic_arithmetic,
+        {"min_terms": 3, "max_digits": 1, "operators": ("+", "-", "*")},
+        column_addition,
     ),
     "products": Family("products", products, {"max_digits": 3}),
     "gcd": Family("gcd", gcd),

@@ -12,7 +12,7 @@ import torch
 
 from srl_rlvr import small_base
 from srl_rlvr.errors import InputError
-from srl_rlvr.examples import generated
+from srl_rlvr.examples import families, generated
 from srl_rlvr.model_types import task_llm
 from srl_rlvr.policies import base_models
 
@@ -130,4 +130,35 @@ def test_the_same_seed_builds_the_same_model(tmp_path: Path) -> None:
 def test_an_unknown_family_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="family 'summs' is not known; did you mean 'sums'"):
         small_base.build(tmp_path / "a", families={"summs": {}}, updates=1)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def sums() -> list[dict[str, Any]]:
+    return generated.generate("basic_arithmetic", 60, 7, small_base.THINKING_FAMILIES["basic_arithmetic"]).to_pylist()
+
+
+def test_a_base_that_thinks_predicts_thoughts_with_their_lines(sums: list[dict[str, Any]]) -> None:
+    tokenizer = small_base.train_tokenizer(sums, think=True)
+    batch = small_base.Texts([sums], tokenizer, seed=0, think=True).batch(64, progress=0.9)
+    of_prompt = {tokenizer.decode(task_llm.TYPE.encode_prompt(tokenizer, row, think=True)): row for row in sums}
+    kinds = {"thought given": 0, "line given": 0}
+    for given, predicted in [*batch[:48], *batch[48:56]]:  # openings and moves, rewritings
+        prompt, mark, before = tokenizer.decode(given).partition("<|im_start|>assistant\n")
+        row = of_prompt[prompt + mark]
+        lines = [*(f"{step}\n" for step in row["steps"]), f"Answer: {row['reference']}{small_base.END}"]
+        thought, _, line = tokenizer.decode(predicted).removeprefix("<think>").partition("</think>")
+        k = lines.index(before.rpartition("</think>")[2]) + 1 if before else 0
+        assert line == lines[k]
+        assert thought == ("" if line == lines[-1] else families.column_addition(line))
+        if before:
+            kinds["thought given" if "<think>" in before else "line given"] += 1
+    assert min(kinds.values()) > 8
+
+
+def test_a_family_without_thoughts_is_refused_by_a_base_that_thinks(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="family 'sums' has no thoughts, which think asks for; basic_arithmetic has"):
+        small_base.build(tmp_path / "a", families={"sums": {}}, think=True, updates=1)
+    with pytest.raises(InputError, match="family 'summs' is not known"):
+        small_base.build(tmp_path / "a", families={"summs": {}}, think=True, updates=1)
     assert not list(tmp_path.iterdir())

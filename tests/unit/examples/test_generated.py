@@ -9,7 +9,7 @@ import reasoning_gym
 
 from srl_rlvr import records
 from srl_rlvr.errors import InputError
-from srl_rlvr.examples.families import FAMILIES
+from srl_rlvr.examples.families import FAMILIES, column_addition
 from srl_rlvr.examples.generated import generate, generate_split
 
 RUNS_ANSWERS_AS_CODE = {
@@ -133,3 +133,27 @@ def test_generating_imports_neither_ray_nor_torch():
         "sys.exit(bool({'ray', 'torch'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("step", "thought"),
+    [
+        ("7 + 8 = 15", "7 + 8 = 15"),
+        ("97 + 8 = 105", "7 + 8 = 15, 9 + 0 + 1 = 10"),
+        ("105 + 21 = 126", "5 + 1 = 6, 0 + 2 = 2, 1 + 0 = 1"),
+        ("9 * 8 = 72", ""),
+        ("-4 + 2 = -2", ""),
+        ("Answer: 7", ""),
+    ],
+)
+def test_a_sum_is_worked_out_digit_by_digit(step: str, thought: str):
+    assert column_addition(step) == thought
+
+
+def test_the_thoughts_of_a_sum_spell_its_total():
+    for row in generate("basic_arithmetic", 50, 3, {"operators": ["+"], "max_digits": 3}).to_pylist():
+        for step in row["steps"]:
+            if thought := column_addition(step):
+                columns = [column.rpartition(" = ")[2] for column in thought.split(", ")]
+                digits = [columns[-1], *(column[-1] for column in reversed(columns[:-1]))]
+                assert "".join(digits).lstrip("0").zfill(1) == step.rpartition(" = ")[2]
