@@ -161,6 +161,9 @@ class SrlStage(PolicyGradientStage):
     expert_in_group: bool = False
     """The expert's own action joins each group of samples, with its reward of 1: what the policy never samples is
     learned, too, and no longer once every sample is right. Not with `think`: the expert's thoughts are not known."""
+    own_thoughts: bool = False
+    """Before each earlier step of a prompt stands a thought of the policy's own, drawn when the stage begins, as in the
+    whole solutions that it will write. Only with `think`, after a stage that taught the steps without them."""
 
 
 class RlvrStage(PolicyGradientStage):
@@ -308,6 +311,10 @@ class RunConfig(Section):
         for stage in self.stages:
             if self.think and isinstance(stage, SrlStage) and stage.expert_in_group:
                 raise ValueError(f"stage '{stage.label}': expert_in_group does not go with think = true")
+            if isinstance(stage, SrlStage) and stage.own_thoughts and not (self.think and stage.lines_per_action):
+                raise ValueError(
+                    f"stage '{stage.label}': own_thoughts asks for think = true and for lines_per_action of 1 or more"
+                )
         return self
 
 

@@ -108,7 +108,7 @@ class Run:
                 self._evaluate(stage.label)
             self.state.stage += 1
             self.state.step = 0
-            self.state.selector, self.state.hardest = {}, {}
+            self.state.selector, self.state.hardest, self.state.thoughts = {}, {}, {}
             if self.dev is not None:
                 self.state.best_step = 0  # the next stage begins with what this one ends with
             self._checkpoint()
@@ -174,7 +174,8 @@ class Run:
         """SRL and RLVR: sample groups, keep those with signal, update, hand the weights over."""
         examples = self._examples(stage)
         if isinstance(stage, SrlStage):
-            prompts = srl.prompts(examples, self.tokenizer, stage, self.config.think)
+            thoughts = self._thoughts(stage, examples)
+            prompts = srl.prompts(examples, self.tokenizer, stage, self.config.think, thoughts)
         else:
             prompts = rlvr.prompts(examples, self.tokenizer, stage.label, self.config.think, stage.invalid_reward)
         experts = {}
@@ -258,6 +259,16 @@ class Run:
             orderings = zip(rollouts["prompt_id"].to_pylist(), rollouts["token_ids"].to_pylist(), strict=True)
             self.state.hardest = dict(orderings)
         return self.model_type.narrowed(self.train, self.state.hardest, stage.hardest)
+
+    def _thoughts(self, stage: SrlStage, examples: pa.Table) -> dict[str, list[int]]:
+        """Under `own_thoughts` what the policy thought at first before its best action of each step."""
+        if stage.own_thoughts and not self.state.thoughts:
+            self.observer.phase(f"drawing thoughts about the steps of {examples.num_rows} problems")
+            prompts = srl.prompts(examples, self.tokenizer, stage, self.config.think)
+            seed = derived_seed(self.config.seed, stage.label, "thoughts")
+            rollouts, verdicts, _ = self.crew.sample(prompts, srl.sampling(stage, self.config.think, seed))
+            self.state.thoughts = srl.best_thoughts(rollouts, verdicts, self.tokenizer)
+        return self.state.thoughts
 
     def _selector(self, stage: PolicyGradientStage, prompts: pa.Table) -> Selector:
         trunk_ids = prompts["trunk_id"].to_pylist()

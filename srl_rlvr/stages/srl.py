@@ -7,6 +7,9 @@ is the similarity of the policy's action to the expert's.
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -19,17 +22,23 @@ from srl_rlvr.model_types import Solution
 from srl_rlvr.stages import THINK_STOP
 
 
-def prompts(examples: pa.Table, tokenizer: Any, stage: SrlStage, think: bool) -> pa.Table:
-    """Every step prompt of every example, the steps of one problem together and in order."""
+def prompts(
+    examples: pa.Table, tokenizer: Any, stage: SrlStage, think: bool, thoughts: Mapping[str, list[int]] | None = None
+) -> pa.Table:
+    """Every step prompt of every example, the steps of one problem together and in order.
+
+    Before a step whose prompt has one of `thoughts`, its tokens by prompt id, that stands in the prompts after it.
+    """
     rows, model_type = [], model_types.of(examples)
     for example in with_steps(examples):
         solution = model_type.encode_solution(tokenizer, example, think)
+        before = [(thoughts or {}).get(_id(example["id"], k), []) + step for k, step in enumerate(solution.steps)]
         for k, reference, _ in _actions(solution, stage.lines_per_action):
-            trunk = solution.trunk(k)
+            trunk = replace(solution, steps=before).trunk(k)
             metadata = model_type.step_metadata(solution, k, think, stage.measure)
             rows.append(
                 {
-                    "id": f"{example['id']}:{k}",
+                    "id": _id(example["id"], k),
                     "example_id": example["id"],
                     "stage": stage.label,
                     "step_index": k,
@@ -50,10 +59,31 @@ def expert_actions(examples: pa.Table, tokenizer: Any, stage: SrlStage) -> dict[
     model_type = model_types.of(examples)
     solutions = {row["id"]: model_type.encode_solution(tokenizer, row, think=False) for row in with_steps(examples)}
     return {
-        f"{id}:{k}": tokens
+        _id(id, k): tokens
         for id, solution in solutions.items()
         for k, _, tokens in _actions(solution, stage.lines_per_action)
     }
+
+
+def best_thoughts(rollouts: pa.Table, verdicts: pa.Table, tokenizer: Any) -> dict[str, list[int]]:
+    """By prompt id the tokens of the thought, tags and all, before the action that earned most; none where the form of
+    every sample is broken."""
+    best: dict[str, tuple[float, list[int]]] = {}
+    for rollout, verdict in zip(rollouts.to_pylist(), verdicts.to_pylist(), strict=True):
+        earned, id = verdict["reward"] if verdict["outcome"] == records.SCORED else -math.inf, rollout["prompt_id"]
+        if earned > best.get(id, (-math.inf, []))[0]:
+            best[id] = earned, _thought(rollout["token_ids"], tokenizer)
+    return {id: thought for id, (_, thought) in best.items()}
+
+
+def _thought(tokens: list[int], tokenizer: Any) -> list[int]:
+    """The tokens up to the one that closes the thought. What it holds beyond that is the action's and lost to it."""
+    ends = (end for end in range(1, len(tokens) + 1) if THINK_STOP in tokenizer.decode(tokens[:end]))
+    return tokens[: next(ends, 0)]
+
+
+def _id(example_id: str, k: int) -> str:
+    return f"{example_id}:{k}"
 
 
 def _actions(solution: Solution, lines: int) -> list[tuple[int, str, list[int]]]:

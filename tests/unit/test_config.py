@@ -114,6 +114,12 @@ def test_an_expert_whose_thoughts_are_not_known_cannot_join_a_group(tmp_path: Pa
     assert refusal(tmp_path, "think = true\n" + RUN + "expert_in_group = true") == expected
 
 
+def test_own_thoughts_are_those_of_a_policy_that_thinks(tmp_path: Path) -> None:
+    expected = "stage 'srl': own_thoughts asks for think = true and for lines_per_action of 1 or more"
+    assert refusal(tmp_path, RUN + "own_thoughts = true") == expected
+    assert refusal(tmp_path, "think = true\n" + RUN + "own_thoughts = true\nlines_per_action = 0") == expected
+
+
 @pytest.mark.parametrize("content", [b"x = = 3", b"\xff\xfe", b"[data\n"])
 def test_a_file_that_is_no_toml_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "run.toml"

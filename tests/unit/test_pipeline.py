@@ -255,6 +255,26 @@ def test_a_run_that_died_between_checkpoints_repeats_only_what_was_not_saved(tok
     assert remaining == comparable(whole)[-len(remaining) :]
 
 
+def test_own_thoughts_are_drawn_once_when_their_stage_begins_and_kept(tokenizer: Any, tmp_path: Path) -> None:
+    stages = SRL, SRL | {"name": "own", "own_thoughts": True}
+    run = make_run(tokenizer, tmp_path, varied, *stages, think=True)
+    every = srl.prompts(run.train, tokenizer, configs.SrlStage.model_validate(SRL), think=True)["id"].to_pylist()
+    run.should_stop = lambda: run.state.stage == 1 and run.state.step == 2
+    with pytest.raises(Stopped):
+        run.execute()
+    assert sum(ids == every for _, _, ids, _ in asked(run, "sample")) == 1
+    assert set(run.state.thoughts) == set(every)
+    resumed = make_run(tokenizer, tmp_path, varied, *stages, think=True)
+    folder = checkpoints.latest(tmp_path)
+    assert folder is not None
+    resumed.state, resumed.history = checkpoints.read(folder)
+    assert resumed.state.thoughts == run.state.thoughts
+    resumed.crew.load(folder)
+    resumed.crew.hand_over()
+    resumed.execute()
+    assert every not in [ids for _, _, ids, _ in asked(resumed, "sample")] and resumed.state.thoughts == {}
+
+
 # Overlap: batches are sent ahead
 
 

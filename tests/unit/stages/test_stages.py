@@ -63,6 +63,44 @@ def test_the_step_prompts_of_a_problem_are_prefixes_of_one_trunk(tokenizer: Any,
         assert [row["offset"] for row in rows] == sorted({row["offset"] for row in rows})
 
 
+def test_own_thoughts_stand_before_the_earlier_steps_of_one_trunk(tokenizer: Any) -> None:
+    problems = examples("3 + 4 + 5")
+    (plain,) = by_trunk(srl.prompts(problems, tokenizer, srl_stage(), True)).values()
+    thoughts = {plain[0]["id"]: tokenizer.encode("<think>hm</think>"), plain[2]["id"]: tokenizer.encode("<think>")}
+    (rows,) = by_trunk(srl.prompts(problems, tokenizer, srl_stage(own_thoughts=True), True, thoughts)).values()
+    prompt = tokenizer.decode(plain[0]["token_ids"])
+    assert [tokenizer.decode(row["token_ids"]).removeprefix(prompt) for row in rows] == [
+        "", "<think>hm</think>3 + 4 = 7\n", "<think>hm</think>3 + 4 = 7\n7 + 5 = 12\n",
+    ]  # fmt: skip
+    assert [row["id"] for row in rows] == [row["id"] for row in plain]
+    assert all(row["token_ids"] == rows[-1]["token_ids"][: row["offset"]] for row in rows)
+
+
+def test_the_best_thought_is_the_one_before_the_action_that_earned_most(tokenizer: Any) -> None:
+    drawn = [  # prompt, outcome, reward, text
+        ("a", "scored", 0.5, "<think>one</think>3 + 4 = 8\n"),
+        ("a", "scored", 0.9, "<think>two</think>3 + 4 = 7\n"),
+        ("a", "scored", 0.9, "<think>three</think>3 + 4 = 7\n"),
+        ("b", "failed", 1.0, "<think>one</think>7"),
+        ("b", "scored", 0.0, "<think></think>no"),
+        ("c", "invalid", -1.0, "<think>never closed"),
+    ]
+    rollouts = [
+        {"prompt_id": id, "sample_index": n, "policy_version": 0, "token_ids": tokenizer.encode(text), "text": text,
+         "logprobs": [0.0] * len(tokenizer.encode(text)), "finish_reason": "stop"}
+        for n, (id, _, _, text) in enumerate(drawn)
+    ]  # fmt: skip
+    verdicts = [
+        {"prompt_id": id, "sample_index": n, "outcome": outcome, "reward": reward, "components": "{}", "detail": ""}
+        for n, (id, outcome, reward, _) in enumerate(drawn)
+    ]
+    best = srl.best_thoughts(records.build("Rollout", rollouts), records.build("Verdict", verdicts), tokenizer)
+    texts = {id: tokenizer.decode(tokens) for id, tokens in best.items()}
+    assert set(texts) == {"a", "b"}
+    assert texts["a"].startswith("<think>two</think>") and texts["b"].startswith("<think></think>")
+    assert best["a"] == tokenizer.encode("<think>two</think>3 + 4 = 7\n")[: len(best["a"])]
+
+
 def test_prompts_have_ids_of_their_own(tokenizer: Any) -> None:
     prompts = srl.prompts(examples("3 + 4 + 5", "1 + 1"), tokenizer, srl_stage(), False)
     assert len(set(prompts["id"].to_pylist())) == prompts.num_rows
