@@ -5,13 +5,13 @@
     python benchmarks/paper_table.py --table    only the table and the plot, of the scores that are there
     python benchmarks/paper_table.py --only number_sorting-16 --seeds 5    cells whose names begin so, of five seeds
 
-A cell is one run of `srl-rlvr train` (task, demonstrations, sequence, seed) on the small base (one task: on
-SmolLM2-135M-Instruct with LoRA), and the scores of its result on held-out problems and on problems with longer
-solutions than any shown. The small base is that of `srl-rlvr base build`, kept in `paper_table_base/`: machines with
-other instructions round otherwise, and make another of the same seed. Every stage keeps its best weights by 50 dev
-problems. TRL's SFT→GRPO is a sequence as any other (`_trl_sequence.py`). Two cells run at once, each on one core. Runs
-lie in `out/paper_table/`: one that was interrupted goes on where it was. Scores are lines of
-`benchmarks/paper_table.jsonl`, kept with the code.
+A cell is one run of `srl-rlvr train` (task, demonstrations, sequence, seed) on the small base (one task: on the small
+base that thinks; one: on SmolLM2-135M-Instruct with LoRA), and the scores of its result on held-out problems and on
+problems with longer solutions than any shown. The small bases are those of `srl-rlvr base build`, and of the same with
+`--think --updates 1000`, kept in `paper_table_base/` and `paper_table_thinking_base/`: machines with other instructions
+round otherwise, and make others of the same seed. Every stage keeps its best weights by 50 dev problems. TRL's SFT→GRPO
+is a sequence as any other (`_trl_sequence.py`). Two cells run at once, on a core each. Runs lie in `out/paper_table/`:
+one that was interrupted goes on where it was. Scores are lines of `benchmarks/paper_table.jsonl`, kept with the code.
 
 Leads are paired by problem and bootstrapped over seeds and problems; the best sequences are chosen anew in each draw,
 of those that have run all seeds of SFT.
@@ -38,6 +38,7 @@ from _machine import commit, machine
 HERE = Path(__file__).parent
 OUT = HERE.parent / "out" / "paper_table"
 BASE = HERE / "paper_table_base"
+THINKING_BASE = HERE / "paper_table_thinking_base"
 SAMPLES, SAMPLED = 8, 100  # answers to each of so many held-out problems, beside the greedy one to all
 DRAWS = 10_000
 TRL = "trl-sft-grpo"  # by TRL's trainers
@@ -65,22 +66,26 @@ class Task:
     demonstrations: Sequence[int]
     step_tokens: int
     tokens: int  # of the longest solution here
-    model: str = ""  # the small base where it is left out
+    model: Path | str = BASE
     sequences: Sequence[str] = ROWS
+    think: bool = False  # before each line, in sequences that do not begin with SFT: demonstrations hold no thoughts
 
 
 def stages(sft: float, srl: float, rlvr: float, groups: str) -> dict[str, str]:
     """By name, with these rates and SRL's `groups`: `guided` is SRL on single steps with the expert in the group,
-    `whole` the same on whole solutions."""
+    `whole` the same on whole solutions; `steps` is SRL on single steps without the expert, `own` the same with thoughts
+    of the policy's own before the earlier ones."""
     supervised = f'kind = "sft"\nlearning_rate = {sft}\nepochs = {{epochs}}\nbatch_size = {{batch}}'
     by_step, whole = (
         f'kind = "srl"\nlearning_rate = {srl}\nsteps = {{steps}}\nmax_tokens = {{{longest}}}\n{groups}'
         for longest in ("step_tokens", "tokens")
     )
-    expert = "\nexpert_in_group = true"
+    expert, tokens = "\nexpert_in_group = true", '\nmeasure = "tokens"'
     return {
         "sft": supervised,
         "guided": by_step + '\nname = "guided"' + expert,
+        "steps": by_step + '\nname = "steps"' + tokens,
+        "own": by_step + '\nname = "own"\nown_thoughts = true' + tokens,
         "whole": whole + '\nname = "whole"\nlines_per_action = 0' + expert,
         "rlvr": f'kind = "rlvr"\nlearning_rate = {rlvr}\nsteps = {{steps}}\nmax_tokens = {{tokens}}\n'
         "prompts_per_step = {batch}",
@@ -95,6 +100,14 @@ SMALL = Recipe(
     batch=16,
     every=15,
 )
+THINKING = Recipe(
+    f'[model]\nbase = "../../../benchmarks/{THINKING_BASE.name}"\nmax_context = 512\n\n'
+    '[engine]\nkind = "transformers"\nthreads = 1\n',
+    stages(sft=5e-4, srl=2e-4, rlvr=1e-4, groups="prompts_per_step = 32\ngroup_size = 4"),
+    {"sft": 240, "steps": 72, "own": 116, "rlvr": 32},
+    batch=16,
+    every=35,
+)
 SMOLLM2 = Recipe(
     f'[model]\nbase = "{SMOLLM2_NAME}"\nmax_context = 256\nlora_rank = 16\n\n'
     "[engine]\nkv_cache_gib = 0.5\nthreads = 1\n",
@@ -104,6 +117,13 @@ SMOLLM2 = Recipe(
     every=4,
     sequences={"sft-rlvr": [("sft", 0.25), ("rlvr", 0.75)]},
 )
+TWO_DIGITS = {
+    "min_digits": 2,
+    "max_digits": 2,
+    "operators": ["+"],
+    "allow_parentheses": False,
+    "allow_negation": False,
+}
 TASKS = {
     "number_sorting": Task(
         "number_sorting",
@@ -129,6 +149,17 @@ TASKS = {
         step_tokens=32,
         tokens=140,
     ),
+    "thinking_sums": Task(
+        "basic_arithmetic",
+        TWO_DIGITS | {"min_terms": 4, "max_terms": 4},
+        {"min_terms": 6, "max_terms": 6},
+        (16, 64),
+        step_tokens=72,
+        tokens=300,
+        model=THINKING_BASE,
+        sequences=("base", "sft", "rlvr", "sft-rlvr", "steps-srl-rlvr", "own-srl-rlvr", TRL),
+        think=True,
+    ),
     "smollm2_sums": Task(
         "basic_arithmetic",
         {"min_terms": 4, "max_terms": 4, "operators": ["+"], "allow_parentheses": False, "allow_negation": False},
@@ -148,6 +179,8 @@ SEQUENCES: dict[str, list[tuple[str, float]]] = {  # stages, and their share of 
     "sft-rlvr": [("sft", 0.375), ("rlvr", 0.5)],
     "guided-srl-rlvr": [("guided", 0.6), ("rlvr", 0.4)],
     "whole-srl-rlvr": [("whole", 0.6), ("rlvr", 0.4)],
+    "steps-srl-rlvr": [("steps", 1.0), ("rlvr", 0.4)],
+    "own-srl-rlvr": [("steps", 0.5), ("own", 0.6), ("rlvr", 0.4)],
     "sft-whole-srl-rlvr": [("sft", 0.375), ("whole", 0.3), ("rlvr", 0.25)],
     TRL: [("sft", 0.375), ("rlvr", 0.5)],
 }
@@ -261,9 +294,9 @@ def run(cell: Cell, place: Place) -> None:
     task = TASKS[cell.task]
     (folder / "run.toml").write_text(run_file(cell, place, sequence_of(cell) or SEQUENCES["sft"]))
     config = configs.load(folder / "run.toml", cell.changes.split())
-    model, minutes = task.model or BASE, 0.0
+    model, minutes = task.model, 0.0
     if cell.sequence == TRL:
-        minutes, model = _trl_sequence.train(config, BASE, folder), folder / "model"
+        minutes, model = _trl_sequence.train(config, Path(model), folder), folder / "model"
     elif sequence_of(cell):
         of_recipe = folder / f"run-{recipe(cell, place)}"
         session.train(config, of_recipe, resume=True, command=cell.name)
@@ -275,7 +308,7 @@ def run(cell: Cell, place: Place) -> None:
     line = {
         "cell": vars(cell),
         "recipe": recipe(cell, place),
-        "base": task.model or base_digest(),
+        "base": base_digest(task.model),
         "minutes": minutes,
         "here": score(model, here, cell, SAMPLES),
         "longer": score(model, longer, cell),
@@ -297,16 +330,16 @@ def read_scores(place: Place) -> dict[Cell, Any]:
     if not place.scores.is_file():
         return {}
     lines = [json.loads(line) for line in place.scores.read_text().splitlines()]
-    base = base_digest()
-    found = {
-        Cell(**line["cell"]): line for line in lines if line["base"] == (TASKS[line["cell"]["task"]].model or base)
-    }
+    bases = {name: base_digest(task.model) for name, task in TASKS.items()}
+    found = {Cell(**line["cell"]): line for line in lines if line["base"] == bases[line["cell"]["task"]]}
     return {cell: line for cell, line in found.items() if line["recipe"] == recipe(cell, place)}
 
 
-def base_digest() -> str:
+def base_digest(model: Path | str) -> str:
     """Which base a line is of."""
-    with (BASE / "model.safetensors").open("rb") as file:
+    if isinstance(model, str):
+        return model
+    with (model / "model.safetensors").open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
@@ -316,7 +349,7 @@ def sequence_of(cell: Cell) -> list[tuple[str, float]]:
 
 
 def recipe_of(task: Task) -> Recipe:
-    return SMOLLM2 if task.model else SMALL
+    return {BASE: SMALL, THINKING_BASE: THINKING}.get(Path(task.model), SMOLLM2)
 
 
 def run_file(cell: Cell, place: Place, sequence: list[tuple[str, float]]) -> str:
@@ -330,10 +363,11 @@ def run_file(cell: Cell, place: Place, sequence: list[tuple[str, float]]) -> str
             steps=steps, epochs=epochs, batch=how.batch, step_tokens=task.step_tokens, tokens=task.tokens
         )
         texts.append(f"[[stages]]\n{filled}\n")
+    think = "think = true\n" if thinks(cell.task, sequence) else ""
     params = ", ".join(f"{name} = {json.dumps(value)}" for name, value in task.params.items())
     return f"""name = "{cell.name}"
 seed = {cell.seed}
-checkpoint_every = 1000
+{think}checkpoint_every = 1000
 
 {how.setting}
 [learner]
@@ -360,6 +394,10 @@ mlflow = false
 """
 
 
+def thinks(task: str, sequence: list[tuple[str, float]]) -> bool:
+    return TASKS[task].think and (not sequence or sequence[0][0] != "sft")
+
+
 def score(model: Path | str, examples: Any, cell: Cell, samples: int = 0) -> dict[str, Any]:
     """Of each problem: whether it was solved greedily, tokens of that answer, and how many of `samples` solved it."""
     from srl_rlvr import trained
@@ -369,10 +407,10 @@ def score(model: Path | str, examples: Any, cell: Cell, samples: int = 0) -> dic
     from srl_rlvr.records import PASSED
     from srl_rlvr.stages import rlvr
 
-    tokens = TASKS[cell.task].tokens
+    tokens, think = TASKS[cell.task].tokens, thinks(cell.task, sequence_of(cell))
     read = trained.read(base_models.resolve(str(model), session.model_cache()), 512, tokens)
     with inference.open_model(read, "transformers") as opened:
-        prompts = rlvr.prompts(examples, opened.tokenizer, "evaluation", think=False)
+        prompts = rlvr.prompts(examples, opened.tokenizer, "evaluation", think)
         greedy, verdicts, _ = opened.sample(prompts, SamplingSpec(1, 0.0, tokens))
         found = {
             "greedy": (verdicts["reward"].to_numpy() >= PASSED).astype(int).tolist(),
@@ -440,14 +478,14 @@ def base_pass8(found: dict[Cell, Any]) -> float | None:
     """Of the task that the small base solves most of."""
     of: dict[str, list[np.ndarray]] = {}
     for cell, scores in found.items():
-        if not SEQUENCES[cell.sequence] and not TASKS[cell.task].model:
+        if not SEQUENCES[cell.sequence] and isinstance(TASKS[cell.task].model, Path):
             of.setdefault(cell.task, []).append(np.array(scores["here"]["of_8"]) > 0)
     return round(max(float(np.mean(solved)) for solved in of.values()), 4) if of else None
 
 
 def print_leads(found: dict[Cell, Any]) -> dict[str, float | None]:
     """A line for each model and number of demonstrations; the lower bounds by name."""
-    small = [name for name, task in TASKS.items() if not task.model]
+    small = [name for name, task in TASKS.items() if isinstance(task.model, Path)]
     parts = {"as shown": ["here"], "longer": ["longer"], "both": ["here", "longer"]}
     figures: dict[str, float | None] = {}
     print("\nlead of the best sequence with SRL over the best without, points (95 %)")
