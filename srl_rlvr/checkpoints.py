@@ -39,9 +39,7 @@ class State:
     best_score: float = -1.0
     tracking_id: str = ""
     hardest: dict[str, list[int]] = field(default_factory=dict)  # candidates by example in this stage, best first
-    thoughts: dict[str, list[int]] = field(
-        default_factory=dict
-    )  # the policy's own by step prompt in this stage, tokens
+    thoughts: dict[str, list[int]] = field(default_factory=dict)  # the policy's own by step prompt in this stage
     pending: list[list[int]] = field(default_factory=list)  # rows drawn for each next batch and not yet learned from
 
 

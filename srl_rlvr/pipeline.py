@@ -267,6 +267,7 @@ class Run:
             prompts = srl.prompts(examples, self.tokenizer, stage, self.config.think)
             seed = derived_seed(self.config.seed, stage.label, "thoughts")
             rollouts, verdicts, _ = self.crew.sample(prompts, srl.sampling(stage, self.config.think, seed))
+            self.state.sampled_tokens += pc.sum(pc.list_value_length(rollouts["token_ids"])).as_py()  # type: ignore[attr-defined]
             self.state.thoughts = srl.best_thoughts(rollouts, verdicts, self.tokenizer)
         return self.state.thoughts
 

@@ -136,14 +136,14 @@ def train_tokenizer(problems: Sequence[dict[str, Any]], think: bool = False) -> 
     texts = []
     for row in problems:
         lines = task_llm.TYPE.lines(row)
-        texts += [row["prompt"], *(_thought(row, line) + line if think else line for line in lines)]
+        texts += [row["prompt"], *(thought_before(row, line) + line if think else line for line in lines)]
     return tokenizer_of([task_llm.TYPE.system(think), *texts])
 
 
-def _thought(row: dict[str, Any], line: str) -> str:
-    """How a line of the expert's is worked out; before the answer there is nothing to think."""
-    think = all_families[row["task"]].thought
-    return f"{OPEN}{think(line) if think else ''}{CLOSE}"
+def thought_before(row: Mapping[str, Any], line: str) -> str:
+    """How this line of the expert's is worked out, in tags; nothing before the answer."""
+    of_family = all_families[row["task"]].thought
+    return f"{OPEN}{of_family(line) if of_family else ''}{CLOSE}"
 
 
 def tokenizer_of(texts: Sequence[str], vocabulary: int = VOCABULARY) -> Any:
@@ -201,8 +201,8 @@ class Texts:
         )
 
     def _solution(self, lengths: float) -> tuple[Solution, list[list[int]]]:
-        """Of a problem among the shorter ones, and its lines as they are predicted. `lengths` is the share that is
-        drawn from."""
+        """Of a problem among the shorter ones, and its lines as they are predicted. `lengths` is the share of the
+        problems that is drawn from."""
         rows = self._draw.choice(self._families)
         row = rows[self._draw.randrange(math.ceil(lengths * len(rows)))]
         solution = task_llm.TYPE.encode_solution(self._tokenizer, row, self._think)
@@ -210,13 +210,13 @@ class Texts:
         return solution, [self._encode(thought) + step for thought, step in zip(thoughts, solution.steps, strict=True)]
 
     def _thought(self, row: dict[str, Any], line: str) -> str:
-        return _thought(row, line) if self._think else ""
+        return thought_before(row, line) if self._think else ""
 
     def _encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False)
 
     def _seen(self, solution: Solution, lines: list[list[int]]) -> list[list[int]]:
-        """The lines that one is given of."""
+        """Lines of which one is given: under `think` with their thoughts in half of the texts."""
         return self._draw.choice((solution.steps, lines)) if self._think else lines
 
     def _opening(self, lengths: float) -> tuple[list[int], list[int]]:

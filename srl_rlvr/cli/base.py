@@ -50,6 +50,8 @@ def run(options: argparse.Namespace) -> int:
     for flag in ("updates", "problems", "image_size"):
         if getattr(options, flag) < 1:
             raise InputError(f"--{flag.replace('_', '-')} is {getattr(options, flag)}; it should be 1 or more")
+    if options.vision and (options.think or options.families):
+        raise InputError("--vision draws a base that knows nothing yet: leave out --think and --family")
     if options.out.exists():
         raise InputError(f"{options.out} is there already; name another folder by --out")
     if options.vision:

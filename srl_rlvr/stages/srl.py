@@ -7,7 +7,6 @@ is the similarity of the policy's action to the expert's.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -32,9 +31,10 @@ def prompts(
     rows, model_type = [], model_types.of(examples)
     for example in with_steps(examples):
         solution = model_type.encode_solution(tokenizer, example, think)
-        before = [(thoughts or {}).get(_id(example["id"], k), []) + step for k, step in enumerate(solution.steps)]
+        thought = [(thoughts or {}).get(_id(example["id"], k), []) + step for k, step in enumerate(solution.steps)]
+        given = replace(solution, steps=thought)
         for k, reference, _ in _actions(solution, stage.lines_per_action):
-            trunk = replace(solution, steps=before).trunk(k)
+            trunk = given.trunk(k)
             metadata = model_type.step_metadata(solution, k, think, stage.measure)
             rows.append(
                 {
@@ -66,13 +66,13 @@ def expert_actions(examples: pa.Table, tokenizer: Any, stage: SrlStage) -> dict[
 
 
 def best_thoughts(rollouts: pa.Table, verdicts: pa.Table, tokenizer: Any) -> dict[str, list[int]]:
-    """By prompt id the tokens of the thought, tags and all, before the action that earned most; none where the form of
-    every sample is broken."""
+    """By prompt id the tokens of the thought, tags and all, before the action that earned most, of equals the first;
+    none where the form of every sample is broken."""
     best: dict[str, tuple[float, list[int]]] = {}
     for rollout, verdict in zip(rollouts.to_pylist(), verdicts.to_pylist(), strict=True):
-        earned, id = verdict["reward"] if verdict["outcome"] == records.SCORED else -math.inf, rollout["prompt_id"]
-        if earned > best.get(id, (-math.inf, []))[0]:
-            best[id] = earned, _thought(rollout["token_ids"], tokenizer)
+        id, reward = rollout["prompt_id"], verdict["reward"]
+        if verdict["outcome"] == records.SCORED and (id not in best or reward > best[id][0]):
+            best[id] = reward, _thought(rollout["token_ids"], tokenizer)
     return {id: thought for id, (_, thought) in best.items()}
 
 

@@ -57,7 +57,11 @@ def _action(text: str, think: bool) -> tuple[str, str]:
     if any(len(part) != 2 for part in parts):
         return "", f"an {OPEN} without its own {CLOSE}"
     actions = [action.lstrip() for _, action in parts]
-    return ("".join(actions), "") if all(map(str.strip, actions)) else ("", "a thought without an action")
+    if not all(map(str.strip, actions)):
+        return "", "a thought without an action"
+    if not all(action.endswith("\n") for action in actions[:-1]):
+        return "", "a thought within a line"
+    return "".join(actions), ""
 
 
 def _ratio(action: Any, expert: Any) -> float:

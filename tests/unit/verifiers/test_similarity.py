@@ -97,6 +97,7 @@ def test_the_line_break_at_the_end_counts():
         ("<think>hm</think>2 + 3 = 5\n<think>5 + 1 = 6", {"think": True}),
         ("<think>hm</think>2 + 3 = 5\n<think>hm</think>\n", {"think": True}),
         ("<think>hm<think>hm</think></think>2 + 3 = 5\n", {"think": True}),
+        ("<think>hm</think>2 + 3 = <think>5</think>5\n", {"think": True}),
         ("<think>hm</think> \n", {"think": True}),
         ("<think>hm</think>2 + 3 = 5\n", {"think": False}),
         ("2 + 3 = 5</think>\n", {}),
