@@ -1,7 +1,7 @@
 """Which sequence of stages learns most from how many demonstrations: the claim of Deng et al. (2510.25992), small.
 
     python benchmarks/paper_table.py            every cell that has no score yet, then the table and the plot
-    python benchmarks/paper_table.py --quick    three cells of a few updates: it works
+    python benchmarks/paper_table.py --quick    four cells of a few updates: it works
     python benchmarks/paper_table.py --table    only the table and the plot, of the scores that are there
     python benchmarks/paper_table.py --only number_sorting-16 --seeds 5    cells whose names begin so, of five seeds
 
@@ -50,25 +50,14 @@ ROWS = ("base", "sft", "rlvr", "guided-srl", "sft-rlvr", "guided-srl-rlvr", "sft
 class Recipe:
     """How a model is trained: its part of the run file, and the stages that sequences are made of."""
 
+    model: Path | str
     setting: str
     stages: dict[str, str]
     updates: dict[str, int]  # of each stage, that take about as long as each other
     batch: int  # solutions (SFT) or problems (RLVR) in an update
     every: int  # updates between two looks at the dev problems
-    sequences: dict[str, list[tuple[str, float]]] = field(default_factory=dict)  # that are other than in SEQUENCES
-
-
-@dataclass(frozen=True)
-class Task:
-    family: str
-    params: dict[str, Any]
-    longer: dict[str, Any]  # params of solutions longer than any shown
-    demonstrations: Sequence[int]
-    step_tokens: int
-    tokens: int  # of the longest solution here
-    model: Path | str = BASE
-    sequences: Sequence[str] = ROWS
     think: bool = False  # before each line, in sequences that do not begin with SFT: demonstrations hold no thoughts
+    sequences: dict[str, list[tuple[str, float]]] = field(default_factory=dict)  # that are other than in SEQUENCES
 
 
 def stages(sft: float, srl: float, rlvr: float, groups: str) -> dict[str, str]:
@@ -92,23 +81,23 @@ def stages(sft: float, srl: float, rlvr: float, groups: str) -> dict[str, str]:
     }
 
 
-SMALL = Recipe(
-    f'[model]\nbase = "../../../benchmarks/{BASE.name}"\nmax_context = 512\n\n'
-    '[engine]\nkind = "transformers"\nthreads = 1\n',
-    stages(sft=5e-4, srl=4e-4, rlvr=1e-4, groups="prompts_per_step = 32\ngroup_size = 4"),
-    {"sft": 120, "guided": 50, "whole": 50, "rlvr": 32},
-    batch=16,
-    every=15,
-)
-THINKING = Recipe(
-    f'[model]\nbase = "../../../benchmarks/{THINKING_BASE.name}"\nmax_context = 512\n\n'
-    '[engine]\nkind = "transformers"\nthreads = 1\n',
-    stages(sft=5e-4, srl=2e-4, rlvr=1e-4, groups="prompts_per_step = 32\ngroup_size = 4"),
-    {"sft": 240, "steps": 72, "own": 116, "rlvr": 32},
-    batch=16,
-    every=35,
-)
+def small(base: Path, srl: float, updates: dict[str, int], every: int, think: bool = False) -> Recipe:
+    return Recipe(
+        base,
+        f'[model]\nbase = "../../../benchmarks/{base.name}"\nmax_context = 512\n\n'
+        '[engine]\nkind = "transformers"\nthreads = 1\n',
+        stages(sft=5e-4, srl=srl, rlvr=1e-4, groups="prompts_per_step = 32\ngroup_size = 4"),
+        updates,
+        batch=16,
+        every=every,
+        think=think,
+    )
+
+
+SMALL = small(BASE, 4e-4, {"sft": 120, "guided": 50, "whole": 50, "rlvr": 32}, every=15)
+THINKING = small(THINKING_BASE, 2e-4, {"sft": 240, "steps": 72, "own": 116, "rlvr": 32}, every=35, think=True)
 SMOLLM2 = Recipe(
+    SMOLLM2_NAME,
     f'[model]\nbase = "{SMOLLM2_NAME}"\nmax_context = 256\nlora_rank = 16\n\n'
     "[engine]\nkv_cache_gib = 0.5\nthreads = 1\n",
     stages(sft=5e-4, srl=3e-4, rlvr=2e-4, groups="prompts_per_step = 8"),
@@ -117,13 +106,21 @@ SMOLLM2 = Recipe(
     every=4,
     sequences={"sft-rlvr": [("sft", 0.25), ("rlvr", 0.75)]},
 )
-TWO_DIGITS = {
-    "min_digits": 2,
-    "max_digits": 2,
-    "operators": ["+"],
-    "allow_parentheses": False,
-    "allow_negation": False,
-}
+SUMS = {"operators": ["+"], "allow_parentheses": False, "allow_negation": False}
+
+
+@dataclass(frozen=True)
+class Task:
+    family: str
+    params: dict[str, Any]
+    longer: dict[str, Any]  # params of solutions longer than any shown
+    demonstrations: Sequence[int]
+    step_tokens: int
+    tokens: int  # of the longest solution here
+    recipe: Recipe = SMALL
+    sequences: Sequence[str] = ROWS
+
+
 TASKS = {
     "number_sorting": Task(
         "number_sorting",
@@ -151,23 +148,22 @@ TASKS = {
     ),
     "thinking_sums": Task(
         "basic_arithmetic",
-        TWO_DIGITS | {"min_terms": 4, "max_terms": 4},
+        {"min_digits": 2, "max_digits": 2} | SUMS | {"min_terms": 4, "max_terms": 4},
         {"min_terms": 6, "max_terms": 6},
         (16, 64),
         step_tokens=72,
         tokens=300,
-        model=THINKING_BASE,
+        recipe=THINKING,
         sequences=("base", "sft", "rlvr", "sft-rlvr", "steps-srl-rlvr", "own-srl-rlvr", TRL),
-        think=True,
     ),
     "smollm2_sums": Task(
         "basic_arithmetic",
-        {"min_terms": 4, "max_terms": 4, "operators": ["+"], "allow_parentheses": False, "allow_negation": False},
+        {"min_terms": 4, "max_terms": 4} | SUMS,
         {"min_terms": 6, "max_terms": 6},
         (16,),
         step_tokens=20,
         tokens=64,
-        model=SMOLLM2_NAME,
+        recipe=SMOLLM2,
         sequences=("sft", "sft-rlvr", "guided-srl-rlvr", "whole-srl-rlvr"),
     ),
 }
@@ -232,6 +228,7 @@ def main() -> None:
     cells = [cell for cell in all_cells(options.seeds) if cell.name.startswith(options.only)]
     if options.quick:
         cells = [Cell("number_sorting", 16, sequence, 0) for sequence in ("base", "sft-whole-srl-rlvr", TRL)]
+        cells.append(Cell("thinking_sums", 16, "own-srl-rlvr", 0))
     if options.cell:
         run(next(cell for cell in all_cells(options.seeds) if cell.name == options.cell), place)
         return
@@ -294,7 +291,7 @@ def run(cell: Cell, place: Place) -> None:
     task = TASKS[cell.task]
     (folder / "run.toml").write_text(run_file(cell, place, sequence_of(cell) or SEQUENCES["sft"]))
     config = configs.load(folder / "run.toml", cell.changes.split())
-    model, minutes = task.model, 0.0
+    model, minutes = task.recipe.model, 0.0
     if cell.sequence == TRL:
         minutes, model = _trl_sequence.train(config, Path(model), folder), folder / "model"
     elif sequence_of(cell):
@@ -308,7 +305,7 @@ def run(cell: Cell, place: Place) -> None:
     line = {
         "cell": vars(cell),
         "recipe": recipe(cell, place),
-        "base": base_digest(task.model),
+        "base": base_digest(task.recipe.model),
         "minutes": minutes,
         "here": score(model, here, cell, SAMPLES),
         "longer": score(model, longer, cell),
@@ -330,7 +327,7 @@ def read_scores(place: Place) -> dict[Cell, Any]:
     if not place.scores.is_file():
         return {}
     lines = [json.loads(line) for line in place.scores.read_text().splitlines()]
-    bases = {name: base_digest(task.model) for name, task in TASKS.items()}
+    bases = {name: base_digest(task.recipe.model) for name, task in TASKS.items()}
     found = {Cell(**line["cell"]): line for line in lines if line["base"] == bases[line["cell"]["task"]]}
     return {cell: line for cell, line in found.items() if line["recipe"] == recipe(cell, place)}
 
@@ -344,17 +341,13 @@ def base_digest(model: Path | str) -> str:
 
 
 def sequence_of(cell: Cell) -> list[tuple[str, float]]:
-    others = SEQUENCES_OF_MANY if cell.demonstrations >= MANY else recipe_of(TASKS[cell.task]).sequences
+    others = SEQUENCES_OF_MANY if cell.demonstrations >= MANY else TASKS[cell.task].recipe.sequences
     return others.get(cell.sequence, SEQUENCES[cell.sequence])
-
-
-def recipe_of(task: Task) -> Recipe:
-    return {BASE: SMALL, THINKING_BASE: THINKING}.get(Path(task.model), SMOLLM2)
 
 
 def run_file(cell: Cell, place: Place, sequence: list[tuple[str, float]]) -> str:
     task = TASKS[cell.task]
-    how = recipe_of(task)
+    how = task.recipe
     texts = []
     for name, share in sequence:
         steps = max(1, round(how.updates[name] * share * place.updates))
@@ -395,7 +388,7 @@ mlflow = false
 
 
 def thinks(task: str, sequence: list[tuple[str, float]]) -> bool:
-    return TASKS[task].think and (not sequence or sequence[0][0] != "sft")
+    return TASKS[task].recipe.think and (not sequence or sequence[0][0] != "sft")
 
 
 def score(model: Path | str, examples: Any, cell: Cell, samples: int = 0) -> dict[str, Any]:
@@ -478,14 +471,14 @@ def base_pass8(found: dict[Cell, Any]) -> float | None:
     """Of the task that the small base solves most of."""
     of: dict[str, list[np.ndarray]] = {}
     for cell, scores in found.items():
-        if not SEQUENCES[cell.sequence] and isinstance(TASKS[cell.task].model, Path):
+        if not SEQUENCES[cell.sequence] and isinstance(TASKS[cell.task].recipe.model, Path):
             of.setdefault(cell.task, []).append(np.array(scores["here"]["of_8"]) > 0)
     return round(max(float(np.mean(solved)) for solved in of.values()), 4) if of else None
 
 
 def print_leads(found: dict[Cell, Any]) -> dict[str, float | None]:
     """A line for each model and number of demonstrations; the lower bounds by name."""
-    small = [name for name, task in TASKS.items() if isinstance(task.model, Path)]
+    small = [name for name, task in TASKS.items() if isinstance(task.recipe.model, Path)]
     parts = {"as shown": ["here"], "longer": ["longer"], "both": ["here", "longer"]}
     figures: dict[str, float | None] = {}
     print("\nlead of the best sequence with SRL over the best without, points (95 %)")
