@@ -63,7 +63,7 @@ class Recipe:
 def stages(sft: float, srl: float, rlvr: float, groups: str) -> dict[str, str]:
     """By name, with these rates and SRL's `groups`: `guided` is SRL on single steps with the expert in the group,
     `whole` the same on whole solutions; `steps` is SRL on single steps without the expert, `own` the same with thoughts
-    of the policy's own before the earlier ones."""
+    of the policy's own before the earlier ones; `star` is SFT with thoughts of the policy's own."""
     supervised = f'kind = "sft"\nlearning_rate = {sft}\nepochs = {{epochs}}\nbatch_size = {{batch}}'
     by_step, whole = (
         f'kind = "srl"\nlearning_rate = {srl}\nsteps = {{steps}}\nmax_tokens = {{{longest}}}\n{groups}'
@@ -76,6 +76,7 @@ def stages(sft: float, srl: float, rlvr: float, groups: str) -> dict[str, str]:
         "steps": by_step + '\nname = "steps"' + tokens,
         "own": by_step + '\nname = "own"\nown_thoughts = true' + tokens,
         "whole": whole + '\nname = "whole"\nlines_per_action = 0' + expert,
+        "star": f'{supervised}\nname = "star-{{place}}"\nown_thoughts = true\nmax_tokens = {{step_tokens}}',
         "rlvr": f'kind = "rlvr"\nlearning_rate = {rlvr}\nsteps = {{steps}}\nmax_tokens = {{tokens}}\n'
         "prompts_per_step = {batch}",
     }
@@ -95,7 +96,9 @@ def small(base: Path, srl: float, updates: dict[str, int], every: int, think: bo
 
 
 SMALL = small(BASE, 4e-4, {"sft": 120, "guided": 50, "whole": 50, "rlvr": 32}, every=15)
-THINKING = small(THINKING_BASE, 2e-4, {"sft": 240, "steps": 72, "own": 116, "rlvr": 32}, every=35, think=True)
+THINKING = small(
+    THINKING_BASE, 2e-4, {"sft": 240, "star": 80, "steps": 72, "own": 116, "rlvr": 32}, every=35, think=True
+)
 SMOLLM2 = Recipe(
     SMOLLM2_NAME,
     f'[model]\nbase = "{SMOLLM2_NAME}"\nmax_context = 256\nlora_rank = 16\n\n'
@@ -154,7 +157,7 @@ TASKS = {
         step_tokens=72,
         tokens=300,
         recipe=THINKING,
-        sequences=("base", "sft", "rlvr", "sft-rlvr", "steps-srl-rlvr", "own-srl-rlvr", TRL),
+        sequences=("base", "sft", "rlvr", "sft-rlvr", "star-rlvr", "steps-srl-rlvr", "own-srl-rlvr", TRL),
     ),
     "smollm2_sums": Task(
         "basic_arithmetic",
@@ -173,6 +176,7 @@ SEQUENCES: dict[str, list[tuple[str, float]]] = {  # stages, and their share of 
     "rlvr": [("rlvr", 0.4)],  # without signal each batch is refilled twice
     "guided-srl": [("guided", 1.0)],
     "sft-rlvr": [("sft", 0.375), ("rlvr", 0.5)],
+    "star-rlvr": [("star", 1.0), ("star", 1.0), ("star", 1.0), ("rlvr", 0.4)],
     "guided-srl-rlvr": [("guided", 0.6), ("rlvr", 0.4)],
     "whole-srl-rlvr": [("whole", 0.6), ("rlvr", 0.4)],
     "steps-srl-rlvr": [("steps", 1.0), ("rlvr", 0.4)],
@@ -349,11 +353,16 @@ def run_file(cell: Cell, place: Place, sequence: list[tuple[str, float]]) -> str
     task = TASKS[cell.task]
     how = task.recipe
     texts = []
-    for name, share in sequence:
+    for place_of_stage, (name, share) in enumerate(sequence):
         steps = max(1, round(how.updates[name] * share * place.updates))
         epochs = max(1, steps * how.batch // cell.demonstrations)
         filled = how.stages[name].format(
-            steps=steps, epochs=epochs, batch=how.batch, step_tokens=task.step_tokens, tokens=task.tokens
+            steps=steps,
+            epochs=epochs,
+            batch=how.batch,
+            step_tokens=task.step_tokens,
+            tokens=task.tokens,
+            place=place_of_stage,
         )
         texts.append(f"[[stages]]\n{filled}\n")
     think = "think = true\n" if thinks(cell.task, sequence) else ""

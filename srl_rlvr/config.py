@@ -102,6 +102,15 @@ class SftStage(StageConfig):
     learning_rate: float = Field(default=5e-5, gt=0)
     """Peak rate of AdamW; after a linear warm-up it stays."""
 
+    own_thoughts: bool = False
+    """Before each step stands a thought of the policy's own: of `samples` drawn when the stage begins, the first whose
+    step was the expert's (STaR, 2203.14465, step by step). A solution ends before a step that no sample found. Only
+    with `think`."""
+    samples: int = Field(default=8, ge=2)
+    """Drawn of each step under `own_thoughts`."""
+    max_tokens: int = Field(default=128, ge=1)
+    """Longest of them, in tokens."""
+
 
 class DpoStage(StageConfig):
     kind: Literal["dpo"]
@@ -311,6 +320,8 @@ class RunConfig(Section):
         for stage in self.stages:
             if self.think and isinstance(stage, SrlStage) and stage.expert_in_group:
                 raise ValueError(f"stage '{stage.label}': expert_in_group does not go with think = true")
+            if isinstance(stage, SftStage) and stage.own_thoughts and not self.think:
+                raise ValueError(f"stage '{stage.label}': own_thoughts asks for think = true")
             if isinstance(stage, SrlStage) and stage.own_thoughts and not (self.think and stage.lines_per_action):
                 raise ValueError(
                     f"stage '{stage.label}': own_thoughts asks for think = true and for lines_per_action of 1 or more"

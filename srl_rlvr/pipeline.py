@@ -119,7 +119,13 @@ class Run:
         """Cross-entropy on worked solutions, in a new order each epoch."""
         examples = self._examples(stage)
         examples = examples.slice(0, stage.examples) if stage.examples else examples
-        samples = sft.samples(examples, self.tokenizer, self.config.think)
+        thoughts = self._thoughts(sft.drawing(stage), examples, PASSED) if stage.own_thoughts else None
+        samples = sft.samples(examples, self.tokenizer, self.config.think, thoughts)
+        if not samples.num_rows:
+            raise RunError(
+                f"{stage.label}: in {stage.samples} samples of each the policy found the first step of no problem, so "
+                "there are no thoughts to learn from: draw more samples, or train an srl stage first"
+            )
         steps = sft.steps(stage, examples.num_rows)
         selector = Uniform(samples["trunk_id"].to_pylist(), self.config.seed, stage.label, self.state.selector)
         self.observer.stage(stage.label, stage.kind, steps)
@@ -174,7 +180,7 @@ class Run:
         """SRL and RLVR: sample groups, keep those with signal, update, hand the weights over."""
         examples = self._examples(stage)
         if isinstance(stage, SrlStage):
-            thoughts = self._thoughts(stage, examples)
+            thoughts = self._thoughts(stage, examples) if stage.own_thoughts else None
             prompts = srl.prompts(examples, self.tokenizer, stage, self.config.think, thoughts)
         else:
             prompts = rlvr.prompts(examples, self.tokenizer, stage.label, self.config.think, stage.invalid_reward)
@@ -260,15 +266,15 @@ class Run:
             self.state.hardest = dict(orderings)
         return self.model_type.narrowed(self.train, self.state.hardest, stage.hardest)
 
-    def _thoughts(self, stage: SrlStage, examples: pa.Table) -> dict[str, list[int]]:
-        """Under `own_thoughts` what the policy thought at first before its best action of each step."""
-        if stage.own_thoughts and not self.state.thoughts:
+    def _thoughts(self, stage: SrlStage, examples: pa.Table, least: float = -math.inf) -> dict[str, list[int]]:
+        """What the policy thought at first before its best action of each step, where that earned `least`."""
+        if not self.state.thoughts:
             self.observer.phase(f"drawing thoughts about the steps of {examples.num_rows} problems")
             prompts = srl.prompts(examples, self.tokenizer, stage, self.config.think)
             seed = derived_seed(self.config.seed, stage.label, "thoughts")
             rollouts, verdicts, _ = self.crew.sample(prompts, srl.sampling(stage, self.config.think, seed))
             self.state.sampled_tokens += pc.sum(pc.list_value_length(rollouts["token_ids"])).as_py()  # type: ignore[attr-defined]
-            self.state.thoughts = srl.best_thoughts(rollouts, verdicts, self.tokenizer)
+            self.state.thoughts = srl.best_thoughts(rollouts, verdicts, self.tokenizer, least)
         return self.state.thoughts
 
     def _selector(self, stage: PolicyGradientStage, prompts: pa.Table) -> Selector:

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
 
 from srl_rlvr import model_types, records
-from srl_rlvr.config import SftStage
+from srl_rlvr.config import SftStage, SrlStage
 from srl_rlvr.policies.losses import UpdateSpec
 from srl_rlvr.stages import learning_rate, srl
 
 
-def samples(examples: pa.Table, tokenizer: Any, think: bool) -> pa.Table:
-    """One Sample for each example: its prompt and its expert's solution (with empty monologues under `think`)."""
+def samples(
+    examples: pa.Table, tokenizer: Any, think: bool, thoughts: Mapping[str, list[int]] | None = None
+) -> pa.Table:
+    """One Sample for each example: its prompt and its expert's solution (with empty monologues under `think`).
+
+    With `thoughts`, tokens by the id of a step's prompt, they stand before the steps, and a solution ends before its
+    first step that has none: an example whose first has none is left out.
+    """
     rows, model_type = [], model_types.of(examples)
-    opening = tokenizer.encode("<think></think>", add_special_tokens=False) if think else []
+    empty = tokenizer.encode("<think></think>", add_special_tokens=False) if think else []
     for example in srl.with_steps(examples):
         solution = model_type.encode_solution(tokenizer, example, think)
-        completion = [token for step in solution.steps for token in (*opening, *step)]
+        completion: list[int] = []
+        for k, step in enumerate(solution.steps):
+            thought = empty if thoughts is None else thoughts.get(srl.step_id(example["id"], k))
+            if thought is None:
+                break
+            completion += [*thought, *step]
+        if not completion:
+            continue
         rows.append(
             {
                 "prompt_id": example["id"],
@@ -33,6 +47,11 @@ def samples(examples: pa.Table, tokenizer: Any, think: bool) -> pa.Table:
             }
         )
     return records.build("Sample", rows)
+
+
+def drawing(stage: SftStage) -> SrlStage:
+    """How the thoughts are drawn: as SRL asks for single steps."""
+    return SrlStage(kind="srl", name=stage.label, group_size=stage.samples, max_tokens=stage.max_tokens)
 
 
 def update_spec(stage: SftStage, step: int) -> UpdateSpec:

@@ -7,6 +7,7 @@ is the similarity of the policy's action to the expert's.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -31,14 +32,14 @@ def prompts(
     rows, model_type = [], model_types.of(examples)
     for example in with_steps(examples):
         solution = model_type.encode_solution(tokenizer, example, think)
-        thought = [(thoughts or {}).get(_id(example["id"], k), []) + step for k, step in enumerate(solution.steps)]
+        thought = [(thoughts or {}).get(step_id(example["id"], k), []) + step for k, step in enumerate(solution.steps)]
         given = replace(solution, steps=thought)
         for k, reference, _ in _actions(solution, stage.lines_per_action):
             trunk = given.trunk(k)
             metadata = model_type.step_metadata(solution, k, think, stage.measure)
             rows.append(
                 {
-                    "id": _id(example["id"], k),
+                    "id": step_id(example["id"], k),
                     "example_id": example["id"],
                     "stage": stage.label,
                     "step_index": k,
@@ -59,19 +60,21 @@ def expert_actions(examples: pa.Table, tokenizer: Any, stage: SrlStage) -> dict[
     model_type = model_types.of(examples)
     solutions = {row["id"]: model_type.encode_solution(tokenizer, row, think=False) for row in with_steps(examples)}
     return {
-        _id(id, k): tokens
+        step_id(id, k): tokens
         for id, solution in solutions.items()
         for k, _, tokens in _actions(solution, stage.lines_per_action)
     }
 
 
-def best_thoughts(rollouts: pa.Table, verdicts: pa.Table, tokenizer: Any) -> dict[str, list[int]]:
+def best_thoughts(
+    rollouts: pa.Table, verdicts: pa.Table, tokenizer: Any, least: float = -math.inf
+) -> dict[str, list[int]]:
     """By prompt id the tokens of the thought, tags and all, before the action that earned most, of equals the first;
-    none where the form of every sample is broken."""
+    none where the form of every sample is broken, or all earned less than `least`."""
     best: dict[str, tuple[float, list[int]]] = {}
     for rollout, verdict in zip(rollouts.to_pylist(), verdicts.to_pylist(), strict=True):
         id, reward = rollout["prompt_id"], verdict["reward"]
-        if verdict["outcome"] == records.SCORED and (id not in best or reward > best[id][0]):
+        if verdict["outcome"] == records.SCORED and reward >= least and (id not in best or reward > best[id][0]):
             best[id] = reward, _thought(rollout["token_ids"], tokenizer)
     return {id: thought for id, (_, thought) in best.items()}
 
@@ -82,7 +85,8 @@ def _thought(tokens: list[int], tokenizer: Any) -> list[int]:
     return tokens[: next(ends, 0)]
 
 
-def _id(example_id: str, k: int) -> str:
+def step_id(example_id: str, k: int) -> str:
+    """Of the prompt for this step."""
     return f"{example_id}:{k}"
 
 

@@ -118,6 +118,8 @@ def test_own_thoughts_are_those_of_a_policy_that_thinks(tmp_path: Path) -> None:
     expected = "stage 'srl': own_thoughts asks for think = true and for lines_per_action of 1 or more"
     assert refusal(tmp_path, RUN + "own_thoughts = true") == expected
     assert refusal(tmp_path, "think = true\n" + RUN + "own_thoughts = true\nlines_per_action = 0") == expected
+    sft = RUN.replace('kind = "srl"', 'kind = "sft"')
+    assert refusal(tmp_path, sft + "own_thoughts = true") == "stage 'sft': own_thoughts asks for think = true"
 
 
 @pytest.mark.parametrize("content", [b"x = = 3", b"\xff\xfe", b"[data\n"])

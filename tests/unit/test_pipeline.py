@@ -56,6 +56,10 @@ SRL = {"kind": "srl", "steps": 5, "prompts_per_step": 3, "group_size": 3, "max_r
 SFT = {"kind": "sft", "epochs": 2, "batch_size": 4}
 
 
+def sft_stage(settings: dict[str, Any]) -> configs.SftStage:
+    return configs.SftStage.model_validate(settings)
+
+
 # Steps
 
 
@@ -273,6 +277,25 @@ def test_own_thoughts_are_drawn_once_when_their_stage_begins_and_kept(tokenizer:
     resumed.crew.hand_over()
     resumed.execute()
     assert every not in [ids for _, _, ids, _ in asked(resumed, "sample")] and resumed.state.thoughts == {}
+
+
+def test_sft_learns_the_steps_that_its_own_thoughts_found(tokenizer: Any, tmp_path: Path) -> None:
+    def script(prompt_id: str, index: int, seed: int) -> tuple[str, float]:
+        return "scored", 1.0 if prompt_id in found and index == 1 else 0.5
+
+    stage = SFT | {"own_thoughts": True, "epochs": 1, "samples": 3}
+    run = make_run(tokenizer, tmp_path, script, stage, think=True)
+    found = {srl.step_id(run.train["id"][0].as_py(), 0)}
+    run.execute()
+    _, _, ids, spec = next(entry for entry in asked(run, "sample") if entry[1] == "sft")
+    assert ids == srl.prompts(run.train, tokenizer, sft.drawing(sft_stage(stage)), think=True)["id"].to_pylist()
+    assert (spec.samples, spec.max_tokens) == (3, 128)
+    taught = {row["prompt_id"] for _, samples, _ in asked(run, "update") for row in samples}
+    assert taught == {run.train["id"][0].as_py()}
+
+    found.clear()
+    with pytest.raises(RunError, match="in 3 samples of each the policy found the first step of no problem"):
+        make_run(tokenizer, tmp_path / "none", script, stage, think=True).execute()
 
 
 # Overlap: batches are sent ahead

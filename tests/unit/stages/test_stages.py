@@ -94,11 +94,24 @@ def test_the_best_thought_is_the_one_before_the_action_that_earned_most(tokenize
         {"prompt_id": id, "sample_index": n, "outcome": outcome, "reward": reward, "components": "{}", "detail": ""}
         for n, (id, outcome, reward, _) in enumerate(drawn)
     ]
-    best = srl.best_thoughts(records.build("Rollout", rollouts), records.build("Verdict", verdicts), tokenizer)
+    tables = records.build("Rollout", rollouts), records.build("Verdict", verdicts)
+    best = srl.best_thoughts(*tables, tokenizer)
     texts = {id: tokenizer.decode(tokens) for id, tokens in best.items()}
     assert set(texts) == {"a", "b"}
     assert texts["a"].startswith("<think>two</think>") and texts["b"].startswith("<think></think>")
     assert best["a"] == tokenizer.encode("<think>two</think>3 + 4 = 7\n")[: len(best["a"])]
+    assert set(srl.best_thoughts(*tables, tokenizer, least=0.8)) == {"a"}
+
+
+def test_a_solution_with_own_thoughts_is_learned_up_to_the_first_step_without_one(tokenizer: Any) -> None:
+    problems = examples("3 + 4 + 5", "1 + 1")
+    first, second = (rows[0]["id"] for rows in by_trunk(srl.prompts(problems, tokenizer, srl_stage(), True)).values())
+    thoughts = {srl.step_id(first.rpartition(":")[0], k): tokenizer.encode(f"<think>{k}</think>") for k in (0, 2)}
+    (sample,) = sft.samples(problems, tokenizer, True, thoughts).to_pylist()
+    assert first.startswith(sample["prompt_id"]) and not second.startswith(sample["prompt_id"])
+    assert tokenizer.decode(sample["completion_ids"]) == "<think>0</think>3 + 4 = 7\n"
+    plain = sft.samples(problems, tokenizer, True).to_pylist()
+    assert plain[0]["prompt_ids"] == sample["prompt_ids"] and len(plain) == 2
 
 
 def test_prompts_have_ids_of_their_own(tokenizer: Any) -> None:
