@@ -57,7 +57,8 @@ THINKING_FAMILIES: dict[str, dict[str, Any]] = {  # whose steps have thoughts
         "operators": ["+"],
         "allow_parentheses": False,
         "allow_negation": False,
-    }
+    },
+    "leg_counting": {"min_animals": 2, "max_animals": 5, "min_instances": 1, "max_instances": 9},
 }
 VOCABULARY = 512
 END = "<|im_end|>"
@@ -101,7 +102,7 @@ def build(
     for name in families:
         if think and name in all_families and all_families[name].thought is None:
             able = ", ".join(name for name, family in all_families.items() if family.thought)
-            raise InputError(f"family '{name}' has no thoughts, which think asks for; {able} has")
+            raise InputError(f"family '{name}' has no thoughts, which think asks for; {able} have")
     rows = {
         name: generated.generate(name, problems, derived_seed("base", name, seed), params).to_pylist()
         for name, params in families.items()

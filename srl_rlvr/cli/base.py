@@ -19,7 +19,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "tokenizer is of DATA's texts.",
         epilog="examples:\n  srl-rlvr base build --out out/base\n"
         "  srl-rlvr train RUN.toml --set model.base=out/base\n"
-        "  srl-rlvr base build --think --updates 1000 --out out/thinking-base\n"
+        "  srl-rlvr base build --think --family basic_arithmetic --updates 1000 --out out/thinking-base\n"
         "  srl-rlvr base build --vision ../shared/data/clothing --out out/vision",
     )
     parser.add_argument("action", choices=["build"])
@@ -30,7 +30,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         action="append",
         dest="families",
         help="a family whose moves it learns; repeatable (default: number_filtering, number_sorting, word_sorting; "
-        "with --think basic_arithmetic)",
+        "with --think basic_arithmetic, leg_counting)",
     )
     parser.add_argument("--think", action="store_true", help="learn a thought before each move")
     parser.add_argument(
@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
     default = small_base.THINKING_FAMILIES if options.think else small_base.FAMILIES
     small_base.build(
         options.out,
-        families={name: {} for name in options.families} if options.families else default,
+        families={name: default.get(name, {}) for name in options.families or default},
         think=options.think,
         problems=options.problems,
         seed=options.seed,

@@ -218,6 +218,17 @@ def leg_counting(item: Item) -> list[str]:
     return steps
 
 
+def leg_total(step: str) -> str:
+    """Of `animal: count * legs = product, total = total`: the product, and what it adds to the total before, digit by
+    digit. Of any other step nothing."""
+    found = re.match(r"[a-z ]+: (\d+ \* \d+ = (\d+)), total = (\d+)", step)
+    if not found:
+        return ""
+    product, legs, total = found.groups()
+    before = int(total) - int(legs)
+    return f"{product}, {column_addition(f'{before} + {legs} =')}" if before else product
+
+
 def letter_counting(item: Item) -> list[str]:
     letter, total, steps = item["metadata"]["target_letter"], 0, []
     for word in item["metadata"]["span"]:
@@ -282,7 +293,7 @@ FAMILIES: dict[str, Family] = {
     "base_conversion": Family("base_conversion", base_conversion),
     "count_bits": Family("count_bits", count_bits, {"max_n": 1023}),
     "simple_equations": Family("simple_equations", simple_equations),
-    "leg_counting": Family("leg_counting", leg_counting),
+    "leg_counting": Family("leg_counting", leg_counting, thought=leg_total),
     "letter_counting": Family("letter_counting", letter_counting),
     "number_sorting": Family("number_sorting", number_sorting, {"max_numbers": 6}),
     "number_filtering": Family("number_filtering", number_filtering, {"max_numbers": 6, "max_decimals": 2}),

@@ -9,7 +9,7 @@ import reasoning_gym
 
 from srl_rlvr import records
 from srl_rlvr.errors import InputError
-from srl_rlvr.examples.families import FAMILIES, column_addition
+from srl_rlvr.examples.families import FAMILIES, column_addition, leg_total
 from srl_rlvr.examples.generated import generate, generate_split
 
 RUNS_ANSWERS_AS_CODE = {
@@ -148,6 +148,24 @@ def test_generating_imports_neither_ray_nor_torch():
 )
 def test_a_sum_is_worked_out_digit_by_digit(step: str, thought: str):
     assert column_addition(step) == thought
+
+
+@pytest.mark.parametrize(
+    ("step", "thought"),
+    [
+        ("lion: 1 * 4 = 4, total = 4", "1 * 4 = 4"),
+        ("praying mantis: 9 * 6 = 54, total = 112", "9 * 6 = 54, 8 + 4 = 12, 5 + 5 + 1 = 11"),
+        ("leech: 5 * 0 = 0, total = 16", "5 * 0 = 0, 6 + 0 = 6, 1 + 0 = 1"),
+        ("Answer: 7", ""),
+    ],
+)
+def test_legs_are_added_to_the_total_digit_by_digit(step: str, thought: str):
+    assert leg_total(step) == thought
+
+
+def test_every_step_of_a_leg_count_has_a_thought():
+    for row in generate("leg_counting", 50, 3).to_pylist():
+        assert all(map(leg_total, row["steps"]))
 
 
 def test_the_thoughts_of_a_sum_spell_its_total():
