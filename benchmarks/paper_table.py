@@ -5,11 +5,12 @@
     python benchmarks/paper_table.py --table    only the table and the plot, of the scores that are there
     python benchmarks/paper_table.py --only number_sorting-16 --seeds 5    cells whose names begin so, of five seeds
 
-A cell is one run of `srl-rlvr train` (task, demonstrations, sequence, seed) on the small base (one task: on the small
-base that thinks; one: on SmolLM2-135M-Instruct with LoRA), and the scores of its result on held-out problems and on
+A cell is one run of `srl-rlvr train` (task, demonstrations, sequence, seed) on the small base (two tasks: on small
+bases that think; one: on SmolLM2-135M-Instruct with LoRA), and the scores of its result on held-out problems and on
 problems with longer solutions than any shown. The small bases are those of `srl-rlvr base build`, and of the same with
-`--think --updates 1000`, kept in `paper_table_base/` and `paper_table_thinking_base/`: machines with other instructions
-round otherwise, and make others of the same seed. Every stage keeps its best weights by 50 dev problems. TRL's SFT→GRPO
+`--think --updates 1000 --family` `basic_arithmetic` or `leg_counting`, kept in `paper_table_base/`,
+`paper_table_thinking_base/` and `paper_table_legs_base/`: machines with other instructions round otherwise, and make
+others of the same seed. Every stage keeps its best weights by 50 dev problems. TRL's SFT→GRPO
 is a sequence as any other (`_trl_sequence.py`). Two cells run at once, on a core each. Runs lie in `out/paper_table/`:
 one that was interrupted goes on where it was. Scores are lines of `benchmarks/paper_table.jsonl`, kept with the code.
 
@@ -27,7 +28,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,11 @@ from _machine import commit, machine
 HERE = Path(__file__).parent
 OUT = HERE.parent / "out" / "paper_table"
 BASE = HERE / "paper_table_base"
-THINKING_BASE = HERE / "paper_table_thinking_base"
+THINKING_BASE, LEGS_BASE = HERE / "paper_table_thinking_base", HERE / "paper_table_legs_base"
 SAMPLES, SAMPLED = 8, 100  # answers to each of so many held-out problems, beside the greedy one to all
 DRAWS = 10_000
 TRL = "trl-sft-grpo"  # by TRL's trainers
+THINKING_ROWS = ("base", "sft", "rlvr", "sft-rlvr", "star-rlvr", "steps-srl-rlvr", "own-srl-rlvr", TRL)
 SMOLLM2_NAME = "smollm2-135m-instruct"
 ROWS = ("base", "sft", "rlvr", "guided-srl", "sft-rlvr", "guided-srl-rlvr", "sft-whole-srl-rlvr", TRL)
 
@@ -82,7 +84,7 @@ def stages(sft: float, srl: float, rlvr: float, groups: str) -> dict[str, str]:
     }
 
 
-def small(base: Path, srl: float, updates: dict[str, int], every: int, think: bool = False) -> Recipe:
+def small(base: Path, srl: float, updates: dict[str, int], every: int) -> Recipe:
     return Recipe(
         base,
         f'[model]\nbase = "../../../benchmarks/{base.name}"\nmax_context = 512\n\n'
@@ -91,14 +93,17 @@ def small(base: Path, srl: float, updates: dict[str, int], every: int, think: bo
         updates,
         batch=16,
         every=every,
-        think=think,
     )
 
 
+def thinking(base: Path) -> Recipe:
+    updates = {"sft": 240, "star": 80, "steps": 72, "own": 116, "rlvr": 32}
+    as_long_as_own_srl_rlvr = {"rlvr": [("rlvr", 1.2)]}
+    return replace(small(base, 2e-4, updates, every=35), think=True, sequences=as_long_as_own_srl_rlvr)
+
+
 SMALL = small(BASE, 4e-4, {"sft": 120, "guided": 50, "whole": 50, "rlvr": 32}, every=15)
-THINKING = small(
-    THINKING_BASE, 2e-4, {"sft": 240, "star": 80, "steps": 72, "own": 116, "rlvr": 32}, every=35, think=True
-)
+THINKING, LEGS = thinking(THINKING_BASE), thinking(LEGS_BASE)
 SMOLLM2 = Recipe(
     SMOLLM2_NAME,
     f'[model]\nbase = "{SMOLLM2_NAME}"\nmax_context = 256\nlora_rank = 16\n\n'
@@ -157,7 +162,17 @@ TASKS = {
         step_tokens=72,
         tokens=300,
         recipe=THINKING,
-        sequences=("base", "sft", "rlvr", "sft-rlvr", "star-rlvr", "steps-srl-rlvr", "own-srl-rlvr", TRL),
+        sequences=THINKING_ROWS,
+    ),
+    "thinking_legs": Task(
+        "leg_counting",
+        {"min_animals": 4, "max_animals": 4, "min_instances": 1, "max_instances": 9},
+        {"min_animals": 6, "max_animals": 6},
+        (64,),
+        step_tokens=96,
+        tokens=340,
+        recipe=LEGS,
+        sequences=THINKING_ROWS,
     ),
     "smollm2_sums": Task(
         "basic_arithmetic",
