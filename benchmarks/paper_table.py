@@ -164,6 +164,16 @@ TASKS = {
         recipe=THINKING,
         sequences=THINKING_ROWS,
     ),
+    "thinking_sums_of_five": Task(
+        "basic_arithmetic",
+        {"min_digits": 2, "max_digits": 2} | SUMS | {"min_terms": 5, "max_terms": 5},
+        {"min_terms": 6, "max_terms": 6},
+        (64,),
+        step_tokens=72,
+        tokens=300,
+        recipe=THINKING,
+        sequences=THINKING_ROWS,
+    ),
     "thinking_legs": Task(
         "leg_counting",
         {"min_animals": 4, "max_animals": 4, "min_instances": 1, "max_instances": 9},
