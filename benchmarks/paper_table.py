@@ -465,9 +465,10 @@ def print_table(rows: dict[str, list[Any]]) -> None:
 
 
 def plot(found: dict[Cell, Any], path: Path) -> None:
-    """Greedy pass rate against demonstrations, a line for each sequence, of the task with several columns."""
-    task = next(name for name, of in TASKS.items() if len(of.demonstrations) > 1)
-    if not any(cell.task == task and SEQUENCES[cell.sequence] for cell in found):
+    """Greedy pass rate against demonstrations, a line for each sequence, of each task with several columns."""
+    trained = {cell.task for cell in found if SEQUENCES[cell.sequence]}
+    tasks = [name for name, task in TASKS.items() if len(task.demonstrations) > 1 and name in trained]
+    if not tasks:
         return
     import matplotlib
 
@@ -475,18 +476,22 @@ def plot(found: dict[Cell, Any], path: Path) -> None:
     matplotlib.rcParams["svg.hashsalt"] = "paper_table"  # the same plot is the same file
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4))
-    for sequence in SEQUENCES:
-        of: dict[int, list[float]] = {}
-        for cell, scores in found.items():
-            if (cell.task, cell.sequence) == (task, sequence):
-                of.setdefault(cell.demonstrations, []).append(float(np.mean(scores["here"]["greedy"])))
-        if of and SEQUENCES[sequence]:
-            axes.plot(sorted(of), [100 * np.mean(of[n]) for n in sorted(of)], marker="o", label=sequence)
-    axes.set(xscale="log", xlabel=f"demonstrations ({task})", ylabel="held-out problems solved greedily, %")
-    axes.set_xticks(TASKS[task].demonstrations, map(str, TASKS[task].demonstrations))
-    axes.minorticks_off()
-    axes.legend()
+    figure, panels = pyplot.subplots(1, len(tasks), figsize=(6 * len(tasks), 4), squeeze=False)
+    style = {sequence: f"C{index % 10}{'--' if index > 9 else '-'}" for index, sequence in enumerate(SEQUENCES)}
+    for task, axes in zip(tasks, panels[0], strict=True):
+        for sequence, stages_of in SEQUENCES.items():
+            of: dict[int, list[float]] = {}
+            for cell, scores in found.items():
+                if (cell.task, cell.sequence) == (task, sequence):
+                    of.setdefault(cell.demonstrations, []).append(float(np.mean(scores["here"]["greedy"])))
+            if of and stages_of:
+                means = [100 * np.mean(of[n]) for n in sorted(of)]
+                axes.plot(sorted(of), means, style[sequence], marker="o", label=sequence)
+        axes.set(xscale="log", xlabel=f"demonstrations ({task})", ylabel="held-out problems solved greedily, %")
+        axes.set_xticks(TASKS[task].demonstrations, map(str, TASKS[task].demonstrations))
+        axes.minorticks_off()
+        axes.legend()
+    figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
 
