@@ -84,6 +84,11 @@ operators = ["+"]
 allow_parentheses = false
 allow_negation = false
 [[stages]]
+kind = "sft"
+own_thoughts = true
+samples = 4
+max_tokens = 48
+[[stages]]
 kind = "srl"
 measure = "tokens"
 steps = 2
@@ -111,6 +116,7 @@ def test_a_policy_that_thinks_finds_its_own_thoughts_before_earlier_steps(tmp_pa
     (tmp_path / "run.toml").write_text(THINKING.format(base=base))
     finished = srl_rlvr("train", "run.toml", "--out", "out", cwd=tmp_path)
     assert finished.code == 0, finished.err
+    assert finished.out.count("drawing thoughts about the steps of 8 problems") == 2  # SFT and the second SRL
     (newest,) = sorted((tmp_path / "out" / "checkpoints").iterdir())[-1:]
     rows = pq.read_table(newest / "rollouts.parquet").to_pylist()
     begun = {
