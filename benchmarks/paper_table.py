@@ -5,14 +5,14 @@
     python benchmarks/paper_table.py --table    only the table and the plot, of the scores that are there
     python benchmarks/paper_table.py --only number_sorting-16 --seeds 5    cells whose names begin so, of five seeds
 
-A cell is one run of `srl-rlvr train` (task, demonstrations, sequence, seed) on the small base (two tasks: on small
-bases that think; one: on SmolLM2-135M-Instruct with LoRA), and the scores of its result on held-out problems and on
+A cell is one run of `srl-rlvr train` (task, demonstrations, sequence, seed) on the small base (one task: on the small
+base that thinks; one: on SmolLM2-135M-Instruct with LoRA), and the scores of its result on held-out problems and on
 problems with longer solutions than any shown. The small bases are those of `srl-rlvr base build`, and of the same with
-`--think --updates 1000 --family` `basic_arithmetic` or `leg_counting`, kept in `paper_table_base/`,
-`paper_table_thinking_base/` and `paper_table_legs_base/`: machines with other instructions round otherwise, and make
-others of the same seed. Every stage keeps its best weights by 50 dev problems. TRL's SFT→GRPO
-is a sequence as any other (`_trl_sequence.py`). Two cells run at once, on a core each. Runs lie in `out/paper_table/`:
-one that was interrupted goes on where it was. Scores are lines of `benchmarks/paper_table.jsonl`, kept with the code.
+`--think --updates 1000 --family basic_arithmetic`, kept in `paper_table_base/` and `paper_table_thinking_base/`:
+machines with other instructions round otherwise, and make others of the same seed. Every stage keeps its best weights
+by 50 dev problems. TRL's SFT→GRPO is a sequence as any other (`_trl_sequence.py`). Two cells run at once, on a core
+each. Runs lie in `out/paper_table/`: one that was interrupted goes on where it was. Scores are lines of
+`benchmarks/paper_table.jsonl`, kept with the code.
 
 Leads are paired by problem and bootstrapped over seeds and problems; the best sequences are chosen anew in each draw,
 of those that have run all seeds of SFT.
@@ -39,11 +39,10 @@ from _machine import commit, machine
 HERE = Path(__file__).parent
 OUT = HERE.parent / "out" / "paper_table"
 BASE = HERE / "paper_table_base"
-THINKING_BASE, LEGS_BASE = HERE / "paper_table_thinking_base", HERE / "paper_table_legs_base"
+THINKING_BASE = HERE / "paper_table_thinking_base"
 SAMPLES, SAMPLED = 8, 100  # answers to each of so many held-out problems, beside the greedy one to all
 DRAWS = 10_000
 TRL = "trl-sft-grpo"  # by TRL's trainers
-THINKING_ROWS = ("base", "sft", "rlvr", "sft-rlvr", "star-rlvr", "steps-srl-rlvr", "own-srl-rlvr", TRL)
 SMOLLM2_NAME = "smollm2-135m-instruct"
 ROWS = ("base", "sft", "rlvr", "guided-srl", "sft-rlvr", "guided-srl-rlvr", "sft-whole-srl-rlvr", TRL)
 
@@ -78,7 +77,7 @@ def stages(sft: float, srl: float, rlvr: float, groups: str) -> dict[str, str]:
         "steps": by_step + '\nname = "steps"' + tokens,
         "own": by_step + '\nname = "own"\nown_thoughts = true' + tokens,
         "whole": whole + '\nname = "whole"\nlines_per_action = 0' + expert,
-        "star": f'{supervised}\nname = "star-{{place}}"\nown_thoughts = true\nmax_tokens = {{step_tokens}}',
+        "star": f'{supervised}\nname = "star-{{index}}"\nown_thoughts = true\nmax_tokens = {{step_tokens}}',
         "rlvr": f'kind = "rlvr"\nlearning_rate = {rlvr}\nsteps = {{steps}}\nmax_tokens = {{tokens}}\n'
         "prompts_per_step = {batch}",
     }
@@ -96,14 +95,12 @@ def small(base: Path, srl: float, updates: dict[str, int], every: int) -> Recipe
     )
 
 
-def thinking(base: Path) -> Recipe:
-    updates = {"sft": 240, "star": 80, "steps": 72, "own": 116, "rlvr": 32}
-    as_long_as_own_srl_rlvr = {"rlvr": [("rlvr", 1.2)]}
-    return replace(small(base, 2e-4, updates, every=35), think=True, sequences=as_long_as_own_srl_rlvr)
-
-
 SMALL = small(BASE, 4e-4, {"sft": 120, "guided": 50, "whole": 50, "rlvr": 32}, every=15)
-THINKING, LEGS = thinking(THINKING_BASE), thinking(LEGS_BASE)
+THINKING = replace(
+    small(THINKING_BASE, 2e-4, {"sft": 240, "star": 80, "steps": 72, "own": 116, "rlvr": 32}, every=35),
+    think=True,
+    sequences={"rlvr": [("rlvr", 1.2)]},  # as long as own-srl-rlvr
+)
 SMOLLM2 = Recipe(
     SMOLLM2_NAME,
     f'[model]\nbase = "{SMOLLM2_NAME}"\nmax_context = 256\nlora_rank = 16\n\n'
@@ -162,17 +159,7 @@ TASKS = {
         step_tokens=72,
         tokens=300,
         recipe=THINKING,
-        sequences=THINKING_ROWS,
-    ),
-    "thinking_legs": Task(
-        "leg_counting",
-        {"min_animals": 5, "max_animals": 5, "min_instances": 1, "max_instances": 9},
-        {"min_animals": 6, "max_animals": 6},
-        (64,),
-        step_tokens=96,
-        tokens=340,
-        recipe=LEGS,
-        sequences=THINKING_ROWS,
+        sequences=("base", "sft", "rlvr", "sft-rlvr", "star-rlvr", "steps-srl-rlvr", "own-srl-rlvr", TRL),
     ),
     "smollm2_sums": Task(
         "basic_arithmetic",
@@ -368,7 +355,7 @@ def run_file(cell: Cell, place: Place, sequence: list[tuple[str, float]]) -> str
     task = TASKS[cell.task]
     how = task.recipe
     texts = []
-    for place_of_stage, (name, share) in enumerate(sequence):
+    for index, (name, share) in enumerate(sequence):
         steps = max(1, round(how.updates[name] * share * place.updates))
         epochs = max(1, steps * how.batch // cell.demonstrations)
         filled = how.stages[name].format(
@@ -377,7 +364,7 @@ def run_file(cell: Cell, place: Place, sequence: list[tuple[str, float]]) -> str
             batch=how.batch,
             step_tokens=task.step_tokens,
             tokens=task.tokens,
-            place=place_of_stage,
+            index=index,
         )
         texts.append(f"[[stages]]\n{filled}\n")
     think = "think = true\n" if thinks(cell.task, sequence) else ""

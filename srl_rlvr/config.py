@@ -104,8 +104,8 @@ class SftStage(StageConfig):
 
     own_thoughts: bool = False
     """Before each step stands a thought of the policy's own: of `samples` drawn when the stage begins, the first whose
-    step was the expert's (STaR, 2203.14465, step by step). A solution ends before a step that no sample found. Only
-    with `think`."""
+    step was the expert's (STaR, 2203.14465, step by step). A solution ends before a step that no sample found; the
+    updates are as many as with every solution. Only with `think`."""
     samples: int = Field(default=8, ge=2)
     """Drawn of each step under `own_thoughts`."""
     max_tokens: int = Field(default=128, ge=1)
@@ -320,12 +320,10 @@ class RunConfig(Section):
         for stage in self.stages:
             if self.think and isinstance(stage, SrlStage) and stage.expert_in_group:
                 raise ValueError(f"stage '{stage.label}': expert_in_group does not go with think = true")
-            if isinstance(stage, SftStage) and stage.own_thoughts and not self.think:
+            if isinstance(stage, SftStage | SrlStage) and stage.own_thoughts and not self.think:
                 raise ValueError(f"stage '{stage.label}': own_thoughts asks for think = true")
-            if isinstance(stage, SrlStage) and stage.own_thoughts and not (self.think and stage.lines_per_action):
-                raise ValueError(
-                    f"stage '{stage.label}': own_thoughts asks for think = true and for lines_per_action of 1 or more"
-                )
+            if isinstance(stage, SrlStage) and stage.own_thoughts and not stage.lines_per_action:
+                raise ValueError(f"stage '{stage.label}': own_thoughts asks for lines_per_action of 1 or more")
         return self
 
 

@@ -115,11 +115,11 @@ def test_an_expert_whose_thoughts_are_not_known_cannot_join_a_group(tmp_path: Pa
 
 
 def test_own_thoughts_are_those_of_a_policy_that_thinks(tmp_path: Path) -> None:
-    expected = "stage 'srl': own_thoughts asks for think = true and for lines_per_action of 1 or more"
-    assert refusal(tmp_path, RUN + "own_thoughts = true") == expected
+    for kind in ("srl", "sft"):
+        run = RUN.replace("srl", kind) + "own_thoughts = true"
+        assert refusal(tmp_path, run) == f"stage '{kind}': own_thoughts asks for think = true"
+    expected = "stage 'srl': own_thoughts asks for lines_per_action of 1 or more"
     assert refusal(tmp_path, "think = true\n" + RUN + "own_thoughts = true\nlines_per_action = 0") == expected
-    sft = RUN.replace('kind = "srl"', 'kind = "sft"')
-    assert refusal(tmp_path, sft + "own_thoughts = true") == "stage 'sft': own_thoughts asks for think = true"
 
 
 @pytest.mark.parametrize("content", [b"x = = 3", b"\xff\xfe", b"[data\n"])

@@ -56,10 +56,6 @@ SRL = {"kind": "srl", "steps": 5, "prompts_per_step": 3, "group_size": 3, "max_r
 SFT = {"kind": "sft", "epochs": 2, "batch_size": 4}
 
 
-def sft_stage(settings: dict[str, Any]) -> configs.SftStage:
-    return configs.SftStage.model_validate(settings)
-
-
 # Steps
 
 
@@ -288,7 +284,8 @@ def test_sft_learns_the_steps_that_its_own_thoughts_found(tokenizer: Any, tmp_pa
     found = {srl.step_id(run.train["id"][0].as_py(), 0)}
     run.execute()
     _, _, ids, spec = next(entry for entry in asked(run, "sample") if entry[1] == "sft")
-    assert ids == srl.prompts(run.train, tokenizer, sft.drawing(sft_stage(stage)), think=True)["id"].to_pylist()
+    drawn_as = sft.drawing(configs.SftStage.model_validate(stage))
+    assert ids == srl.prompts(run.train, tokenizer, drawn_as, think=True)["id"].to_pylist()
     assert (spec.samples, spec.max_tokens) == (3, 128)
     taught = {row["prompt_id"] for _, samples, _ in asked(run, "update") for row in samples}
     assert taught == {run.train["id"][0].as_py()}
