@@ -75,6 +75,9 @@ class SourceConfig(Section):
 class StageConfig(Section):
     name: str = ""
     """How the stage is called in results and reports; its kind where it is left out."""
+    examples: int | None = Field(default=None, ge=1)
+    """How many of the problems to learn from, the first ones; all of them where it is left out. Where few problems have
+    worked solutions, `sft` and `srl` stages take those, and an `rlvr` stage all that have an answer."""
     learning_rate: float = Field(default=1e-5, gt=0)
     """Peak rate of AdamW; after a linear warm-up it stays."""
     warmup_steps: int = Field(default=2, ge=0)
@@ -92,8 +95,6 @@ class StageConfig(Section):
 class SftStage(StageConfig):
     kind: Literal["sft"]
     """Warm-up: next-token cross-entropy on the experts' whole solutions."""
-    examples: int | None = Field(default=None, ge=1)
-    """How many worked examples to use; all of them where it is left out."""
     epochs: int = Field(default=1, ge=1)
     """How often each is seen."""
     batch_size: int = Field(default=8, ge=1)

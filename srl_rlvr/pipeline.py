@@ -118,7 +118,6 @@ class Run:
     def _warm_up(self, stage: SftStage) -> None:
         """Cross-entropy on worked solutions, in a new order each epoch."""
         examples = self._examples(stage)
-        examples = examples.slice(0, stage.examples) if stage.examples else examples
         thoughts = self._thoughts(sft.drawing(stage), examples, PASSED) if stage.own_thoughts else None
         samples = sft.samples(examples, self.tokenizer, self.config.think, thoughts)
         if not samples.num_rows:
@@ -145,8 +144,9 @@ class Run:
 
     def _prefer(self, stage: DpoStage) -> None:
         """Pairs of the expert's solution and a wrong answer of the policy's own."""
-        prompts = rlvr.prompts(self.train, self.tokenizer, stage.label, self.config.think)
-        solutions = sft.samples(self.train, self.tokenizer, self.config.think)
+        examples = self._examples(stage)
+        prompts = rlvr.prompts(examples, self.tokenizer, stage.label, self.config.think)
+        solutions = sft.samples(examples, self.tokenizer, self.config.think)
         experts = {row["prompt_id"]: row for row in solutions.to_pylist()}
         selector = Uniform(prompts["trunk_id"].to_pylist(), self.config.seed, stage.label, self.state.selector)
         self.observer.stage(stage.label, stage.kind, stage.steps)
@@ -255,16 +255,17 @@ class Run:
 
     def _examples(self, stage: Stage) -> pa.Table:
         """What the stage learns from; under `hardest` with the candidates that the policy ranks highest at first."""
+        examples = self.train.slice(0, stage.examples)
         if not stage.hardest:
-            return self.train
+            return examples
         if not self.state.hardest:
-            self.observer.phase(f"ranking the candidates of {self.train.num_rows} questions")
-            prompts = rlvr.prompts(self.train, self.tokenizer, stage.label, self.config.think)
-            picks = stage.hardest + max(map(len, self.train["steps"].to_pylist()))
+            self.observer.phase(f"ranking the candidates of {examples.num_rows} questions")
+            prompts = rlvr.prompts(examples, self.tokenizer, stage.label, self.config.think)
+            picks = stage.hardest + max(map(len, examples["steps"].to_pylist()))
             rollouts, _, _ = self.crew.sample(prompts, SamplingSpec(1, 0.0, picks))
             orderings = zip(rollouts["prompt_id"].to_pylist(), rollouts["token_ids"].to_pylist(), strict=True)
             self.state.hardest = dict(orderings)
-        return self.model_type.narrowed(self.train, self.state.hardest, stage.hardest)
+        return self.model_type.narrowed(examples, self.state.hardest, stage.hardest)
 
     def _thoughts(self, stage: SrlStage, examples: pa.Table, least: float = -math.inf) -> dict[str, list[int]]:
         """What the policy thought at first before its best action of each step, where that earned `least`."""

@@ -129,7 +129,7 @@ def _check_steps(config: RunConfig, examples: Any) -> None:
 
     for stage in config.stages:
         if stage.kind != "rlvr":
-            srl.with_steps(examples)
+            srl.with_steps(examples.slice(0, stage.examples))
 
 
 def _check_verifiers(names: set[str]) -> None:

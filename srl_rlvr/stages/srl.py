@@ -110,7 +110,8 @@ def with_steps(examples: pa.Table) -> list[dict[str, Any]]:
         if not row["steps"]:
             raise InputError(
                 f"problem {row['id']} of '{row['task']}' has no expert steps ({row['provenance']}); SFT and SRL need "
-                "them: give its row 'steps' or 'solution', or train it with an rlvr stage only"
+                "them: give its row 'steps' or 'solution', let their 'examples' count only the problems before it, or "
+                "train with rlvr stages only"
             )
     return rows
 

@@ -156,6 +156,19 @@ def test_the_warm_up_sees_each_solution_once_an_epoch(tokenizer: Any, tmp_path: 
     assert all(sorted(seen[5 * epoch : 5 * epoch + 5]) == sorted(wanted) for epoch in range(3))
 
 
+def test_a_stage_learns_from_its_first_problems_only_where_it_was_asked_to(tokenizer: Any, tmp_path: Path) -> None:
+    run = make_run(tokenizer, tmp_path, varied, SRL | {"examples": 2}, RLVR)
+    steps = run.train["steps"].to_pylist()[:2] + [[]] * 4  # the others have an answer only
+    index = run.train.schema.get_field_index("steps")
+    run.train = run.train.set_column(index, "steps", pa.array(steps, run.train.schema.field("steps").type))
+    run.execute()
+    learned: dict[str, set[str]] = {"srl": set(), "rlvr": set(), "evaluation": set()}
+    for _, stage, ids, _ in asked(run, "sample"):
+        learned[stage] |= {prompt_id.partition(":")[0] for prompt_id in ids}
+    ids = run.train["id"].to_pylist()
+    assert (learned["srl"], learned["rlvr"]) == (set(ids[:2]), set(ids))
+
+
 # Interruption
 
 
