@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -453,21 +453,23 @@ def counted(predictions: list[dict[str, Any]]) -> list[float]:
 
 
 def check_fits_context(
-    examples: pa.Table, tokenizer: Any, config: RunConfig, model_limit: int, by_steps: bool = False
+    train: pa.Table, evaluated: Iterable[pa.Table], tokenizer: Any, config: RunConfig, model_limit: int
 ) -> None:
-    """Raises InputError naming the first problem whose prompt (its last step's, `by_steps`) leaves no room."""
+    """Raises InputError naming the first problem whose prompt, or for SRL its last step's, leaves no room."""
     limit, model_type = config.model.max_context, model_types.find(config.model_type)
     if limit > model_limit:
         raise InputError(f"model.max_context is {limit}, but the model was made for at most {model_limit} tokens")
-    for example in examples.to_pylist():
-        solution = model_type.encode_solution(tokenizer, example, config.think)
-        tokens = len(solution.trunk(len(solution.steps) - 1) if by_steps else solution.prompt)
-        if tokens >= limit:
-            what = "and the steps before its last are" if by_steps else "is"
-            raise InputError(
-                f"problem {example['id']} ({example['provenance']}) {what} {tokens} tokens long and model.max_context "
-                f"is {limit}: raise it, or leave the problem out"
-            )
+    by_steps = max((stage.examples or train.num_rows for stage in config.stages if stage.kind == "srl"), default=0)
+    for table, stepped in ((train.slice(0, by_steps), True), *((whole, False) for whole in (train, *evaluated))):
+        for example in table.to_pylist():
+            solution = model_type.encode_solution(tokenizer, example, config.think)
+            tokens = len(solution.trunk(len(solution.steps) - 1) if stepped else solution.prompt)
+            if tokens >= limit:
+                what = "and the steps before its last are" if stepped else "is"
+                raise InputError(
+                    f"problem {example['id']} ({example['provenance']}) {what} {tokens} tokens long and "
+                    f"model.max_context is {limit}: raise it, or leave the problem out"
+                )
 
 
 def held_out_intervals(state: State) -> dict[str, Interval]:

@@ -52,11 +52,8 @@ def train(config: RunConfig, out: Path, resume: bool, command: str) -> int:
     tokenizer = model_type.load_tokenizer(model, config.model.max_context)
     of_model = base_models.read_config(model)
     limit = (of_model | of_model.get("text_config", {})).get("max_position_embeddings", config.model.max_context)
-    by_steps = any(stage.kind == "srl" for stage in config.stages)
     if model_type.policy == "text":  # an encoder cuts its texts to the context
-        pipeline.check_fits_context(train_examples, tokenizer, config, limit, by_steps)
-        for evaluated in (dev, held_out):
-            pipeline.check_fits_context(evaluated, tokenizer, config, limit)
+        pipeline.check_fits_context(train_examples, (dev, held_out), tokenizer, config, limit)
     _check_steps(config, train_examples)
     _check_verifiers({name for table in (train_examples, dev, held_out) for name in table["verifier"].to_pylist()})
     _check_disk(model, out, with_best=dev.num_rows > 0)

@@ -3,6 +3,7 @@ says anything about learning."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -432,21 +433,40 @@ def test_predictions_stand_beside_their_own_problems(tokenizer: Any) -> None:
         pipeline.evaluate(examples, tokenizer, Confused(varied), False, 8)
 
 
-@pytest.mark.parametrize("by_steps", [False, True])
-def test_a_problem_that_fills_the_context_is_named_before_the_run(tokenizer: Any, by_steps: bool) -> None:
-    config = configs.parse({"data": [{"family": "x"}], "stages": [RLVR], "model": {"max_context": 300}}, "test")
-    pipeline.check_fits_context(problems(2), tokenizer, config, 1024)
-    with pytest.raises(InputError, match="max_context is 300, but the model was made for at most 100"):
-        pipeline.check_fits_context(problems(2), tokenizer, config, 100)
-    shortest = min(
-        len(ids) for ids in pipeline.rlvr.prompts(problems(3), tokenizer, "x", False)["token_ids"].to_pylist()
+def refused(config: Any, train: pa.Table, evaluated: pa.Table, tokenizer: Any, limit: int = 1024) -> str:
+    with pytest.raises(InputError) as caught:
+        pipeline.check_fits_context(train, [evaluated], tokenizer, config, limit)
+    return str(caught.value)
+
+
+def test_a_problem_that_fills_the_context_is_named_before_the_run(tokenizer: Any) -> None:
+    config = configs.parse({"data": [{"family": "x"}], "stages": [RLVR, SRL], "model": {"max_context": 300}}, "test")
+    three, none = problems(3), problems(3)[:0]
+    pipeline.check_fits_context(three, [three], tokenizer, config, 1024)
+    assert refused(config, three, none, tokenizer, 100) == (
+        "model.max_context is 300, but the model was made for at most 100 tokens"
     )
-    config.model.max_context = shortest + 1 if by_steps else shortest
-    with pytest.raises(
-        InputError, match=r"^problem \w{32} .* tokens long and model.max_context is .*: raise it"
-    ) as caught:
-        pipeline.check_fits_context(problems(3), tokenizer, config, 1024, by_steps)
-    assert "\n" not in str(caught.value)
+    named = r"problem \w+ \(.*\) {} \d+ tokens long and model.max_context is {}: raise it, or leave the problem out"
+    prompts = [len(ids) for ids in pipeline.rlvr.prompts(three, tokenizer, "x", False)["token_ids"].to_pylist()]
+    config.model.max_context = longest = max(prompts)
+    assert re.fullmatch(named.format("is", longest), refused(config, none, three, tokenizer))
+    config.model.max_context = longest = max(prompts) + 1
+    before_the_last = named.format("and the steps before its last are", longest)
+    assert re.fullmatch(before_the_last, refused(config, three, none, tokenizer))
+    pipeline.check_fits_context(none, [three], tokenizer, config, 1024)
+
+
+def test_srl_asks_for_room_only_in_the_problems_that_it_takes(tokenizer: Any) -> None:
+    short, *_ = sorted(problems(8).to_pylist(), key=lambda row: len(row["steps"]))
+    long = short | {"steps": short["steps"] * 20}
+    table = pa.Table.from_pylist([short, long], problems(1).schema)
+    data = {"data": [{"family": "x"}], "model": {"max_context": 300}}
+    for given, fits in ({"examples": 1}, True), ({"examples": 2}, False), ({}, False):
+        config = configs.parse(data | {"stages": [SRL | given, RLVR]}, "test")
+        if fits:
+            pipeline.check_fits_context(table, [], tokenizer, config, 1024)
+        else:
+            assert refused(config, table, table[:0], tokenizer).startswith(f"problem {long['id']} ")
 
 
 # What a reader sees
