@@ -40,6 +40,7 @@ HERE = Path(__file__).parent
 OUT = HERE.parent / "out" / "paper_table"
 BASE = HERE / "paper_table_base"
 THINKING_BASE = HERE / "paper_table_thinking_base"
+REWRITING_BASE = HERE / "paper_table_rewriting_base"
 SAMPLES, SAMPLED = 8, 100  # answers to each of so many held-out problems, beside the greedy one to all
 DRAWS = 10_000
 TRL = "trl-sft-grpo"  # by TRL's trainers
@@ -96,11 +97,16 @@ def small(base: Path, srl: float, updates: dict[str, int], every: int) -> Recipe
 
 
 SMALL = small(BASE, 4e-4, {"sft": 120, "guided": 50, "whole": 50, "rlvr": 32}, every=15)
-THINKING = replace(
-    small(THINKING_BASE, 2e-4, {"sft": 240, "star": 80, "steps": 72, "own": 116, "rlvr": 32}, every=35),
-    think=True,
-    sequences={"rlvr": [("rlvr", 1.2)]},  # as long as own-srl-rlvr
-)
+
+
+def thinking(base: Path) -> Recipe:
+    return replace(
+        small(base, 2e-4, {"sft": 240, "star": 80, "steps": 72, "own": 116, "rlvr": 32}, every=35),
+        think=True,
+        sequences={"rlvr": [("rlvr", 1.2)]},  # as long as own-srl-rlvr
+    )
+
+
 SMOLLM2 = Recipe(
     SMOLLM2_NAME,
     f'[model]\nbase = "{SMOLLM2_NAME}"\nmax_context = 256\nlora_rank = 16\n\n'
@@ -158,8 +164,18 @@ TASKS = {
         (16, 64),
         step_tokens=72,
         tokens=300,
-        recipe=THINKING,
+        recipe=thinking(THINKING_BASE),
         sequences=("base", "sft", "rlvr", "sft-rlvr", "star-rlvr", "steps-srl-rlvr", "own-srl-rlvr", TRL),
+    ),
+    "rewritten_sums": Task(
+        "rewritten_sums",
+        {"min_digits": 2, "max_digits": 2, "min_terms": 5, "max_terms": 5},
+        {"min_terms": 6, "max_terms": 6},
+        (16, 64),
+        step_tokens=88,
+        tokens=330,
+        recipe=thinking(REWRITING_BASE),
+        sequences=("base", "sft", "rlvr", "sft-rlvr", "star-rlvr", "own-srl-rlvr", TRL),
     ),
     "smollm2_sums": Task(
         "basic_arithmetic",

@@ -58,6 +58,7 @@ THINKING_FAMILIES: dict[str, dict[str, Any]] = {  # whose steps have thoughts
         "allow_parentheses": False,
         "allow_negation": False,
     },
+    "rewritten_sums": {"min_terms": 2, "max_terms": 7, "min_digits": 1, "max_digits": 2},
     "leg_counting": {"min_animals": 2, "max_animals": 5, "min_instances": 1, "max_instances": 9},
 }
 VOCABULARY = 512

@@ -30,7 +30,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         action="append",
         dest="families",
         help="a family whose moves it learns; repeatable (default: number_filtering, number_sorting, word_sorting; "
-        "with --think basic_arithmetic, leg_counting)",
+        "with --think basic_arithmetic, rewritten_sums, leg_counting)",
     )
     parser.add_argument("--think", action="store_true", help="learn a thought before each move")
     parser.add_argument(

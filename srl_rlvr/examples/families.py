@@ -73,8 +73,23 @@ def basic_arithmetic(item: Item) -> list[str]:
     return operations(expression.replace("/", "//")) or [f"the value: {expression}"]
 
 
+def rewritten_sums(item: Item) -> list[str]:
+    """The first two numbers become their sum, and what is left is written anew: each step needs only the one before."""
+    expression = item["metadata"]["expression"]
+    if not re.fullmatch(r"\d+( \+ \d+)*", expression):
+        return []
+    first, *rest = (int(term) for term in expression.split(" + "))
+    steps = []
+    while rest:
+        total, left = first + rest[0], rest[1:]
+        rewritten = f", left: {' + '.join(map(str, [total, *left]))}" if left else ""
+        steps.append(f"{first} + {rest[0]} = {total}{rewritten}")
+        first, rest = total, left
+    return steps or [f"the value: {first}"]
+
+
 def column_addition(step: str) -> str:
-    """Of `a + b = c`: digit by digit from the right, with what is carried. Of any other step nothing."""
+    """Of `a + b = c …`: digit by digit from the right, with what is carried. Of any other step nothing."""
     terms = re.match(r"(\d+) \+ (\d+) =", step)
     if not terms:
         return ""
@@ -283,6 +298,12 @@ FAMILIES: dict[str, Family] = {
         "basic_arithmetic",
         basic_arithmetic,
         {"min_terms": 3, "max_digits": 1, "operators": ("+", "-", "*")},
+        column_addition,
+    ),
+    "rewritten_sums": Family(
+        "basic_arithmetic",
+        rewritten_sums,
+        {"min_terms": 3, "max_digits": 2, "operators": ("+",), "allow_parentheses": False, "allow_negation": False},
         column_addition,
     ),
     "products": Family("products", products, {"max_digits": 3}),

@@ -168,6 +168,24 @@ def test_every_step_of_a_leg_count_has_a_thought():
         assert all(map(leg_total, row["steps"]))
 
 
+def test_a_rewritten_sum_begins_with_what_the_step_before_left():
+    for row in generate("rewritten_sums", 50, 3, {"min_terms": 4, "max_terms": 6}).to_pylist():
+        left = row["prompt"].removeprefix("Calculate ").removesuffix(".")
+        for step in row["steps"]:
+            done, _, then = step.partition(", left: ")
+            pair, total = done.split(" = ")
+            assert sum(map(int, pair.split(" + "))) == int(total)
+            assert left.startswith(pair) and left.replace(pair, total, 1) == (then or total)
+            assert column_addition(step) == column_addition(done) != ""
+            left = then
+        assert total == row["reference"]
+
+
+def test_a_sum_that_holds_more_than_additions_is_not_rewritten():
+    rows = generate("rewritten_sums", 20, 3, {"operators": ["+", "-"], "min_terms": 3}).to_pylist()
+    assert len(rows) == 20 and not any("-" in row["prompt"] for row in rows)
+
+
 def test_the_thoughts_of_a_sum_spell_its_total():
     for row in generate("basic_arithmetic", 50, 3, {"operators": ["+"], "max_digits": 3}).to_pylist():
         for step in row["steps"]:
