@@ -5,11 +5,12 @@
     python benchmarks/paper_table.py --table    only the table and the plot, of the scores that are there
     python benchmarks/paper_table.py --only number_sorting-16 --seeds 5    cells whose names begin so, of five seeds
 
-A cell is one run of `srl-rlvr train` (task, demonstrations, sequence, seed) on the small base (one task: on the small
-base that thinks; one: on SmolLM2-135M-Instruct with LoRA), and the scores of its result on held-out problems and on
-problems with longer solutions than any shown. The small bases are those of `srl-rlvr base build`, and of the same with
-`--think --updates 1000 --family basic_arithmetic`, kept in `paper_table_base/` and `paper_table_thinking_base/`:
-machines with other instructions round otherwise, and make others of the same seed. Every stage keeps its best weights
+A cell is one run of `srl-rlvr train` (task, demonstrations, sequence, seed) on a small base (of sums: one that thinks;
+one task: on SmolLM2-135M-Instruct with LoRA), and the scores of its result on held-out problems and on problems with
+longer solutions than any shown. The small bases are kept beside this file, as machines with other instructions round
+otherwise, and make others of the same seed: `paper_table_base/` is of `srl-rlvr base build`,
+`paper_table_thinking_base/` of the same with `--think --updates 1000 --family basic_arithmetic`, and
+`paper_table_rewriting_base/` with `--think --updates 600 --family rewritten_sums`. Every stage keeps its best weights
 by 50 dev problems. TRL's SFT→GRPO is a sequence as any other (`_trl_sequence.py`). Two cells run at once, on a core
 each. Runs lie in `out/paper_table/`: one that was interrupted goes on where it was. Scores are lines of
 `benchmarks/paper_table.jsonl`, kept with the code.
@@ -99,11 +100,12 @@ def small(base: Path, srl: float, updates: dict[str, int], every: int) -> Recipe
 SMALL = small(BASE, 4e-4, {"sft": 120, "guided": 50, "whole": 50, "rlvr": 32}, every=15)
 
 
-def thinking(base: Path) -> Recipe:
+def thinking(base: Path, rlvr: float) -> Recipe:
+    """`rlvr`: share of the time that RLVR alone has, so that it takes as long as own-srl-rlvr."""
     return replace(
         small(base, 2e-4, {"sft": 240, "star": 80, "steps": 72, "own": 116, "rlvr": 32}, every=35),
         think=True,
-        sequences={"rlvr": [("rlvr", 1.2)]},  # as long as own-srl-rlvr
+        sequences={"rlvr": [("rlvr", rlvr)]},
     )
 
 
@@ -164,7 +166,7 @@ TASKS = {
         (16, 64),
         step_tokens=72,
         tokens=300,
-        recipe=thinking(THINKING_BASE),
+        recipe=thinking(THINKING_BASE, rlvr=1.2),
         sequences=("base", "sft", "rlvr", "sft-rlvr", "star-rlvr", "steps-srl-rlvr", "own-srl-rlvr", TRL),
     ),
     "rewritten_sums": Task(
@@ -174,7 +176,7 @@ TASKS = {
         (16, 64),
         step_tokens=88,
         tokens=330,
-        recipe=thinking(REWRITING_BASE),
+        recipe=thinking(REWRITING_BASE, rlvr=0.75),
         sequences=("base", "sft", "rlvr", "sft-rlvr", "star-rlvr", "own-srl-rlvr", TRL),
     ),
     "smollm2_sums": Task(
