@@ -481,9 +481,12 @@ def plot(found: dict[Cell, Any], path: Path) -> None:
     matplotlib.rcParams["svg.hashsalt"] = "paper_table"  # the same plot is the same file
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, len(tasks), figsize=(6 * len(tasks), 4), squeeze=False)
+    lines = -(-len(tasks) // 2)
+    figure, panels = pyplot.subplots(lines, 2, figsize=(12, 4 * lines), squeeze=False)
+    for axes in panels.flat[len(tasks) :]:
+        axes.remove()
     style = {sequence: f"C{index % 10}{'--' if index > 9 else '-'}" for index, sequence in enumerate(SEQUENCES)}
-    for task, axes in zip(tasks, panels[0], strict=True):
+    for task, axes in zip(tasks, panels.flat, strict=False):
         for sequence, stages_of in SEQUENCES.items():
             of: dict[int, list[float]] = {}
             for cell, scores in found.items():
