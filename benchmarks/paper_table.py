@@ -100,10 +100,10 @@ def small(base: Path, srl: float, updates: dict[str, int], every: int) -> Recipe
 SMALL = small(BASE, 4e-4, {"sft": 120, "guided": 50, "whole": 50, "rlvr": 32}, every=15)
 
 
-def thinking(base: Path, rlvr: float) -> Recipe:
+def thinking(base: Path, srl: float, every: int, rlvr: float) -> Recipe:
     """`rlvr`: share of the time that RLVR alone has, so that it takes as long as own-srl-rlvr."""
     return replace(
-        small(base, 2e-4, {"sft": 240, "star": 80, "steps": 72, "own": 116, "rlvr": 32}, every=35),
+        small(base, srl, {"sft": 240, "star": 80, "steps": 72, "own": 116, "rlvr": 32}, every),
         think=True,
         sequences={"rlvr": [("rlvr", rlvr)]},
     )
@@ -166,7 +166,7 @@ TASKS = {
         (16, 64),
         step_tokens=72,
         tokens=300,
-        recipe=thinking(THINKING_BASE, rlvr=1.2),
+        recipe=thinking(THINKING_BASE, srl=2e-4, every=35, rlvr=1.2),
         sequences=("base", "sft", "rlvr", "sft-rlvr", "star-rlvr", "steps-srl-rlvr", "own-srl-rlvr", TRL),
     ),
     "rewritten_sums": Task(
@@ -176,7 +176,7 @@ TASKS = {
         (16, 64),
         step_tokens=88,
         tokens=330,
-        recipe=thinking(REWRITING_BASE, rlvr=0.75),
+        recipe=thinking(REWRITING_BASE, srl=5e-5, every=10, rlvr=0.75),
         sequences=("base", "sft", "rlvr", "sft-rlvr", "star-rlvr", "own-srl-rlvr", TRL),
     ),
     "smollm2_sums": Task(
