@@ -63,11 +63,13 @@ class Recipe:
     sequences: dict[str, list[tuple[str, float]]] = field(default_factory=dict)  # that are other than in SEQUENCES
 
 
-def stages(sft: float, srl: float, rlvr: float, groups: str) -> dict[str, str]:
+def stages(sft: float, srl: float, rlvr: float, groups: str, star: float = 5e-4) -> dict[str, str]:
     """By name, with these rates and SRL's `groups`: `guided` is SRL on single steps with the expert in the group,
     `whole` the same on whole solutions; `steps` is SRL on single steps without the expert, `own` the same with thoughts
     of the policy's own before the earlier ones; `star` is SFT with thoughts of the policy's own."""
-    supervised = f'kind = "sft"\nlearning_rate = {sft}\nepochs = {{epochs}}\nbatch_size = {{batch}}'
+    supervised, thoughtful = (
+        f'kind = "sft"\nlearning_rate = {rate}\nepochs = {{epochs}}\nbatch_size = {{batch}}' for rate in (sft, star)
+    )
     by_step, whole = (
         f'kind = "srl"\nlearning_rate = {srl}\nsteps = {{steps}}\nmax_tokens = {{{longest}}}\n{groups}'
         for longest in ("step_tokens", "tokens")
@@ -79,18 +81,18 @@ def stages(sft: float, srl: float, rlvr: float, groups: str) -> dict[str, str]:
         "steps": by_step + '\nname = "steps"' + tokens,
         "own": by_step + '\nname = "own"\nown_thoughts = true' + tokens,
         "whole": whole + '\nname = "whole"\nlines_per_action = 0' + expert,
-        "star": f'{supervised}\nname = "star-{{index}}"\nown_thoughts = true\nmax_tokens = {{step_tokens}}',
+        "star": f'{thoughtful}\nname = "star-{{index}}"\nown_thoughts = true\nmax_tokens = {{step_tokens}}',
         "rlvr": f'kind = "rlvr"\nlearning_rate = {rlvr}\nsteps = {{steps}}\nmax_tokens = {{tokens}}\n'
         "prompts_per_step = {batch}",
     }
 
 
-def small(base: Path, srl: float, updates: dict[str, int], every: int) -> Recipe:
+def small(base: Path, srl: float, updates: dict[str, int], every: int, star: float = 5e-4) -> Recipe:
     return Recipe(
         base,
         f'[model]\nbase = "../../../benchmarks/{base.name}"\nmax_context = 512\n\n'
         '[engine]\nkind = "transformers"\nthreads = 1\n',
-        stages(sft=5e-4, srl=srl, rlvr=1e-4, groups="prompts_per_step = 32\ngroup_size = 4"),
+        stages(sft=5e-4, srl=srl, rlvr=1e-4, star=star, groups="prompts_per_step = 32\ngroup_size = 4"),
         updates,
         batch=16,
         every=every,
@@ -100,10 +102,10 @@ def small(base: Path, srl: float, updates: dict[str, int], every: int) -> Recipe
 SMALL = small(BASE, 4e-4, {"sft": 120, "guided": 50, "whole": 50, "rlvr": 32}, every=15)
 
 
-def thinking(base: Path, srl: float, every: int, rlvr: float) -> Recipe:
+def thinking(base: Path, srl: float, star: float, every: int, rlvr: float) -> Recipe:
     """`rlvr`: share of the time that RLVR alone has, so that it takes as long as own-srl-rlvr."""
     return replace(
-        small(base, srl, {"sft": 240, "star": 80, "steps": 72, "own": 116, "rlvr": 32}, every),
+        small(base, srl, {"sft": 240, "star": 80, "steps": 72, "own": 116, "rlvr": 32}, every, star),
         think=True,
         sequences={"rlvr": [("rlvr", rlvr)]},
     )
@@ -166,7 +168,7 @@ TASKS = {
         (16, 64),
         step_tokens=72,
         tokens=300,
-        recipe=thinking(THINKING_BASE, srl=2e-4, every=35, rlvr=1.2),
+        recipe=thinking(THINKING_BASE, srl=2e-4, star=5e-4, every=35, rlvr=1.2),
         sequences=("base", "sft", "rlvr", "sft-rlvr", "star-rlvr", "steps-srl-rlvr", "own-srl-rlvr", TRL),
     ),
     "rewritten_sums": Task(
@@ -176,7 +178,7 @@ TASKS = {
         (16, 64),
         step_tokens=88,
         tokens=330,
-        recipe=thinking(REWRITING_BASE, srl=5e-5, every=10, rlvr=0.75),
+        recipe=thinking(REWRITING_BASE, srl=5e-5, star=1e-4, every=10, rlvr=0.75),
         sequences=("base", "sft", "rlvr", "sft-rlvr", "star-rlvr", "own-srl-rlvr", TRL),
     ),
     "smollm2_sums": Task(
