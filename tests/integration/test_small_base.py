@@ -139,6 +139,8 @@ def test_a_base_that_sees_does_not_think_and_one_that_thinks_needs_thoughts(tmp_
     )  # fmt: skip
     sorts = srl_rlvr("base", "build", "--think", "--family", "word_sorting", "--out", "base", cwd=tmp_path)
     assert (sorts.code, sorts.err) == (
-        2, "error: family 'word_sorting' has no thoughts, which think asks for; basic_arithmetic, rewritten_sums, leg_counting have\n",
+        2,
+        "error: family 'word_sorting' has no thoughts, which think asks for; "
+        "basic_arithmetic, rewritten_sums, leg_counting have\n",
     )  # fmt: skip
     assert not list(tmp_path.iterdir())

@@ -159,7 +159,8 @@ def test_a_base_that_thinks_predicts_thoughts_with_their_lines(sums: list[dict[s
 def test_a_family_without_thoughts_is_refused_by_a_base_that_thinks(tmp_path: Path) -> None:
     with pytest.raises(
         InputError,
-        match="family 'sums' has no thoughts, which think asks for; basic_arithmetic, rewritten_sums, leg_counting have",
+        match="family 'sums' has no thoughts, which think asks for; "
+        "basic_arithmetic, rewritten_sums, leg_counting have",
     ):
         small_base.build(tmp_path / "a", families={"sums": {}}, think=True, updates=1)
     with pytest.raises(InputError, match="family 'summs' is not known"):
