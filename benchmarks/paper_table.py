@@ -63,36 +63,36 @@ class Recipe:
     sequences: dict[str, list[tuple[str, float]]] = field(default_factory=dict)  # that are other than in SEQUENCES
 
 
-def stages(sft: float, srl: float, rlvr: float, groups: str, star: float = 5e-4) -> dict[str, str]:
+def stages(sft: float, srl: float, rlvr: float, groups: str) -> dict[str, str]:
     """By name, with these rates and SRL's `groups`: `guided` is SRL on single steps with the expert in the group,
     `whole` the same on whole solutions; `steps` is SRL on single steps without the expert, `own` the same with thoughts
-    of the policy's own before the earlier ones; `star` is SFT with thoughts of the policy's own."""
-    supervised, thoughtful = (
-        f'kind = "sft"\nlearning_rate = {rate}\nepochs = {{epochs}}\nbatch_size = {{batch}}' for rate in (sft, star)
-    )
+    of the policy's own before the earlier ones."""
     by_step, whole = (
         f'kind = "srl"\nlearning_rate = {srl}\nsteps = {{steps}}\nmax_tokens = {{{longest}}}\n{groups}'
         for longest in ("step_tokens", "tokens")
     )
     expert, tokens = "\nexpert_in_group = true", '\nmeasure = "tokens"'
     return {
-        "sft": supervised,
+        "sft": supervised(sft),
         "guided": by_step + '\nname = "guided"' + expert,
         "steps": by_step + '\nname = "steps"' + tokens,
         "own": by_step + '\nname = "own"\nown_thoughts = true' + tokens,
         "whole": whole + '\nname = "whole"\nlines_per_action = 0' + expert,
-        "star": f'{thoughtful}\nname = "star-{{index}}"\nown_thoughts = true\nmax_tokens = {{step_tokens}}',
         "rlvr": f'kind = "rlvr"\nlearning_rate = {rlvr}\nsteps = {{steps}}\nmax_tokens = {{tokens}}\n'
         "prompts_per_step = {batch}",
     }
 
 
-def small(base: Path, srl: float, updates: dict[str, int], every: int, star: float = 5e-4) -> Recipe:
+def supervised(rate: float) -> str:
+    return f'kind = "sft"\nlearning_rate = {rate}\nepochs = {{epochs}}\nbatch_size = {{batch}}'
+
+
+def small(base: Path, srl: float, updates: dict[str, int], every: int) -> Recipe:
     return Recipe(
         base,
         f'[model]\nbase = "../../../benchmarks/{base.name}"\nmax_context = 512\n\n'
         '[engine]\nkind = "transformers"\nthreads = 1\n',
-        stages(sft=5e-4, srl=srl, rlvr=1e-4, star=star, groups="prompts_per_step = 32\ngroup_size = 4"),
+        stages(sft=5e-4, srl=srl, rlvr=1e-4, groups="prompts_per_step = 32\ngroup_size = 4"),
         updates,
         batch=16,
         every=every,
@@ -103,9 +103,13 @@ SMALL = small(BASE, 4e-4, {"sft": 120, "guided": 50, "whole": 50, "rlvr": 32}, e
 
 
 def thinking(base: Path, srl: float, star: float, every: int, rlvr: float) -> Recipe:
-    """`rlvr`: share of the time that RLVR alone has, so that it takes as long as own-srl-rlvr."""
+    """`star` is the rate of SFT with thoughts of the policy's own; `rlvr` the share of the time that RLVR alone has, so
+    that it takes as long as own-srl-rlvr."""
+    of_small = small(base, srl, {"sft": 240, "star": 80, "steps": 72, "own": 116, "rlvr": 32}, every)
+    own_thoughts = '\nname = "star-{index}"\nown_thoughts = true\nmax_tokens = {step_tokens}'
     return replace(
-        small(base, srl, {"sft": 240, "star": 80, "steps": 72, "own": 116, "rlvr": 32}, every, star),
+        of_small,
+        stages=of_small.stages | {"star": supervised(star) + own_thoughts},
         think=True,
         sequences={"rlvr": [("rlvr", rlvr)]},
     )

@@ -459,13 +459,14 @@ def check_fits_context(
     limit, model_type = config.model.max_context, model_types.find(config.model_type)
     if limit > model_limit:
         raise InputError(f"model.max_context is {limit}, but the model was made for at most {model_limit} tokens")
-    by_steps = max((stage.examples or train.num_rows for stage in config.stages if stage.kind == "srl"), default=0)
-    for table, stepped in ((train.slice(0, by_steps), True), *((whole, False) for whole in (train, *evaluated))):
-        for example in table.to_pylist():
+    by_srl = max((stage.examples or train.num_rows for stage in config.stages if stage.kind == "srl"), default=0)
+    for table in (train, *evaluated):
+        for index, example in enumerate(table.to_pylist()):
+            by_steps = table is train and index < by_srl
             solution = model_type.encode_solution(tokenizer, example, config.think)
-            tokens = len(solution.trunk(len(solution.steps) - 1) if stepped else solution.prompt)
+            tokens = len(solution.trunk(len(solution.steps) - 1) if by_steps else solution.prompt)
             if tokens >= limit:
-                what = "and the steps before its last are" if stepped else "is"
+                what = "and the steps before its last are" if by_steps else "is"
                 raise InputError(
                     f"problem {example['id']} ({example['provenance']}) {what} {tokens} tokens long and "
                     f"model.max_context is {limit}: raise it, or leave the problem out"
