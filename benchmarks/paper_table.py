@@ -182,7 +182,7 @@ TASKS = {
         (16, 64),
         step_tokens=88,
         tokens=330,
-        recipe=thinking(REWRITING_BASE, srl=5e-5, star=1e-4, every=10, rlvr=0.75),
+        recipe=thinking(REWRITING_BASE, srl=5e-5, star=5e-5, every=10, rlvr=0.75),
         sequences=("base", "sft", "rlvr", "sft-rlvr", "star-rlvr", "own-srl-rlvr", TRL),
     ),
     "smollm2_sums": Task(
