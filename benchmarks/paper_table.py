@@ -172,7 +172,7 @@ TASKS = {
         (16, 64),
         step_tokens=72,
         tokens=300,
-        recipe=thinking(THINKING_BASE, srl=2e-4, star=5e-4, every=35, rlvr=1.2),
+        recipe=thinking(THINKING_BASE, srl=2e-4, star=1e-4, every=35, rlvr=1.2),
         sequences=("base", "sft", "rlvr", "sft-rlvr", "star-rlvr", "steps-srl-rlvr", "own-srl-rlvr", TRL),
     ),
     "rewritten_sums": Task(
