@@ -455,18 +455,24 @@ def counted(predictions: list[dict[str, Any]]) -> list[float]:
 def check_fits_context(
     train: pa.Table, evaluated: Iterable[pa.Table], tokenizer: Any, config: RunConfig, model_limit: int
 ) -> None:
-    """Raises InputError naming the first problem whose prompt, or for SRL its last step's, leaves no room."""
+    """Raises InputError naming the first problem that leaves no room to answer, for SRL at its last step, or whose
+    solution, which SFT and DPO learn, has none."""
     limit, model_type = config.model.max_context, model_types.find(config.model_type)
     if limit > model_limit:
         raise InputError(f"model.max_context is {limit}, but the model was made for at most {model_limit} tokens")
-    by_srl = max((stage.examples or train.num_rows for stage in config.stages if stage.kind == "srl"), default=0)
+    taken = [(stage.kind, stage.examples or train.num_rows) for stage in config.stages]
+    by_step = max((count for kind, count in taken if kind == "srl"), default=0)
+    as_a_whole = max((count for kind, count in taken if kind in ("sft", "dpo")), default=0)
     for table in (train, *evaluated):
         for index, example in enumerate(table.to_pylist()):
-            by_steps = table is train and index < by_srl
             solution = model_type.encode_solution(tokenizer, example, config.think)
-            tokens = len(solution.trunk(len(solution.steps) - 1) if by_steps else solution.prompt)
-            if tokens >= limit:
-                what = "and the steps before its last are" if by_steps else "is"
+            steps, room, what = 0, 1, "is"
+            if table is train and index < as_a_whole:
+                steps, room, what = len(solution.steps), 0, "and its solution are"
+            elif table is train and index < by_step:
+                steps, what = len(solution.steps) - 1, "and the steps before its last are"
+            tokens = len(solution.trunk(steps))
+            if tokens + room > limit:
                 raise InputError(
                     f"problem {example['id']} ({example['provenance']}) {what} {tokens} tokens long and "
                     f"model.max_context is {limit}: raise it, or leave the problem out"

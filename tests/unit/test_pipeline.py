@@ -456,6 +456,22 @@ def test_a_problem_that_fills_the_context_is_named_before_the_run(tokenizer: Any
     pipeline.check_fits_context(none, [three], tokenizer, config, 1024)
 
 
+@pytest.mark.parametrize("stage", [SFT, {"kind": "dpo", "steps": 1}])
+def test_a_solution_that_the_context_cannot_hold_is_named_before_it_is_learned(stage: Any, tokenizer: Any) -> None:
+    one = problems(1)
+    (learned,) = pipeline.sft.samples(one, tokenizer, think=False).to_pylist()
+    whole = len(learned["prompt_ids"]) + len(learned["completion_ids"])
+    config = configs.parse(
+        {"data": [{"family": "x"}], "stages": [stage, RLVR], "model": {"max_context": whole}}, "test"
+    )
+    pipeline.check_fits_context(one, [], tokenizer, config, 1024)
+    config.model.max_context = whole - 1
+    found = refused(config, one, one[:0], tokenizer)
+    assert re.fullmatch(rf"problem \w+ \(.*\) and its solution are {whole} tokens long and .*", found)
+    config.stages = config.stages[1:]
+    pipeline.check_fits_context(one, [one], tokenizer, config, 1024)
+
+
 def test_srl_asks_for_room_only_in_the_problems_that_it_takes(tokenizer: Any) -> None:
     short, *_ = sorted(problems(8).to_pylist(), key=lambda row: len(row["steps"]))
     long = short | {"steps": short["steps"] * 20}
