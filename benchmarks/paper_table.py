@@ -102,16 +102,20 @@ def small(base: Path, srl: float, updates: dict[str, int], every: int) -> Recipe
 SMALL = small(BASE, 4e-4, {"sft": 120, "guided": 50, "whole": 50, "rlvr": 32}, every=15)
 
 
-def thinking(base: Path, srl: float, star: float, every: int, rlvr: float) -> Recipe:
+def thinking(
+    base: Path, srl: float, star: float, every: int, rlvr: float, own: Sequence[tuple[str, float]] = ()
+) -> Recipe:
     """`star` is the rate of SFT with thoughts of the policy's own; `rlvr` the share of the time that RLVR alone has, so
-    that it takes as long as own-srl-rlvr."""
-    of_small = small(base, srl, {"sft": 240, "star": 80, "steps": 72, "own": 116, "rlvr": 32}, every)
-    own_thoughts = '\nname = "star-{index}"\nown_thoughts = true\nmax_tokens = {step_tokens}'
+    that it takes as long as own-srl-rlvr, whose stages are `own` where they are other than in SEQUENCES. `near` is
+    SRL's `own` drawn anew, with a KL term to the weights that it begins with."""
+    of_small = small(base, srl, {"sft": 240, "star": 80, "steps": 72, "own": 116, "near": 116, "rlvr": 32}, every)
+    star_thoughts = '\nname = "star-{index}"\nown_thoughts = true\nmax_tokens = {step_tokens}'
+    near = of_small.stages["own"].replace('"own"', '"own-{index}"') + "\nkl = 0.1"
     return replace(
         of_small,
-        stages=of_small.stages | {"star": supervised(star) + own_thoughts},
+        stages=of_small.stages | {"star": supervised(star) + star_thoughts, "near": near},
         think=True,
-        sequences={"rlvr": [("rlvr", rlvr)]},
+        sequences={"rlvr": [("rlvr", rlvr)]} | ({"own-srl-rlvr": list(own)} if own else {}),
     )
 
 
@@ -172,7 +176,7 @@ TASKS = {
         (16, 64),
         step_tokens=72,
         tokens=300,
-        recipe=thinking(THINKING_BASE, srl=2e-4, star=1e-4, every=35, rlvr=1.2),
+        recipe=thinking(THINKING_BASE, srl=2e-4, star=5e-4, every=35, rlvr=1.2),
         sequences=("base", "sft", "rlvr", "sft-rlvr", "star-rlvr", "steps-srl-rlvr", "own-srl-rlvr", TRL),
     ),
     "rewritten_sums": Task(
@@ -182,7 +186,9 @@ TASKS = {
         (16, 64),
         step_tokens=88,
         tokens=330,
-        recipe=thinking(REWRITING_BASE, srl=5e-5, star=5e-5, every=10, rlvr=0.75),
+        recipe=thinking(
+            REWRITING_BASE, srl=5e-5, star=5e-5, every=10, rlvr=0.75, own=[*[("near", 0.25)] * 3, ("rlvr", 0.4)]
+        ),
         sequences=("base", "sft", "rlvr", "sft-rlvr", "star-rlvr", "own-srl-rlvr", TRL),
     ),
     "smollm2_sums": Task(
