@@ -13,7 +13,8 @@ import pytest
 
 from srl_rlvr import config as configs
 
-KINDS = {"guided": "srl", "steps": "srl", "own": "srl", "whole": "srl", "star": "sft"}  # of stages named otherwise
+# Of stages named otherwise.
+KINDS = {"guided": "srl", "steps": "srl", "own": "srl", "near": "srl", "whole": "srl", "star": "sft"}
 
 
 @pytest.fixture(scope="module")
