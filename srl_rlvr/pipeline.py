@@ -455,8 +455,8 @@ def counted(predictions: list[dict[str, Any]]) -> list[float]:
 def check_fits_context(
     train: pa.Table, evaluated: Iterable[pa.Table], tokenizer: Any, config: RunConfig, model_limit: int
 ) -> None:
-    """Raises InputError naming the first problem that leaves no room to answer, for SRL at its last step, or whose
-    solution, which SFT and DPO learn, has none."""
+    """Raises InputError naming the first problem that leaves no room to answer, for SRL at its last step, or none for
+    the solution that SFT or DPO learns. Thoughts come on top, as their length is not known before they are drawn."""
     limit, model_type = config.model.max_context, model_types.find(config.model_type)
     if limit > model_limit:
         raise InputError(f"model.max_context is {limit}, but the model was made for at most {model_limit} tokens")
