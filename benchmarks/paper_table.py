@@ -61,6 +61,7 @@ class Recipe:
     every: int  # updates between two looks at the dev problems
     think: bool = False  # before each line, in sequences that do not begin with SFT: demonstrations hold no thoughts
     sequences: dict[str, list[tuple[str, float]]] = field(default_factory=dict)  # that are other than in SEQUENCES
+    few: int = 0  # demonstrations up to which they are those of SEQUENCES_OF_FEW
 
 
 def stages(sft: float, srl: float, rlvr: float, groups: str) -> dict[str, str]:
@@ -102,20 +103,19 @@ def small(base: Path, srl: float, updates: dict[str, int], every: int) -> Recipe
 SMALL = small(BASE, 4e-4, {"sft": 120, "guided": 50, "whole": 50, "rlvr": 32}, every=15)
 
 
-def thinking(
-    base: Path, srl: float, star: float, every: int, rlvr: float, own: Sequence[tuple[str, float]] = ()
-) -> Recipe:
-    """`star` is the rate of SFT with thoughts of the policy's own; `rlvr` the share of the time that RLVR alone has, so
-    that it takes as long as own-srl-rlvr, whose stages are `own` where they are other than in SEQUENCES. `near` is
-    SRL's `own` drawn anew, with a KL term to the weights that it begins with."""
+def thinking(base: Path, srl: float, near: float, star: float, every: int, rlvr: float, few: int) -> Recipe:
+    """`near` is SRL's `own` drawn anew, at this rate, with a KL term to the weights that it begins with. `star` is the
+    rate of SFT with thoughts of the policy's own; `rlvr` the share of the time that RLVR alone has, so that it takes as
+    long as own-srl-rlvr."""
     of_small = small(base, srl, {"sft": 240, "star": 80, "steps": 72, "own": 116, "near": 116, "rlvr": 32}, every)
     star_thoughts = '\nname = "star-{index}"\nown_thoughts = true\nmax_tokens = {step_tokens}'
-    near = of_small.stages["own"].replace('"own"', '"own-{index}"') + "\nkl = 0.1"
+    drawn_anew = small(base, near, {}, every).stages["own"].replace('"own"', '"own-{index}"') + "\nkl = 0.1"
     return replace(
         of_small,
-        stages=of_small.stages | {"star": supervised(star) + star_thoughts, "near": near},
+        stages=of_small.stages | {"star": supervised(star) + star_thoughts, "near": drawn_anew},
         think=True,
-        sequences={"rlvr": [("rlvr", rlvr)]} | ({"own-srl-rlvr": list(own)} if own else {}),
+        sequences={"rlvr": [("rlvr", rlvr)]},
+        few=few,
     )
 
 
@@ -176,8 +176,8 @@ TASKS = {
         (16, 64),
         step_tokens=72,
         tokens=300,
-        recipe=thinking(THINKING_BASE, srl=2e-4, star=5e-4, every=35, rlvr=1.2),
-        sequences=("base", "sft", "rlvr", "sft-rlvr", "star-rlvr", "steps-srl-rlvr", "own-srl-rlvr", TRL),
+        recipe=thinking(THINKING_BASE, srl=2e-4, near=5e-5, star=1e-4, every=35, rlvr=1.2, few=16),
+        sequences=("base", "sft", "rlvr", "sft-rlvr", "star-rlvr", "own-srl-rlvr", TRL),
     ),
     "rewritten_sums": Task(
         "rewritten_sums",
@@ -186,9 +186,7 @@ TASKS = {
         (16, 64),
         step_tokens=88,
         tokens=330,
-        recipe=thinking(
-            REWRITING_BASE, srl=5e-5, star=5e-5, every=10, rlvr=0.75, own=[*[("near", 0.25)] * 3, ("rlvr", 0.4)]
-        ),
+        recipe=thinking(REWRITING_BASE, srl=5e-5, near=5e-5, star=5e-5, every=10, rlvr=0.75, few=64),
         sequences=("base", "sft", "rlvr", "sft-rlvr", "star-rlvr", "own-srl-rlvr", TRL),
     ),
     "smollm2_sums": Task(
@@ -211,10 +209,12 @@ SEQUENCES: dict[str, list[tuple[str, float]]] = {  # stages, and their share of 
     "star-rlvr": [("star", 1.0), ("star", 1.0), ("star", 1.0), ("rlvr", 0.4)],
     "guided-srl-rlvr": [("guided", 0.6), ("rlvr", 0.4)],
     "whole-srl-rlvr": [("whole", 0.6), ("rlvr", 0.4)],
-    "steps-srl-rlvr": [("steps", 1.0), ("rlvr", 0.4)],
     "own-srl-rlvr": [("steps", 0.5), ("own", 0.6), ("rlvr", 0.4)],
     "sft-whole-srl-rlvr": [("sft", 0.375), ("whole", 0.3), ("rlvr", 0.25)],
     TRL: [("sft", 0.375), ("rlvr", 0.5)],
+}
+SEQUENCES_OF_FEW: dict[str, list[tuple[str, float]]] = {
+    "own-srl-rlvr": [("near", 0.25), ("near", 0.25), ("near", 0.25), ("rlvr", 0.4)],
 }
 MANY = 256  # demonstrations from which on SFT still learns when three eighths of the time are over
 SEQUENCES_OF_MANY: dict[str, list[tuple[str, float]]] = {
@@ -377,7 +377,9 @@ def base_digest(model: Path | str) -> str:
 
 
 def sequence_of(cell: Cell) -> list[tuple[str, float]]:
-    others = SEQUENCES_OF_MANY if cell.demonstrations >= MANY else TASKS[cell.task].recipe.sequences
+    how = TASKS[cell.task].recipe
+    of_few = SEQUENCES_OF_FEW if cell.demonstrations <= how.few else {}
+    others = SEQUENCES_OF_MANY if cell.demonstrations >= MANY else how.sequences | of_few
     return others.get(cell.sequence, SEQUENCES[cell.sequence])
 
 
