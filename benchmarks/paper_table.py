@@ -103,13 +103,13 @@ def small(base: Path, srl: float, updates: dict[str, int], every: int) -> Recipe
 SMALL = small(BASE, 4e-4, {"sft": 120, "guided": 50, "whole": 50, "rlvr": 32}, every=15)
 
 
-def thinking(base: Path, srl: float, near: float, star: float, every: int, rlvr: float, few: int) -> Recipe:
-    """`near` is SRL's `own` drawn anew, at this rate, with a KL term to the weights that it begins with. `star` is the
-    rate of SFT with thoughts of the policy's own; `rlvr` the share of the time that RLVR alone has, so that it takes as
-    long as own-srl-rlvr."""
+def thinking(base: Path, srl: float, star: float, every: int, rlvr: float, few: int) -> Recipe:
+    """`srl` is the rate of more demonstrations than `few`; `star` that of SFT with thoughts of the policy's own; `rlvr`
+    the share of the time that RLVR alone has, so that it takes as long as own-srl-rlvr. The stage `near` is SRL's `own`
+    drawn anew, at a low rate and with a KL term to the weights that it begins with."""
     of_small = small(base, srl, {"sft": 240, "star": 80, "steps": 72, "own": 116, "near": 116, "rlvr": 32}, every)
     star_thoughts = '\nname = "star-{index}"\nown_thoughts = true\nmax_tokens = {step_tokens}'
-    drawn_anew = small(base, near, {}, every).stages["own"].replace('"own"', '"own-{index}"') + "\nkl = 0.1"
+    drawn_anew = small(base, 5e-5, {}, every).stages["own"].replace('"own"', '"own-{index}"') + "\nkl = 0.1"
     return replace(
         of_small,
         stages=of_small.stages | {"star": supervised(star) + star_thoughts, "near": drawn_anew},
@@ -176,7 +176,7 @@ TASKS = {
         (16, 64),
         step_tokens=72,
         tokens=300,
-        recipe=thinking(THINKING_BASE, srl=2e-4, near=5e-5, star=1e-4, every=35, rlvr=1.2, few=16),
+        recipe=thinking(THINKING_BASE, srl=2e-4, star=1e-4, every=35, rlvr=1.2, few=16),
         sequences=("base", "sft", "rlvr", "sft-rlvr", "star-rlvr", "own-srl-rlvr", TRL),
     ),
     "rewritten_sums": Task(
@@ -186,7 +186,7 @@ TASKS = {
         (16, 64),
         step_tokens=88,
         tokens=330,
-        recipe=thinking(REWRITING_BASE, srl=5e-5, near=5e-5, star=5e-5, every=10, rlvr=0.75, few=64),
+        recipe=thinking(REWRITING_BASE, srl=5e-5, star=5e-5, every=10, rlvr=0.75, few=64),
         sequences=("base", "sft", "rlvr", "sft-rlvr", "star-rlvr", "own-srl-rlvr", TRL),
     ),
     "smollm2_sums": Task(
