@@ -25,6 +25,7 @@ def both(change: str) -> str:
     return f"{SRL}{change} {RLVR}{change}"
 
 
+LORA_RATES = f"{SRL}learning_rate=2e-3 {RLVR}learning_rate=5e-4"
 CHANGES = {  # of the run file's keys
     "as in the table": "",
     "similarity over words": f"{SRL}measure=words",
@@ -38,8 +39,8 @@ CHANGES = {  # of the run file's keys
     "advantage leave-one-out (rloo)": both("advantage=rloo"),
     "no refills (dynamic sampling off)": both("max_refills=0"),
     "KL 0.01": both("kl=0.01"),
-    "LoRA, rank 8": "model.lora_rank=8",
-    "LoRA, rank 64": "model.lora_rank=64",
+    "LoRA of rank 8, five times the rates": f"model.lora_rank=8 {LORA_RATES}",
+    "LoRA of rank 64, five times the rates": f"model.lora_rank=64 {LORA_RATES}",
 }
 
 
