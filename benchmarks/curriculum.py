@@ -37,7 +37,7 @@ CURRICULA = ("uniform", "informative")
 OUT = Path(__file__).parents[1] / "out"
 TERMS, DIGITS = range(2, 7), range(1, 5)
 GROUP = 8
-TARGET = 0.12  # what uniform sampling reached with another seed, 100; docs/results.md says when it was chosen
+TARGET = 0.12  # what uniform sampling reached with another seed, 100; docs/learning.md says when it was chosen
 SHOWN = 24  # in the warm-up, half of 2 numbers, half of 3
 
 

@@ -1,7 +1,7 @@
 """A small honest base model, made in minutes: pretrained on the single moves of generated families.
 
 It is to stand before problems of several steps as a large model stands before competition problems: it can move, and
-cannot chain. How near it comes to that is in docs/results.md. Its pretraining text:
+cannot chain. How near it comes to that is in docs/learning.md. Its pretraining text:
 
 - *openings*: a problem in the chat form, given, and the first line of its solution, predicted; short problems first;
 - *moves*: a problem and one line of its solution, given, and the next line, predicted;
@@ -12,7 +12,7 @@ cannot chain. How near it comes to that is in docs/results.md. Its pretraining t
 
 The others come when openings have taught it to look at the problem: with sheets from the start it does not learn that.
 Without echoes neither SFT nor SRL learned any chain from 64 solutions, and without rewritings 16 solutions did not
-teach the last two lines (docs/results.md).
+teach the last two lines (docs/learning.md).
 
 No text predicts more than one line of one solution, so that whatever chains moves was learned in training afterwards.
 
