@@ -123,8 +123,8 @@ SMOLLM2 = Recipe(
     SMOLLM2_NAME,
     f'[model]\nbase = "{SMOLLM2_NAME}"\nmax_context = 256\nlora_rank = 16\n\n'
     "[engine]\nkv_cache_gib = 0.5\nthreads = 1\n",
-    stages(sft=5e-4, srl=3e-4, rlvr=2e-4, groups="prompts_per_step = 8"),
-    {"sft": 28, "guided": 32, "whole": 32, "rlvr": 20},
+    stages(sft=5e-4, srl=3e-4, rlvr=2e-4, groups="prompts_per_step = 16\ngroup_size = 4"),
+    {"sft": 28, "guided": 32, "rlvr": 20},
     batch=8,
     every=4,
     sequences={"sft-rlvr": [("sft", 0.25), ("rlvr", 0.75)]},
@@ -197,7 +197,7 @@ TASKS = {
         step_tokens=20,
         tokens=64,
         recipe=SMOLLM2,
-        sequences=("sft", "sft-rlvr", "guided-srl-rlvr", "whole-srl-rlvr"),
+        sequences=("sft", "sft-rlvr", "guided-srl-rlvr"),
     ),
 }
 SEQUENCES: dict[str, list[tuple[str, float]]] = {  # stages, and their share of the time
