@@ -132,7 +132,7 @@ class PolicyGradientStage(StageConfig):
     steps: int = Field(default=50, ge=1)
     """Updates of the policy."""
     prompts_per_step: int = Field(default=8, ge=1)
-    """Groups in one update (SRL: step prompts; RLVR: problems)."""
+    """Problems in one update."""
     group_size: int = Field(default=8, ge=2)
     """G: samples of one prompt."""
     temperature: float = Field(default=1.0, gt=0)
@@ -164,6 +164,11 @@ class PolicyGradientStage(StageConfig):
 class SrlStage(PolicyGradientStage):
     kind: Literal["srl"]
     """Step prompts from the experts' steps, rewarded by similarity to the expert's next action."""
+    prompts_per_step: int = Field(default=16, ge=1)
+    """Step prompts in one update."""
+    group_size: int = Field(default=4, ge=2)
+    """G: samples of one prompt. As many samples teach more from twice the prompts than in groups of 8
+    (docs/learning.md)."""
     measure: Literal["characters", "words", "tokens", "lcs"] = "characters"
     """Units that the similarity compares."""
     lines_per_action: int = Field(default=1, ge=0)
