@@ -123,7 +123,7 @@ SMOLLM2 = Recipe(
     SMOLLM2_NAME,
     f'[model]\nbase = "{SMOLLM2_NAME}"\nmax_context = 256\nlora_rank = 16\n\n'
     "[engine]\nkv_cache_gib = 0.5\nthreads = 1\n",
-    stages(sft=5e-4, srl=3e-4, rlvr=2e-4, groups="prompts_per_step = 16\ngroup_size = 4"),
+    stages(sft=5e-4, srl=3e-4, rlvr=2e-4, groups="prompts_per_step = 8\ngroup_size = 8"),
     {"sft": 28, "guided": 32, "rlvr": 20},
     batch=8,
     every=4,
