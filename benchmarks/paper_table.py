@@ -208,7 +208,6 @@ SEQUENCES: dict[str, list[tuple[str, float]]] = {  # stages, and their share of 
     "sft-rlvr": [("sft", 0.375), ("rlvr", 0.5)],
     "star-rlvr": [("star", 1.0), ("star", 1.0), ("star", 1.0), ("rlvr", 0.4)],
     "guided-srl-rlvr": [("guided", 0.6), ("rlvr", 0.4)],
-    "whole-srl-rlvr": [("whole", 0.6), ("rlvr", 0.4)],
     "own-srl-rlvr": [("steps", 0.5), ("own", 0.6), ("rlvr", 0.4)],
     "sft-whole-srl-rlvr": [("sft", 0.375), ("whole", 0.3), ("rlvr", 0.25)],
     TRL: [("sft", 0.375), ("rlvr", 0.5)],
