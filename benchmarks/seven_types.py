@@ -13,18 +13,19 @@ once, each on one core; runs lie in `out/seven_types/`, scores are lines of `ben
 Types that rank start from all-MiniLM-L6-v2 and are asked every question, of the candidates that the data names. SFT is
 a sequence as any other: ListMLE, which with one pick is cross-entropy.
 
-Types that write start from SmolLM2-135M-Instruct, with LoRA, and answer at most 100 questions greedily. The score is
-accuracy, or F1 where the answer is JSON. A cell is to take a quarter of an hour, so rows whose question or answer is
-too long for that are left out, of training and of the questions, and what is left is easier; so are rows whose answer
-is empty, the first thing that RLVR finds. What is left is, of train and of dev in percent: svamp 99 and 99,
-propbank_ewt 40 and 48, wnut17 36 and 62, crossner 89 and 86, sroie_json 61 and 79, gsm8k 57 and 59. Files are sorted
-by domain, so the order of their rows is drawn, once for all cells.
+Types that write start from SmolLM2-135M-Instruct, with LoRA, and answer at most 200 questions greedily. The score is
+accuracy, or F1 where the answer is JSON. A cell is to take twenty minutes, in which SFT sees each row four times, so
+there are few rows; those whose question or answer is too long for that are left out, of training and of the questions,
+and what is left is easier; so are rows whose answer is empty, the first thing that RLVR finds. What is left is, of
+train and of dev in percent: svamp 99 and 99, propbank_ewt 40 and 48, wnut17 36 and 62, crossner 89 and 86, sroie_json
+61 and 79, gsm8k 57 and 59. Files are sorted by domain, so the order of their rows is drawn, once for all cells.
 
 The type that sees starts from a small tower and a small Llama, newly drawn, so that its SFT is the supervised training
 of the same network. It answers every question.
 
-Ours is SFT for three fifths of the time, then SRL and RLVR at lower rates. Sequences have about the same minutes. Rows
-of the data that are wrong are left out, of training and of the questions (one question of covidqa has no candidate).
+Ours is SFT for three fifths of the time, half of it for types that write, then SRL and RLVR at lower rates. Sequences
+have about the same minutes. Rows of the data that are wrong are left out, of training and of the questions (one
+question of covidqa has no candidate).
 
 The lead is that of SRL → RLVR over the best rival, paired by question and bootstrapped over seeds and questions; the
 rival is chosen anew in each draw. The same on half of the rows, in the same time, is shown beside it and is no rival.
@@ -33,7 +34,9 @@ rival is chosen anew in each draw. The same on half of the rows, in the same tim
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import resource
 import shutil
 import time
 from dataclasses import asdict, dataclass, replace
@@ -53,15 +56,9 @@ DATA = HERE.parents[1] / "shared" / "data"
 OURS = "srl-rlvr"
 HALF = "srl-rlvr-half"  # ours on half of the rows, in the same time
 VISION = "multimodal_vision"
-HELD_OUT = 100  # questions of a type that writes, at most
+HELD_OUT = 200  # questions of a type that writes, at most
 EMPTY = ("[]", "{}")  # answers with nothing in them
-OF_OURS = [("sft", 0.6), ("srl", 0.2), ("rlvr", 0.2)]
-SEQUENCES = {  # stages, and their share of the time
-    "sft": [("sft", 1.0)],
-    "rlvr": [("rlvr", 1.0)],
-    OURS: OF_OURS,
-    HALF: OF_OURS,
-}
+EPOCHS = 4  # of SFT, where the policy writes
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,9 @@ class Recipe:
     """What the tasks of a policy have in common."""
 
     rates: dict[str, float]  # of a stage, by the task's
+    shares: dict[str, float]  # of ours, of the time
     group_size: int
+    srl_group_size: int  # with as many samples in all
     lora_rank: int
     tokens_per_microbatch: int
 
@@ -77,19 +76,25 @@ class Recipe:
 RECIPES = {
     "ranking": Recipe(
         {"sft": 1.0, "srl": 0.5, "rlvr": 0.3},
+        {"sft": 0.6, "srl": 0.2, "rlvr": 0.2},
         group_size=16,
+        srl_group_size=16,
         lora_rank=0,
         tokens_per_microbatch=4096,
     ),
     "vision": Recipe(
         {"sft": 1.0, "srl": 0.3, "rlvr": 0.2},
+        {"sft": 0.6, "srl": 0.2, "rlvr": 0.2},
         group_size=8,
+        srl_group_size=8,
         lora_rank=0,
         tokens_per_microbatch=2048,
     ),
     "text": Recipe(
         {"sft": 1.0, "srl": 0.3, "rlvr": 0.2},
+        {"sft": 0.5, "srl": 0.25, "rlvr": 0.25},
         group_size=8,
+        srl_group_size=4,
         lora_rank=16,
         tokens_per_microbatch=448,
     ),
@@ -120,6 +125,12 @@ class Task:
         kind = "ranking" if self.model_type in RANKING_TYPES else "text"
         return RECIPES["vision" if self.model_type == VISION else kind]
 
+    def shares(self, sequence: str) -> dict[str, float]:
+        """The stages of a sequence, and their share of the time."""
+        if sequence in (OURS, HALF):
+            return self.recipe.shares
+        return {"rlvr" if sequence == "rlvr" else "sft": 1.0}
+
     def steps(self, stage: str, share: float) -> int:
         """Updates of a stage that has this share of the time."""
         return max(1, round(self.updates[("sft", "srl", "rlvr").index(stage)] * share))
@@ -137,11 +148,11 @@ def router(data: str, rows: int) -> Task:
 
 
 def writer(
-    model_type: str, data: str, max_context: int, batch: int, updates: tuple[int, int, int], longest: int, dev: int = 24
+    model_type: str, data: str, max_context: int, batch: int, updates: tuple[int, int, int], longest: int, dev: int = 48
 ) -> Task:
-    """SFT sees each row once, and dev five times on its way."""
-    rows, rivals = updates[0] * batch + dev, ("rlvr",) if model_type == "task_llm" else ()
-    every = updates[0] // 5
+    """SFT sees dev ten times on its way."""
+    rows, rivals = updates[0] * batch // EPOCHS + dev, ("rlvr",) if model_type == "task_llm" else ()
+    every = updates[0] // 10
     return Task(model_type, data, rows, rivals, max_context, batch, updates, longest, dev, every, learning_rate=5e-4)
 
 
@@ -155,18 +166,18 @@ TASKS = [
     router("banking77", 9178),
     Task("embeddings", "scifact", 705, ("mnrl",), 128, 32, ranking(90), 10, dev=60, candidates=2),
     Task("reranker", "selqa", 1507, ("bce", "lambda"), 128, 16, ranking(90), 10, dev=100, candidates=8),
-    writer("extractor", "wnut17", 208, 8, (70, 46, 34), longest=40),
-    writer("task_llm", "svamp", 160, 8, (70, 24, 16), longest=48),
-    writer("srl_parser", "propbank_ewt", 192, 4, (150, 24, 16), longest=96),
+    writer("extractor", "wnut17", 208, 8, (140, 92, 68), longest=40),
+    writer("task_llm", "svamp", 160, 8, (140, 48, 32), longest=48),
+    writer("srl_parser", "propbank_ewt", 192, 4, (300, 48, 32), longest=96),
     vision("clothing", 3068, 16, 300, dev=150),
     vision("bccd", 205, 32, 200, dev=40),
     router("clinc150", 15039),
     router("hwu64", 8955),
     Task("embeddings", "covidqa", 711, ("mnrl",), 192, 32, ranking(60), 10, dev=60, candidates=2),
     Task("reranker", "scifact", 705, ("bce", "lambda"), 192, 8, ranking(90), 10, dev=60, candidates=8),
-    writer("extractor", "crossner", 320, 4, (80, 24, 16), longest=72),
-    writer("extractor", "sroie_json", 640, 4, (25, 18, 7), longest=112, dev=16),
-    writer("task_llm", "gsm8k", 224, 8, (55, 24, 10), longest=96),
+    writer("extractor", "crossner", 320, 4, (160, 48, 32), longest=72),
+    writer("extractor", "sroie_json", 640, 4, (50, 36, 14), longest=112, dev=16),
+    writer("task_llm", "gsm8k", 224, 8, (110, 48, 20), longest=96),
     vision("omniglot", 3294, 16, 250, dev=150),
     vision("nlvr", 3956, 72, 250, dev=150),
 ]
@@ -241,29 +252,45 @@ def run(cell: Cell, place: table.Place) -> None:
     train, dev, _ = sources.load_all(config.data, cell.seed, task.model_type)
     held_out = model_type.load(data, "dev", Reading(place.held_out, skip_bad=True))
     model, began = folder / "model", time.monotonic()
-    details: dict[str, float] = {"peak_memory_gib": 0.0}
+    minutes = memory = 0.0
     if cell.sequence == "logistic":
         scores, metrics = _rivals.logistic(task, train.to_pylist(), base, dev.to_pylist(), held_out.to_pylist())
-        details["minutes"] = round((time.monotonic() - began) / 60, 2)
+        minutes, memory = (time.monotonic() - began) / 60, own_peak_memory()
     elif cell.sequence == "base" and task.model_type == "reranker":
         scores, metrics = as_given(held_out.to_pylist())
     else:
-        if cell.sequence in SEQUENCES:
-            session.train(config, folder / "run", resume=True, command=cell.name)
-            model = folder / "run" / "model"
-            details["peak_memory_gib"] = json.loads((folder / "run" / "result.json").read_text())["peak_memory_gib"]
-        elif cell.sequence == "base":
+        if cell.sequence == "base":
             shutil.copytree(base, model, dirs_exist_ok=True)
-        else:
+        elif cell.sequence in _rivals.TRAINERS:
             steps = task.steps("sft", place.updates)
             _rivals.TRAINERS[cell.sequence](task, train.to_pylist(), base, model, steps, cell.seed)
+            minutes, memory = (time.monotonic() - began) / 60, own_peak_memory()
+        else:
+            of_recipe = folder / f"run-{recipe(cell, place)}"
+            session.train(config, of_recipe, resume=True, command=cell.name)
+            model = of_recipe / "model"
+            result = json.loads((of_recipe / "result.json").read_text())
+            minutes, memory = result["minutes"], result["peak_memory_gib"]
         if not (model / "model_card.json").is_file():
             (model / "model_card.json").write_text(json.dumps({"model_type": task.model_type}))
-        details["minutes"] = round((time.monotonic() - began) / 60, 2)
         scores, metrics = score(model, task, held_out)
-    line = {"cell": asdict(cell), "scores": scores, "metrics": metrics, "minutes": 0.0, **details}
+    line = {
+        "cell": asdict(cell),
+        "recipe": recipe(cell, place),
+        "scores": scores,
+        "metrics": metrics,
+        "minutes": round(minutes, 2),
+        "peak_memory_gib": round(memory, 2),
+        "commit": commit(),
+        "machine": machine()["cpu"],
+    }
     with place.scores.open("a") as file:
-        file.write(json.dumps(line | {"commit": commit(), "machine": machine()["cpu"]}) + "\n")
+        file.write(json.dumps(line) + "\n")
+
+
+def own_peak_memory() -> float:
+    """Of this process, in GiB: a rival trains in it."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def vision_base_of(task: Task, folder: Path) -> Path:
@@ -332,8 +359,8 @@ def run_file(task: Task, cell: Cell, place: table.Place, data: Path, base: Path)
     rows = min(task.rows - task.dev, task.steps("sft", place.updates) * task.batch)
     if cell.sequence == HALF:
         rows //= 2
-    sequence = SEQUENCES.get(cell.sequence, SEQUENCES["sft"])
-    stages = [stage(kind, task, task.steps(kind, share * place.updates), rows) for kind, share in sequence]
+    sequence = task.shares(cell.sequence)
+    stages = [stage(kind, task, task.steps(kind, share * place.updates), rows) for kind, share in sequence.items()]
     return f"""name = "{task.name}"
 model_type = "{task.model_type}"
 seed = {cell.seed}
@@ -379,17 +406,27 @@ def stage(kind: str, task: Task, steps: int, rows: int) -> str:
     if kind == "sft":
         epochs = max(1, round(steps * task.batch / rows))
         return f"{text}batch_size = {task.batch}\nexamples = {min(rows, steps * task.batch)}\nepochs = {epochs}\n"
-    text += f"steps = {steps}\nprompts_per_step = {task.batch}\ngroup_size = {task.recipe.group_size}\n"
+    samples = task.batch * task.recipe.group_size
+    group_size = task.recipe.srl_group_size if kind == "srl" else task.recipe.group_size
+    text += f"steps = {steps}\nprompts_per_step = {samples // group_size}\ngroup_size = {group_size}\n"
     text += f"max_tokens = {task.longest}\nmax_refills = 0\n"
     return text + ("expert_in_group = true\n" if kind == "srl" else "invalid_reward = -0.2\n")
 
 
+def recipe(cell: Cell, place: table.Place) -> str:
+    """Names how a cell is run."""
+    task = next(task for task in TASKS if task.name == cell.task)
+    text = run_file(task, cell, place, Path(task.data), Path("base")) + repr(task) + str(HELD_OUT)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
 def read(place: table.Place) -> dict[Cell, Any]:
-    """The newest line of each cell."""
+    """The newest line of each cell; those of another recipe do not count."""
     if not place.scores.is_file():
         return {}
     lines = [json.loads(line) for line in place.scores.read_text().splitlines()]
-    return {Cell(**line["cell"]): line for line in lines}
+    found = {Cell(**line["cell"]): line for line in lines}
+    return {cell: line for cell, line in found.items() if line["recipe"] == recipe(cell, place)}
 
 
 def report(found: dict[Cell, Any]) -> dict[str, float]:
