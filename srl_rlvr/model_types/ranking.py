@@ -40,15 +40,6 @@ class CandidateTokenizer:
     def decode(self, picks: list[int], skip_special_tokens: bool = True) -> str:
         return " ".join(map(str, picks))
 
-    def present(self, example: Mapping[str, Any], prediction: Mapping[str, Any], card: Mapping[str, Any]) -> Any:
-        """The candidates' numbers, best first."""
-        return [int(number) for number in prediction["text"].split()]
-
-    def metrics(self, predictions: Sequence[Mapping[str, Any]], card: Mapping[str, Any]) -> dict[str, float]:
-        """The means of what the verifier names."""
-        found = [json.loads(prediction["components"]) for prediction in predictions]
-        return {name: float(np.mean([of[name] for of in found if of])) for name in next(filter(None, found), {})}
-
     def show(self, tokens: list[int]) -> str:
         """A prompt for people: the question and the candidates, a line each."""
         question = unpack(tokens)
