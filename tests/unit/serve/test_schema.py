@@ -17,13 +17,33 @@ CHECKS = (  # that what fits is accepted is none: a JSON Schema does not say tha
 )
 
 
-def test_every_endpoint_keeps_to_what_it_says(settings: Any, replicas: dict[str, Any]) -> None:
+ASKED = {
+    "/v1/completions": {"prompt": "1 + 1"},
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "1 + 1"}]},
+}
+
+
+def described(settings: Any, replicas: dict[str, Any]) -> Any:
     from serve.gateway import create_app
 
-    described = schemathesis.openapi.from_asgi("/openapi.json", create_app(settings, replicas.__getitem__))
-    asked, known = [], schemathesis.checks.CHECKS
-    checks = [known.get_one(name) for name in CHECKS]
-    for found in described.get_all_operations():  # schemathesis' own pytest plugin does not know pytest 9
+    return schemathesis.openapi.from_asgi("/openapi.json", create_app(settings, replicas.__getitem__))
+
+
+def checks() -> list[Any]:
+    return [schemathesis.checks.CHECKS.get_one(name) for name in CHECKS]
+
+
+@pytest.mark.parametrize("path", ASKED)
+def test_a_stream_keeps_to_what_it_says(settings: Any, replicas: dict[str, Any], path: str) -> None:
+    body = ASKED[path] | {"model": "extractor", "stream": True}
+    case = described(settings, replicas)[path]["POST"].Case(body=body, media_type="application/json")
+    response = case.call_and_validate(checks=checks())
+    assert response.headers["content-type"][0].startswith("text/event-stream")
+
+
+def test_every_endpoint_keeps_to_what_it_says(settings: Any, replicas: dict[str, Any]) -> None:
+    asked = []
+    for found in described(settings, replicas).get_all_operations():  # schemathesis' own pytest plugin does not know pytest 9
         operation = found.ok()
 
         @hypothesis.settings(
@@ -31,7 +51,7 @@ def test_every_endpoint_keeps_to_what_it_says(settings: Any, replicas: dict[str,
         )
         @hypothesis.given(case=operation.as_strategy())
         def keeps_to_it(case: Any) -> None:
-            case.call_and_validate(checks=checks)
+            case.call_and_validate(checks=checks())
 
         keeps_to_it()
         asked.append(operation.label)
