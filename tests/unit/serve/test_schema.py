@@ -43,7 +43,8 @@ def test_a_stream_keeps_to_what_it_says(settings: Any, replicas: dict[str, Any],
 
 def test_every_endpoint_keeps_to_what_it_says(settings: Any, replicas: dict[str, Any]) -> None:
     asked = []
-    for found in described(settings, replicas).get_all_operations():  # schemathesis' own pytest plugin does not know pytest 9
+    operations = described(settings, replicas).get_all_operations()
+    for found in operations:  # schemathesis' own pytest plugin does not know pytest 9
         operation = found.ok()
 
         @hypothesis.settings(
