@@ -162,25 +162,28 @@ def vision(data: str, rows: int, longest: int, updates: int, dev: int) -> Task:
     return Task(VISION, data, rows, (), 256, 32, steps, longest, dev=dev, learning_rate=5e-4)
 
 
-TASKS = [
-    router("banking77", 9178),
-    Task("embeddings", "scifact", 705, ("mnrl",), 128, 32, ranking(90), 10, dev=60, candidates=2),
-    Task("reranker", "selqa", 1507, ("bce", "lambda"), 128, 16, ranking(90), 10, dev=100, candidates=8),
-    writer("extractor", "wnut17", 208, 8, (140, 92, 68), longest=40),
-    writer("task_llm", "svamp", 160, 8, (140, 48, 32), longest=48),
-    writer("srl_parser", "propbank_ewt", 192, 4, (300, 48, 32), longest=96),
-    vision("clothing", 3068, 16, 300, dev=150),
-    vision("bccd", 205, 32, 200, dev=40),
-    router("clinc150", 15039),
-    router("hwu64", 8955),
-    Task("embeddings", "covidqa", 711, ("mnrl",), 192, 32, ranking(60), 10, dev=60, candidates=2),
-    Task("reranker", "scifact", 705, ("bce", "lambda"), 192, 8, ranking(90), 10, dev=60, candidates=8),
-    writer("extractor", "crossner", 320, 4, (160, 48, 32), longest=72),
-    writer("extractor", "sroie_json", 640, 4, (50, 36, 14), longest=112, dev=16),
-    writer("task_llm", "gsm8k", 224, 8, (110, 48, 20), longest=96),
-    vision("omniglot", 3294, 16, 250, dev=150),
-    vision("nlvr", 3956, 72, 250, dev=150),
-]
+TASKS = {
+    task.name: task
+    for task in (
+        router("banking77", 9178),
+        Task("embeddings", "scifact", 705, ("mnrl",), 128, 32, ranking(90), 10, dev=60, candidates=2),
+        Task("reranker", "selqa", 1507, ("bce", "lambda"), 128, 16, ranking(90), 10, dev=100, candidates=8),
+        writer("extractor", "wnut17", 208, 8, (140, 92, 68), longest=40),
+        writer("task_llm", "svamp", 160, 8, (140, 48, 32), longest=48),
+        writer("srl_parser", "propbank_ewt", 192, 4, (300, 48, 32), longest=96),
+        vision("clothing", 3068, 16, 300, dev=150),
+        vision("bccd", 205, 32, 200, dev=40),
+        router("clinc150", 15039),
+        router("hwu64", 8955),
+        Task("embeddings", "covidqa", 711, ("mnrl",), 192, 32, ranking(60), 10, dev=60, candidates=2),
+        Task("reranker", "scifact", 705, ("bce", "lambda"), 192, 8, ranking(90), 10, dev=60, candidates=8),
+        writer("extractor", "crossner", 320, 4, (160, 48, 32), longest=72),
+        writer("extractor", "sroie_json", 640, 4, (50, 36, 14), longest=112, dev=16),
+        writer("task_llm", "gsm8k", 224, 8, (110, 48, 20), longest=96),
+        vision("omniglot", 3294, 16, 250, dev=150),
+        vision("nlvr", 3956, 72, 250, dev=150),
+    )
+}
 QUICK = {"task_llm-svamp": (OURS, "base"), "intent_router-banking77": (OURS, "logistic")}
 
 
@@ -210,7 +213,7 @@ def main() -> None:
     cells = [
         Cell(task.name, sequence, seed)
         for seed in range(options.seeds)
-        for task in TASKS
+        for task in TASKS.values()
         for sequence in ("base", "sft", *task.rivals, OURS, HALF)
     ]
     if options.cell:
@@ -239,7 +242,7 @@ def run(cell: Cell, place: table.Place) -> None:
     from srl_rlvr.policies import base_models
 
     torch.set_num_threads(1)  # two cells run at once
-    task = next(task for task in TASKS if task.name == cell.task)
+    task = TASKS[cell.task]
     if place.updates < 1:
         task = replace(task, batch=4, longest=min(task.longest, 16), dev=4)
     model_type, folder = model_types.find(task.model_type), place.out / cell.name
@@ -415,8 +418,8 @@ def stage(kind: str, task: Task, steps: int, rows: int) -> str:
 
 def recipe(cell: Cell, place: table.Place) -> str:
     """Names how a cell is run."""
-    task = next(task for task in TASKS if task.name == cell.task)
-    text = run_file(task, cell, place, Path(task.data), Path("base")) + repr(task) + str(HELD_OUT)
+    task = TASKS[cell.task]
+    text = run_file(task, cell, place, Path(task.data), Path("base")) + str(HELD_OUT)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -434,7 +437,7 @@ def report(found: dict[Cell, Any]) -> dict[str, float]:
     of: dict[str, dict[str, list[Any]]] = {}
     for cell, line in found.items():
         of.setdefault(cell.task, {}).setdefault(cell.sequence, []).append(line)
-    print(f"{'':<28}{'sequence':<12}{'seeds':>6}{'n':>6}{'score':>8}{'minutes':>9}{'GiB':>6}  others")
+    print(f"{'':<28}{'sequence':<15}{'seeds':>6}{'n':>6}{'score':>8}{'minutes':>9}{'GiB':>6}  others")
     for name, sequences in of.items():
         for sequence, lines in sequences.items():
             shown = (f"{np.mean([line[what] for line in lines]):.1f}" for what in ("minutes", "peak_memory_gib"))
@@ -443,10 +446,12 @@ def report(found: dict[Cell, Any]) -> dict[str, float]:
             others = {key: np.mean([line["metrics"][key] for line in lines]) for key in lines[0]["metrics"]}
             rest = " ".join(f"{key} {value:.3f}" for key, value in others.items())
             n = len(lines[0]["scores"])
-            print(f"{name:<28}{sequence:<12}{len(lines):>6}{n:>6}{mean:>8.3f}{minutes:>9}{memory:>6}  {rest}")
+            print(f"{name:<28}{sequence:<15}{len(lines):>6}{n:>6}{mean:>8.3f}{minutes:>9}{memory:>6}  {rest}")
     figures: dict[str, float] = {}
-    for model_type in dict.fromkeys(task.model_type for task in TASKS):
-        names = [task.name for task in TASKS if task.model_type == model_type and OURS in of.get(task.name, {})]
+    for model_type in dict.fromkeys(task.model_type for task in TASKS.values()):
+        names = [
+            task.name for task in TASKS.values() if task.model_type == model_type and OURS in of.get(task.name, {})
+        ]
         solved = {
             name: {sequence: np.array([line["scores"] for line in lines]) for sequence, lines in of[name].items()}
             for name in names
@@ -457,7 +462,7 @@ def report(found: dict[Cell, Any]) -> dict[str, float]:
                 if ours in rows:
                     at = lead([rows], ours)
                     gain, low, high = (f"{100 * at[key]:+.1f}" for key in ("lead", "lead_low", "lead_high"))
-                    print(f"{name:<28}{ours:<14} less the best rival {gain} points ({low} to {high})")
+                    print(f"{name:<28}{ours:<15} less the best rival {gain} points ({low} to {high})")
         if solved:
             of_type = lead(list(solved.values()), OURS)
             figures |= {f"{model_type}_{key}": of_type[key] for key in ("score", "rival", "lead_low")}
