@@ -272,7 +272,8 @@ def main() -> None:
         missing = [cell for cell in cells if cell not in done]
         in_processes(__file__, missing, place, options)
     scores = read_scores(place)
-    found = {cell: scores[cell] for cell in cells if cell in scores}
+    seeds = 1 + max((cell.seed for cell in scores), default=0)  # some cells have run more than others
+    found = {cell: scores[cell] for cell in all_cells(seeds) if cell in scores and cell.name.startswith(options.only)}
     rows: dict[str, list[Any]] = {}
     for cell, of_cell in found.items():
         rows.setdefault(f"{cell.task:<16}{cell.demonstrations:>4}  {cell.sequence}", []).append(of_cell)
