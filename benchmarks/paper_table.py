@@ -555,8 +555,8 @@ def lead(
     if not of_tasks:
         return None
     gaps = [
-        [best_lead({name: rows[draw].mean() for name, rows in solved.items()}) for draw in draws(shape, DRAWS)]
-        for solved in of_tasks
+        [best_lead({name: rows[draw].mean() for name, rows in solved.items()}) for draw in draws(shape, DRAWS, number)]
+        for number, solved in enumerate(of_tasks)
         for shape in [solved["sft"].shape]
     ]
     mean = np.mean([best_lead({name: rows.mean() for name, rows in solved.items()}) for solved in of_tasks])
@@ -573,8 +573,8 @@ def comparable(
     for cell, scores in found.items():
         if (cell.task, cell.demonstrations) == (task, demonstrations):
             of.setdefault(cell.sequence, {})[cell.seed] = [n for part in parts for n in scores[part]["greedy"]]
-    seeds = of.get("sft", {}).keys()
-    run = {name: np.array([of[name][seed] for seed in seeds], float) for name in of if of[name].keys() >= seeds}
+    seeds = sorted(of.get("sft", {}))
+    run = {name: np.array([of[name][seed] for seed in seeds], float) for name in of if of[name].keys() >= set(seeds)}
     trained = [name for name in TASKS[task].sequences if SEQUENCES[name]]
     ready = {name: run[name] for name in trained if name in run}
     rivals = {name for name in trained if "srl" not in name}
@@ -592,9 +592,10 @@ def interval(values: np.ndarray[Any, Any], count: int = DRAWS) -> tuple[float, f
     return float(low), float(high)
 
 
-def draws(shape: tuple[int, ...], count: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Which seeds and, of each, which problems."""
-    draw = np.random.default_rng(0)
+def draws(shape: tuple[int, ...], count: int, number: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Which seeds and, of each, which problems. Tasks whose lead is averaged have each their `number`: drawn alike, a
+    task's seed 1 would always come with another's, and the interval would be of that accident."""
+    draw = np.random.default_rng(number)
     seeds, problems = shape
     return [(draw.integers(seeds, size=(seeds, 1)), draw.integers(problems, size=shape)) for _ in range(count)]
 

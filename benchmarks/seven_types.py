@@ -478,8 +478,8 @@ def lead(solved: list[dict[str, np.ndarray]], ours: str) -> dict[str, float]:
 
     at = [means(rows) for rows in solved]
     gaps = [
-        [of_ours - rival for draw in table.draws(rows[ours].shape, 4000) for of_ours, rival in [means(rows, draw)]]
-        for rows in solved
+        [of_ours - rival for draw in table.draws(rows[ours].shape, 4000, n) for of_ours, rival in [means(rows, draw)]]
+        for n, rows in enumerate(solved)
     ]
     score, rival = np.mean(at, axis=0)
     low, high = np.quantile(np.mean(gaps, axis=0), (0.025, 0.975))

@@ -57,6 +57,23 @@ def test_a_lead_that_chance_may_have_made_has_a_lower_bound_below_zero(table: An
     assert low > 0.6
 
 
+def test_the_bounds_do_not_hang_on_how_the_seeds_of_two_tasks_are_numbered(table: Any) -> None:
+    def found(of_seeds: dict[str, list[int]]) -> dict[Any, Any]:
+        return {
+            table.Cell(task, 64, name, seed): {"here": {"greedy": [int("srl" in name)] * solved + [0] * (10 - solved)}}
+            for task, of_task in of_seeds.items()
+            for name in table.TASKS[task].sequences
+            for seed, solved in enumerate(of_task)
+        }
+
+    tasks = ["number_sorting", "thinking_sums"]
+    alike, reverse = (
+        table.lead(found(dict(zip(tasks, seeds, strict=True))), tasks, 64, ["here"])
+        for seeds in (([2, 5, 8], [2, 5, 8]), ([2, 5, 8], [8, 5, 2]))
+    )
+    assert alike == pytest.approx(reverse, abs=0.03)
+
+
 def test_there_is_no_lead_while_a_rival_has_not_run_every_seed(table: Any) -> None:
     solved = {"sft": 0.3, "guided-srl": 0.5}
     assert lead(table, scores(table, solved, {table.TRL: 2})) is None
