@@ -27,7 +27,7 @@ import json
 import subprocess
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -554,14 +554,25 @@ def lead(
     of_tasks = [run for name in tasks if (run := comparable(found, name, demonstrations, parts))]
     if not of_tasks:
         return None
-    gaps = [
-        [best_lead({name: rows[draw].mean() for name, rows in solved.items()}) for draw in draws(shape, DRAWS, number)]
-        for number, solved in enumerate(of_tasks)
-        for shape in [solved["sft"].shape]
+    return bootstrap(of_tasks, best_lead)
+
+
+def bootstrap(
+    of_tasks: Sequence[dict[str, np.ndarray[Any, Any]]], figure: Callable[[dict[str, float]], float]
+) -> tuple[float, float, float]:
+    """(lower, mean, upper) of the 95 % interval of `figure`, which is of the means of a task's sequences, averaged over
+    tasks; of each task: [seeds, problems] by sequence. Each task draws for itself: drawn alike, seed 1 of one would
+    always come with seed 1 of another, and the interval would be of how seeds are numbered."""
+
+    def of_means(rows: dict[str, np.ndarray[Any, Any]], draw: Any = ...) -> float:
+        return figure({name: float(values[draw].mean()) for name, values in rows.items()})
+
+    drawn = [
+        [of_means(rows, draw) for draw in draws(next(iter(rows.values())).shape, DRAWS, number)]
+        for number, rows in enumerate(of_tasks)
     ]
-    mean = np.mean([best_lead({name: rows.mean() for name, rows in solved.items()}) for solved in of_tasks])
-    low, high = np.quantile(np.mean(gaps, axis=0), (0.025, 0.975))
-    return float(low), float(mean), float(high)
+    low, high = np.quantile(np.mean(drawn, axis=0), (0.025, 0.975))
+    return float(low), float(np.mean([of_means(rows) for rows in of_tasks])), float(high)
 
 
 def comparable(
@@ -581,9 +592,9 @@ def comparable(
     return ready if rivals < ready.keys() else {}
 
 
-def best_lead(means: dict[str, Any]) -> float:
+def best_lead(means: dict[str, float]) -> float:
     with_srl = max(mean for name, mean in means.items() if "srl" in name)
-    return float(with_srl - max(mean for name, mean in means.items() if "srl" not in name))
+    return with_srl - max(mean for name, mean in means.items() if "srl" not in name)
 
 
 def interval(values: np.ndarray[Any, Any], count: int = DRAWS) -> tuple[float, float]:
@@ -593,8 +604,7 @@ def interval(values: np.ndarray[Any, Any], count: int = DRAWS) -> tuple[float, f
 
 
 def draws(shape: tuple[int, ...], count: int, number: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Which seeds and, of each, which problems. Tasks whose lead is averaged have each their `number`: drawn alike, a
-    task's seed 1 would always come with another's, and the interval would be of that accident."""
+    """Which seeds and, of each, which problems; others for another `number`."""
     draw = np.random.default_rng(number)
     seeds, problems = shape
     return [(draw.integers(seeds, size=(seeds, 1)), draw.integers(problems, size=shape)) for _ in range(count)]

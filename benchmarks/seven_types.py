@@ -472,19 +472,14 @@ def report(found: dict[Cell, Any]) -> dict[str, float]:
 def lead(solved: list[dict[str, np.ndarray]], ours: str) -> dict[str, float]:
     """Of SRL → RLVR, or of it on half of the rows: its score, the best rival's, and its lead with 95 % bounds."""
 
-    def means(rows: dict[str, np.ndarray], draw: Any = ...) -> tuple[float, float]:
-        of = {sequence: float(values[draw].mean()) for sequence, values in rows.items()}
-        return of[ours], max(mean for sequence, mean in of.items() if sequence not in (OURS, HALF))
+    def best_rival(means: dict[str, float]) -> float:
+        return max(mean for sequence, mean in means.items() if sequence not in (OURS, HALF))
 
-    at = [means(rows) for rows in solved]
-    gaps = [
-        [of_ours - rival for draw in table.draws(rows[ours].shape, 4000, n) for of_ours, rival in [means(rows, draw)]]
-        for n, rows in enumerate(solved)
-    ]
-    score, rival = np.mean(at, axis=0)
-    low, high = np.quantile(np.mean(gaps, axis=0), (0.025, 0.975))
+    means = [{sequence: float(values.mean()) for sequence, values in rows.items()} for rows in solved]
+    score, rival = (float(np.mean(values)) for values in ([of[ours] for of in means], list(map(best_rival, means))))
+    low, _, high = table.bootstrap(solved, lambda of: of[ours] - best_rival(of))
     found = {"score": score, "rival": rival, "lead": score - rival, "lead_low": low, "lead_high": high}
-    return {name: round(float(value), 4) for name, value in found.items()}
+    return {name: round(value, 4) for name, value in found.items()}
 
 
 if __name__ == "__main__":
