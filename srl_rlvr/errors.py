@@ -1,4 +1,4 @@
-"""The two ways a command ends early, each one line: what is wrong, where, and what to do."""
+"""The ways a command ends early, each one line: what is wrong, where, and what to do."""
 
 
 class InputError(Exception):
@@ -11,6 +11,12 @@ class RunError(Exception):
     """The run was asked for properly and failed all the same. The command exits with 1."""
 
     exit_code = 1
+
+
+class Stopped(RunError):
+    """Ctrl-C: what was begun was finished and saved. The command exits with 130."""
+
+    exit_code = 130
 
 
 class MissingExtraError(InputError):

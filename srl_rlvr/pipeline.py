@@ -23,7 +23,7 @@ from srl_rlvr.batch import Batch
 from srl_rlvr.checkpoints import History, State
 from srl_rlvr.config import DpoStage, PolicyGradientStage, RlvrStage, RunConfig, SftStage, SrlStage, Stage
 from srl_rlvr.engines import SamplingSpec
-from srl_rlvr.errors import InputError, RunError
+from srl_rlvr.errors import InputError, RunError, Stopped
 from srl_rlvr.examples.curriculum import Informative, Selector, Uniform, levels
 from srl_rlvr.policies.losses import UpdateSpec
 from srl_rlvr.records import PASSED
@@ -55,12 +55,6 @@ class Observer(Protocol):
     def phase(self, text: str) -> None: ...
     def step(self, metrics: dict[str, Any]) -> None: ...
     def note(self, text: str) -> None: ...
-
-
-class Stopped(RunError):
-    """Ctrl-C: the step was finished and saved."""
-
-    exit_code = 130
 
 
 @dataclass

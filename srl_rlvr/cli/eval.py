@@ -5,21 +5,46 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
-    from srl_rlvr.cli import inference
-
     parser = commands.add_parser(
         "eval",
         help="score a model on a file",
         description="Greedy answers to every problem of a file, scored by the problems' own verifiers.",
         epilog="example:\n  srl-rlvr eval out/gsm8k/model --data ../data/gsm8k --limit 100 --json",
     )
-    inference.add_model_arguments(parser)
+    add_model_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a model folder (`…/model` of a run), a Hugging Face id, or smollm2-135m-instruct",
+    )
+    parser.add_argument(
+        "--data",
+        metavar="FILE_OR_DIR",
+        type=Path,
+        required=True,
+        help="problems (.jsonl, .jsonl.gz, .parquet; of a folder its dev file)",
+    )
+    parser.add_argument("--skip-bad", action="store_true", help="leave out rows that are wrong, and say how many")
+    parser.add_argument("--limit", metavar="N", type=int, help="only the first N problems")
+    parser.add_argument(
+        "--engine", choices=("auto", "vllm", "transformers"), default="auto", help="auto: vLLM where it is installed"
+    )
+    parser.add_argument(
+        "--max-tokens", metavar="N", type=int, help="longest answer (default: as the model's card says)"
+    )
+    parser.add_argument(
+        "--max-context", metavar="N", type=int, help="longest prompt and answer (default: as the card says)"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -31,10 +56,11 @@ def run(options: argparse.Namespace) -> int:
 
     model = inference.read_model(options)
     model_type, card = model.model_type, model.card
-    examples = model_type.load(options.data, "dev", Reading(options.limit, card=card, skip_bad=options.skip_bad))
+    how = Reading(options.limit, card=card, skip_bad=options.skip_bad)
+    examples = model_type.load(options.data, "dev", how)
     with inference.open_model(model, options.engine) as opened:
         began = time.monotonic()
-        predictions = model_type.over_corpus(opened.engine, opened.tokenizer, options.data, options.limit)
+        predictions = model_type.over_corpus(opened.engine, opened.tokenizer, options.data, how)
         if predictions is None:
             prompts = rlvr.prompts(examples, opened.tokenizer, "evaluation", model.think)
             inference.check_fits(prompts, model)

@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -19,32 +18,6 @@ from srl_rlvr.errors import InputError
 from srl_rlvr.policies import base_models
 from srl_rlvr.trained import Trained
 from srl_rlvr.verifiers.pool import VerifierPool
-
-
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "model",
-        metavar="MODEL",
-        help="a model folder (`…/model` of a run), a Hugging Face id, or smollm2-135m-instruct",
-    )
-    parser.add_argument(
-        "--data",
-        metavar="FILE_OR_DIR",
-        type=Path,
-        required=True,
-        help="problems (.jsonl, .jsonl.gz, .parquet; of a folder its dev file)",
-    )
-    parser.add_argument("--skip-bad", action="store_true", help="leave out rows that are wrong, and say how many")
-    parser.add_argument("--limit", metavar="N", type=int, help="only the first N problems")
-    parser.add_argument(
-        "--engine", choices=("auto", "vllm", "transformers"), default="auto", help="auto: vLLM where it is installed"
-    )
-    parser.add_argument(
-        "--max-tokens", metavar="N", type=int, help="longest answer (default: as the model's card says)"
-    )
-    parser.add_argument(
-        "--max-context", metavar="N", type=int, help="longest prompt and answer (default: as the card says)"
-    )
 
 
 @dataclass

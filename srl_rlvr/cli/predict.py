@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from srl_rlvr.cli.eval import add_model_arguments
+
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
-    from srl_rlvr.cli import inference
-
     parser = commands.add_parser(
         "predict",
         help="answer a file of problems",
@@ -20,7 +20,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         epilog="example:\n  srl-rlvr predict out/quickstart/model --data questions.jsonl --out answers.jsonl\n\n"
         "a row needs what its model type reads (a task LLM: 'question'); its answer, where it has one, is not read",
     )
-    inference.add_model_arguments(parser)
+    add_model_arguments(parser)
     parser.add_argument("--out", metavar="FILE", type=Path, help="where to write (default: standard output)")
     return parser
 

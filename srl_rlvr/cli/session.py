@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from srl_rlvr import __version__, checkpoints, model_types, pipeline
 from srl_rlvr import config as configs
 from srl_rlvr.config import RunConfig, SftStage
-from srl_rlvr.errors import InputError
+from srl_rlvr.errors import InputError, Stopped
 from srl_rlvr.examples import sources
 from srl_rlvr.policies import base_models
 from srl_rlvr.registry.tracking import Tracker, make_tracker
@@ -83,9 +83,9 @@ def train(config: RunConfig, out: Path, resume: bool, command: str) -> int:
                 state.peak_memory_gib = memory.gib
                 _write_results(run, model, tracker)
             status = "FINISHED"
-        except pipeline.Stopped as stopped:
+        except Stopped as stopped:
             status = "KILLED"
-            raise pipeline.Stopped(f"{stopped}; go on with: {command} --out {out} --resume") from None
+            raise Stopped(f"{stopped}; go on with: {command} --out {out} --resume") from None
         finally:
             tracker.end(status)
     _print_summary(state, memory, _metric(config), held_out.num_rows, out)

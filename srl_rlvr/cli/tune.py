@@ -16,8 +16,7 @@ from typing import Any
 from srl_rlvr import checkpoints, search_space
 from srl_rlvr import config as configs
 from srl_rlvr.config import RunConfig
-from srl_rlvr.errors import InputError, RunError
-from srl_rlvr.pipeline import Stopped
+from srl_rlvr.errors import InputError, RunError, Stopped
 from srl_rlvr.registry.tracking import make_tracker
 from srl_rlvr.search_space import SearchSpace
 

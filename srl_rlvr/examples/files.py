@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,6 +28,7 @@ from srl_rlvr.examples.steps import one_line_each, operations
 log = logging.getLogger(__name__)
 
 Split = Literal["train", "dev"]
+Made = TypeVar("Made")
 Row = Mapping[str, Any]
 
 SUFFIXES = (".jsonl.gz", ".jsonl", ".parquet")
@@ -133,26 +134,18 @@ def collect(
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}; it should be 1 or more")
     examples: dict[Any, dict[str, Any]] = {}
-    repeated, bad = 0, []
-    for number, line in _lines(file):
-        try:
-            example = example_of(number, _row(file, number, line))
-        except InputError as error:
-            if not skip_bad:
-                raise
-            bad.append(str(error))
-            continue
+    repeated, bad = 0, left_out(skip_bad)
+    for number, example in each(file, example_of, bad):
         key = number if keep_repeated else example["id"]
         repeated += key in examples
         examples.setdefault(key, example)
         if len(examples) == limit:
             break
-    if bad:
-        log.warning("%s: %d rows are wrong and were left out; the first: %s", file.name, len(bad), bad[0])
+    say_left_out(file, bad)
     if not examples:
         raise InputError(f"{file}: the file holds no rows" + (" that are right" if bad else ""))
     if repeated:
-        log.warning("%s: %d rows repeat an earlier problem and were dropped", file.name, repeated)
+        log.warning("%s: rows dropped that repeat an earlier problem: %d", file.name, repeated)
     return records.build("Example", examples.values())
 
 
@@ -181,10 +174,36 @@ def find(path: Source, split: Split = "train") -> Source:
     return path
 
 
-def read_rows(file: Source) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_rows(file: Source, skip_bad: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
     """(number from 1, row) for each row, or line of JSON that is not blank. Raises InputError naming file and line."""
+    return each(file, lambda _, row: row, left_out(skip_bad))
+
+
+def left_out(skip_bad: bool) -> list[InputError] | None:
+    """Where `each` is to put what is wrong with rows, or nothing where the first such row ends it."""
+    return [] if skip_bad else None
+
+
+def each(
+    file: Source, make: Callable[[int, dict[str, Any]], Made], bad: list[InputError] | None = None
+) -> Iterator[tuple[int, Made]]:
+    """(number from 1, what `make` (number, row) gives) of each row. The InputError of a row that is wrong is raised, or
+    put into `bad`."""
     for number, line in _lines(file):
-        yield number, _row(file, number, line)
+        try:
+            made = make(number, _row(file, number, line))
+        except InputError as error:
+            if bad is None:
+                raise
+            bad.append(error)
+        else:
+            yield number, made
+
+
+def say_left_out(file: Source, bad: list[InputError] | None) -> None:
+    """Log how many rows were left out, and the first."""
+    if bad:
+        log.warning("%s: wrong rows left out: %d; the first: %s", file.name, len(bad), bad[0])
 
 
 def _row(file: Source, number: int, line: bytes | dict[str, Any]) -> dict[str, Any]:

@@ -47,16 +47,17 @@ def load(
     only if the data's own search found it. `labels` are a model's own, instead of the train file's; for prediction
     rows may be `unanswered`. Raises InputError naming the file, and the row where there is one.
     """
-    corpus_file = _file(path, "corpus")
+    corpus_file = None if verifier == "label" else _file(path, "corpus")
     if corpus_file is not None:
         file = _file(path, f"queries_{split}")
         if file is None:
             raise InputError(f"{path}: queries_{split}.jsonl.gz is missing beside {corpus_file.name}")
-        corpus = read_corpus(corpus_file)
+        corpus = read_corpus(corpus_file, skip_bad)
     else:
         file, corpus = files.find(path, split), {}
-        if labels is None and "label" in next(iter(files.read_rows(file)), (1, {}))[1]:
-            labels = read_labels(path)
+        _, first = next(files.read_rows(file, skip_bad), (1, {}))
+        if labels is None and ("label" in first or (verifier == "label" and not unanswered)):
+            labels = read_labels(path, skip_bad)
     number_of = {name: number for number, name in enumerate(labels or ())}
     costs = _read_costs(path, number_of)
 
@@ -86,25 +87,25 @@ def load(
     return files.collect(file, example, limit=limit, skip_bad=skip_bad, keep_repeated=unanswered)
 
 
-def corpus_of(path: Path) -> dict[str, str] | None:
+def corpus_of(path: Path, skip_bad: bool = False) -> dict[str, str] | None:
     """The documents of a folder that has a corpus, else None."""
     file = _file(path, "corpus")
-    return None if file is None else read_corpus(file)
+    return None if file is None else read_corpus(file, skip_bad)
 
 
 def read_queries(
-    path: Path, split: files.Split, corpus: Mapping[str, str], limit: int | None = None
+    path: Path, split: files.Split, corpus: Mapping[str, str], limit: int | None = None, skip_bad: bool = False
 ) -> list[tuple[str, dict[str, float]]]:
     """(question, gains by doc_id) of a folder's `split`, the first `limit`. Raises InputError naming the row."""
     file = _file(path, f"queries_{split}")
     if file is None:
         raise InputError(f"{path}: queries_{split}.jsonl.gz is missing beside the corpus")
-    rows = itertools.islice(files.read_rows(file), limit)
-    return [
-        (_text(row, "query", where), _positives(row, where, corpus))
-        for number, row in rows
-        for where in [f"{file}, row {number}"]
-    ]
+
+    def query(number: int, row: Row) -> tuple[str, dict[str, float]]:
+        where = f"{file}, row {number}"
+        return _text(row, "query", where), _positives(row, where, corpus)
+
+    return [asked for _, asked in itertools.islice(files.each(file, query, files.left_out(skip_bad)), limit)]
 
 
 def _positives(row: Row, where: str, corpus: Mapping[str, str]) -> dict[str, float]:
@@ -138,16 +139,22 @@ def _from_corpus(row: Row, where: str, corpus: Mapping[str, str], size: int, spl
     }
 
 
-def read_corpus(file: Path) -> dict[str, str]:
-    """Texts by doc_id, a title before its text. Raises InputError where an id is missing or repeated."""
+def read_corpus(file: Path, skip_bad: bool = False) -> dict[str, str]:
+    """Texts by doc_id, a title before its text. Raises InputError where an id is missing or repeated; under `skip_bad`
+    the first row of an id stands."""
     corpus: dict[str, str] = {}
-    for number, row in files.read_rows(file):
+
+    def document(number: int, row: Row) -> tuple[str, str]:
         where = f"{file}, row {number}"
-        doc_id, text = _text(row, "doc_id", where), _text(row, "text", where)
+        doc_id, text, title = _text(row, "doc_id", where), _text(row, "text", where), row.get("title")
         if doc_id in corpus:
             raise InputError(f"{where}: doc_id '{doc_id}' is there twice")
-        title = row.get("title")
-        corpus[doc_id] = f"{title}\n{text}" if title else text
+        return doc_id, f"{title}\n{text}" if title else text
+
+    bad = files.left_out(skip_bad)
+    for _, (doc_id, text) in files.each(file, document, bad):
+        corpus[doc_id] = text
+    files.say_left_out(file, bad)
     return corpus
 
 
@@ -195,9 +202,10 @@ def _read_costs(path: files.Source, number_of: Mapping[str, int]) -> dict[str, d
     return costs
 
 
-def read_labels(path: files.Source) -> dict[str, str]:
+def read_labels(path: files.Source, skip_bad: bool = False) -> dict[str, str]:
     """Every label of the train file, sorted, and the text that stands for it. What is out of scope has none."""
-    names = sorted({str(row.get("label")) for _, row in files.read_rows(files.find(path, "train"))} - {OUT_OF_SCOPE})
+    found = (row.get("label") for _, row in files.read_rows(files.find(path, "train"), skip_bad))
+    names = sorted({name for name in found if isinstance(name, str) and name.strip()} - {OUT_OF_SCOPE})
     described: Mapping[str, str] = {}
     file = _file(path, "labels") if path.is_dir() else None
     if file is not None:
@@ -216,7 +224,9 @@ def _file(path: files.Source, name: str) -> Path | None:
 
 
 def _text(row: Mapping[str, Any], column: str, where: str) -> str:
-    value = row.get(column)
+    if column not in row:
+        raise InputError(f"{where}: column '{column}' is missing; it has {', '.join(row)}")
+    value = row[column]
     if not isinstance(value, str) or not value.strip():
         raise InputError(f"{where}: column '{column}' should be text that is not empty")
     return value

@@ -54,7 +54,7 @@ def load(
     schema_of = None
     if model_type == "extractor":
         train = files.find(path, "train") if path.is_dir() else file
-        schema_of = _given(schema) if unanswered else _schemas(train)
+        schema_of = _given(schema) if unanswered else _schemas(train, skip_bad)
 
     def example(number: int, row: dict[str, Any]) -> dict[str, Any]:
         where = f"{file}, row {number}"
@@ -127,7 +127,7 @@ def card(paths: Sequence[Path]) -> dict[str, Any]:
     """The JSON Schema of all fields in these train files, for an extractor's card."""
     fields: dict[str, Any] = {}
     for path in paths:
-        for of_domain in _domains(files.find(path, "train")).values():
+        for of_domain in _domains(files.find(path, "train"), skip_bad=True).values():
             fields |= of_domain
     return {"schema": {"type": "object", "properties": dict(sorted(fields.items()))}}
 
@@ -144,9 +144,9 @@ def _given(schema: Row | None) -> Callable[[Row, str], dict[str, Any]]:
     return schema_of
 
 
-def _schemas(train: files.Source) -> Callable[[Row, str], dict[str, Any]]:
+def _schemas(train: files.Source, skip_bad: bool) -> Callable[[Row, str], dict[str, Any]]:
     """A row's JSON Schema is its own, else one of the fields (of entities: of its domain) in the train file."""
-    of_domain = _domains(train)
+    of_domain = _domains(train, skip_bad)
     everything = {name: of for fields in of_domain.values() for name, of in fields.items()}
 
     def schema_of(row: Row, where: str) -> dict[str, Any]:
@@ -173,15 +173,19 @@ def _field(schema: Any, where: str) -> Row:
     return schema | ({"items": _field(schema["items"], where)} if "items" in schema else {})
 
 
-def _domains(train: files.Source) -> dict[str, dict[str, Any]]:
+def _domains(train: files.Source, skip_bad: bool) -> dict[str, dict[str, Any]]:
     """The fields of each `domain` in the file, and the schema of each field."""
-    of_domain: dict[str, dict[str, Any]] = {}
-    for number, row in files.read_rows(train):
-        fields = of_domain.setdefault(str(row.get("domain", "")), {})
+
+    def fields_of(number: int, row: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         if isinstance(row.get("target"), dict):
-            fields |= dict.fromkeys(row["target"], _TEXT)
+            fields = dict.fromkeys(row["target"], _TEXT)
         else:
-            fields |= {kind: _TEXTS for kind, _, _ in _entities(row, f"{train}, row {number}")}
+            fields = {kind: _TEXTS for kind, _, _ in _entities(row, f"{train}, row {number}")}
+        return str(row.get("domain", "")), fields
+
+    of_domain: dict[str, dict[str, Any]] = {}
+    for _, (domain, fields) in files.each(train, fields_of, files.left_out(skip_bad)):
+        of_domain.setdefault(domain, {}).update(fields)
     return of_domain
 
 

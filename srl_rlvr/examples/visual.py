@@ -100,13 +100,15 @@ def _reader(
     if "sentence" in row:
         return _statement
     if "character" in row:
-        return _pairs(file)
+        return _pairs(file, how.skip_bad)
     counted = [name for name, value in row.items() if name.startswith(_COUNT) and name != _OBJECTS]
     if counted:
         return lambda number, row, where: _counts(row, counted, where)
     if "label" in row:
         known = (how.card or {}).get("metadata", {}).get("labels")
-        labels = known or sorted({str(of["label"]) for _, of in files.read_rows(train) if of.get("label")})
+        labels = known or sorted(
+            {str(of["label"]) for _, of in files.read_rows(train, how.skip_bad) if of.get("label")}
+        )
         return lambda number, row, where: _label(row, labels, where)
     raise InputError(f"{where}: beside 'image' there should be 'question' and 'answer', 'sentence' and 'label', "
                      "'label', 'character', or counts as 'n_…'")  # fmt: skip
@@ -191,10 +193,10 @@ def _counts(row: Row, columns: Sequence[str], where: str) -> Problem:
     return Problem(question, lines, "\n".join(lines), "fields", {"schema": schema})
 
 
-def _pairs(file: files.Source) -> Callable[[int, Row, str], Problem]:
+def _pairs(file: files.Source, skip_bad: bool) -> Callable[[int, Row, str], Problem]:
     """Every row beside another of its alphabet: rows in turn beside the same character and beside another one."""
     of_alphabet: dict[Any, list[tuple[int, Row]]] = {}
-    for number, row in files.read_rows(file):
+    for number, row in files.read_rows(file, skip_bad):
         of_alphabet.setdefault(row.get("alphabet"), []).append((number, row))
 
     def problem(number: int, row: Row, where: str) -> Problem:

@@ -66,7 +66,7 @@ class ModelType:
         """Metrics of an evaluation beside `metric`, of the model with this card."""
         return {}
 
-    def over_corpus(self, engine: Any, tokenizer: Any, path: Path, limit: int | None) -> list[dict[str, Any]] | None:
+    def over_corpus(self, engine: Any, tokenizer: Any, path: Path, how: Reading) -> list[dict[str, Any]] | None:
         """Predictions of the dev split of `path` where the type is judged over a whole corpus; None elsewhere."""
         return None
 

@@ -12,6 +12,7 @@ import numpy as np
 from srl_rlvr import records
 from srl_rlvr.errors import InputError
 from srl_rlvr.examples import rankings
+from srl_rlvr.examples.files import Reading
 from srl_rlvr.model_types.ranking import CandidateTokenizer, RankingType
 from srl_rlvr.verifiers.orderings import CUTOFF, ndcg
 
@@ -20,13 +21,13 @@ _DEPTH = 100  # of the ranking that recall is of
 
 class EmbeddingsType(RankingType):
     def over_corpus(
-        self, engine: Any, tokenizer: CandidateTokenizer, path: Path, limit: int | None
+        self, engine: Any, tokenizer: CandidateTokenizer, path: Path, how: Reading
     ) -> list[dict[str, Any]] | None:
         """nDCG@10, reciprocal rank and recall of every dev query over all documents of the folder's corpus."""
-        corpus = rankings.corpus_of(path)
+        corpus = rankings.corpus_of(path, how.skip_bad)
         if corpus is None:
             return None
-        queries = rankings.read_queries(path, "dev", corpus, limit)
+        queries = rankings.read_queries(path, "dev", corpus, how.limit, how.skip_bad)
         if not queries:
             raise InputError(f"{path}: its dev split holds no queries")
         scorer, number_of = engine.scorer, {doc_id: number for number, doc_id in enumerate(corpus)}

@@ -17,10 +17,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import pyarrow as pa
 
-from srl_rlvr.errors import InputError
-from srl_rlvr.examples import files, rankings
+from srl_rlvr.examples import rankings
 from srl_rlvr.model_types.ranking import RankingType
 
 _BINS = 15  # of the calibration error
@@ -31,18 +29,11 @@ _CLIP = 1e-6
 class RouterType(RankingType):
     calibrates: ClassVar[bool] = True
 
-    def load(self, path: files.Source, split: files.Split, how: files.Reading = files.WHOLE) -> pa.Table:
-        file = files.find(path, split)
-        number, first = next(iter(files.read_rows(file)), (1, {}))
-        if not how.unanswered and "label" not in first:
-            raise InputError(f"{file}, row {number}: column 'label' is missing; a router's rows have 'text', 'label'")
-        return super().load(path, split, how)
-
     def card(self, paths: Sequence[Path], predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The labels and their texts, and the calibration on these dev predictions."""
         labels: dict[str, str] = {}
         for path in paths:
-            labels |= rankings.read_labels(path)
+            labels |= rankings.read_labels(path, skip_bad=True)
         return {"labels": labels} | ({"calibration": calibrate(predictions)} if predictions else {})
 
     def counts(self, example: Mapping[str, Any]) -> bool:

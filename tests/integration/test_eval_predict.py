@@ -69,5 +69,5 @@ def test_eval_reads_gsm8k_as_it_is(tiny_model: Path, tmp_path: Path) -> None:
 def _transformers(command: str, model: Path, data: Path, folder: Path, *more: object) -> Finished:
     finished = srl_rlvr(command, model, "--data", data, "--engine", "transformers", *more, cwd=folder)
     assert finished.code == 0, finished.err
-    assert finished.err in ("", f"{data.name}: 1 rows repeat an earlier problem and were dropped\n")
+    assert finished.err in ("", f"{data.name}: rows dropped that repeat an earlier problem: 1\n")
     return finished

@@ -14,8 +14,8 @@ import pytest
 from cli_runs import ROOT, TESTS, UPDATES, rollouts
 
 from srl_rlvr import config as configs
-from srl_rlvr import pipeline
 from srl_rlvr.cli import session
+from srl_rlvr.errors import Stopped
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
@@ -44,7 +44,7 @@ def train(trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
 def test_overlapped_stopped_and_resumed_every_prompt_is_learned_from_once(
     train: Callable[[int, bool], int], trained: Any, tmp_path: Path
 ) -> None:
-    with pytest.raises(pipeline.Stopped, match="stopped after step 2 of rlvr"):
+    with pytest.raises(Stopped, match="stopped after step 2 of rlvr"):
         train(10, False)  # it is asked after each of 8 updates and between two stages
     assert train(10**6, True) == 0
     rows = pq.read_table(tmp_path / "out" / "metrics.parquet").to_pylist()

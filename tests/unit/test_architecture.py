@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -92,6 +93,13 @@ def test_reading_a_config_imports_neither_torch_nor_ray() -> None:
         if path is not None:
             todo |= imported(path, at_import=True) - reached
     assert {name.partition(".")[0] for name in reached} & {"torch", "ray", "transformers", "vllm"} == set()
+
+
+def test_help_imports_neither_torch_nor_ray() -> None:
+    heavy = "torch", "ray", "transformers", "vllm", "mlflow"
+    script = f"import sys; from srl_rlvr import cli; cli._parser(); print(*set({heavy}) & set(sys.modules))"
+    asked = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert asked.stdout.split() == []
 
 
 def test_every_package_is_a_room_with_a_sentence() -> None:

@@ -16,9 +16,9 @@ from srl_rlvr import checkpoints, pipeline, records
 from srl_rlvr import config as configs
 from srl_rlvr.checkpoints import History, State
 from srl_rlvr.engines import SamplingSpec
-from srl_rlvr.errors import InputError, RunError
+from srl_rlvr.errors import InputError, RunError, Stopped
 from srl_rlvr.examples.curriculum import Order
-from srl_rlvr.pipeline import Run, Stopped
+from srl_rlvr.pipeline import Run
 from srl_rlvr.policies import base_models
 from srl_rlvr.policies.losses import UpdateSpec
 from srl_rlvr.stages import sft, srl

@@ -129,7 +129,7 @@ def test_a_repeated_problem_is_kept_once_and_the_log_says_so(tmp_path: Path, cap
     with caplog.at_level(logging.WARNING):
         table = load(write(tmp_path / "a.jsonl", FOUR, copy, {"question": "q", "answer": "1"}))
     assert table["reference"].to_pylist() == ["4", "1"]
-    assert "1 rows repeat" in caplog.text
+    assert "rows dropped that repeat an earlier problem: 1" in caplog.text
 
 
 def test_limit_takes_the_first_rows_and_split_the_file_asked_for(tmp_path: Path):
@@ -205,7 +205,7 @@ def test_bad_rows_are_left_out_only_when_asked_and_counted(tmp_path: Path, caplo
         load(path)
     found = load(path, skip_bad=True)
     assert found["reference"].to_pylist() == ["2", "4"]
-    assert "4 rows are wrong and were left out; the first: " in caplog.text and "line 2: not JSON" in caplog.text
+    assert "wrong rows left out: 4; the first: " in caplog.text and "line 2: not JSON" in caplog.text
     path.write_text("[]\n")
     with pytest.raises(InputError, match="holds no rows that are right"):
         load(path, skip_bad=True)

@@ -13,6 +13,7 @@ from srl_rlvr import model_types
 from srl_rlvr.config import SourceConfig
 from srl_rlvr.errors import InputError
 from srl_rlvr.examples import rankings, sources
+from srl_rlvr.examples.files import Reading
 
 CORPUS = [{"doc_id": f"d{i}", "title": "T" if i == 0 else "", "text": f"text {i}"} for i in range(6)]
 QUERY = {"query_id": "q", "query": "what?", "positives": ["d3", "d1"], "bm25_top": ["d0", "d3", "d2", "d4"]}
@@ -135,11 +136,23 @@ def test_for_prediction_rows_need_no_answer_and_the_labels_are_the_models(tmp_pa
 
 def test_a_router_wants_labels(tmp_path: Path) -> None:
     router = model_types.find("intent_router")
-    with pytest.raises(InputError, match="row 1: column 'label' is missing"):
+    with pytest.raises(InputError, match="row 1: column 'label' is missing; it has query_id, query, cand"):
         router.load(write(tmp_path, train=[SENTENCES]), "train")
     with pytest.raises(InputError, match=r"no train.jsonl.gz, .jsonl or .parquet"):
         (tmp_path / "train.jsonl").unlink()
         router.load(corpus_folder(tmp_path), "train")
+
+
+def test_wrong_rows_leave_no_trace_where_they_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    skipping = Reading(skip_bad=True)
+    write(tmp_path, train=[{"text": "no label"}, {"text": "pay it", "label": "pay"}, {"text": "3", "label": 3}])
+    [example] = model_types.find("intent_router").load(tmp_path, "train", skipping).to_pylist()
+    assert example["candidates"] == ["pay"] and "wrong rows left out: 2; the first: " in caplog.text
+    corpus_folder(tmp_path, corpus=[*CORPUS, CORPUS[2] | {"text": "another"}, {"doc_id": "d9"}])
+    [example] = model_types.find("embeddings").load(tmp_path, "train", skipping).to_pylist()
+    assert "text 2" in example["candidates"] and "another" not in example["candidates"]
+    assert "corpus.jsonl: wrong rows left out: 2; the first: " in caplog.text
+    assert set(rankings.corpus_of(tmp_path, skip_bad=True) or ()) == {row["doc_id"] for row in CORPUS}
 
 
 def test_a_label_that_training_does_not_have_is_named(tmp_path: Path) -> None:

@@ -98,6 +98,16 @@ def test_for_prediction_a_text_is_enough_where_the_card_has_the_schema(tmp_path:
         extractor.load(tmp_path / "new.jsonl", "dev", Reading(unanswered=True))
 
 
+def test_a_wrong_row_that_is_left_out_has_no_part_in_the_schema(tmp_path: Path) -> None:
+    rows = [NEWS, {"text": "a", "entities": [{"type": "x"}]}]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "not JSON\n")
+    extractor, file = model_types.find("extractor"), tmp_path / "mine.jsonl"
+    [example] = extractor.load(file, "train", Reading(skip_bad=True)).to_pylist()
+    assert set(json.loads(example["metadata"])["schema"]["properties"]) == {"person", "place"}
+    with pytest.raises(InputError, match="row 2: an entity should have"):
+        extractor.load(file, "train")
+
+
 @pytest.mark.parametrize(("answer", "lines"), [([], ["[]"]), ({}, ["{}"]), ([1, 2], ["[1,", "2]"])])
 def test_json_over_lines_is_json(answer: Any, lines: list[str]) -> None:
     assert as_lines(answer) == lines and json.loads("\n".join(lines)) == answer

@@ -135,7 +135,7 @@ def test_a_row_that_is_wrong_is_named(tmp_path: Path, row: dict[str, Any], said:
 def test_wrong_rows_are_left_out_and_counted_when_asked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = [{"image": image, "label": "hat"} for image in (RED, b"x", b"y", BLUE)]
     assert len(load(tmp_path, *rows, how=Reading(skip_bad=True))) == 2
-    assert "2 rows are wrong and were left out; the first:" in caplog.text
+    assert "wrong rows left out: 2; the first: " in caplog.text
 
 
 def test_a_file_that_is_no_parquet_is_named(tmp_path: Path) -> None:

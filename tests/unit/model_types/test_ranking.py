@@ -11,6 +11,7 @@ import pytest
 from srl_rlvr import model_types, records
 from srl_rlvr.config import SrlStage
 from srl_rlvr.engines.ranking_engine import RankingEngine
+from srl_rlvr.examples.files import WHOLE
 from srl_rlvr.policies.ranking import unpack
 from srl_rlvr.stages import rlvr, sft, srl
 
@@ -80,10 +81,10 @@ def test_embeddings_are_judged_over_the_whole_corpus_where_there_is_one(tiny_enc
     (tmp_path / "queries_dev.jsonl").write_text('{"query": "ababc", "positives": ["d2"], "candidates": ["d2"]}\n')
     embeddings = model_types.find("embeddings")
     tokenizer, engine = embeddings.load_tokenizer(tiny_encoder, 64), RankingEngine(tiny_encoder, "bi", 4096)
-    [found] = embeddings.over_corpus(engine, tokenizer, tmp_path, None) or []
+    [found] = embeddings.over_corpus(engine, tokenizer, tmp_path, WHOLE) or []
     assert found["score"] == 1.0  # the very text
     assert json.loads(found["components"]) == {"ndcg@10": 1.0, "mrr@10": 1.0, "recall@10": 1.0, "recall@100": 1.0}
-    assert embeddings.over_corpus(engine, tokenizer, tmp_path / "corpus.jsonl", None) is None
+    assert embeddings.over_corpus(engine, tokenizer, tmp_path / "corpus.jsonl", WHOLE) is None
 
 
 def test_the_hardest_candidates_are_wrong_ones_and_what_answers_stays(examples: Any) -> None:
