@@ -22,6 +22,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `eval` and `predict` have in common. Here, as `inference` loads torch, and --help should not."""
     parser.add_argument(
         "model",
         metavar="MODEL",

@@ -204,8 +204,14 @@ def _read_costs(path: files.Source, number_of: Mapping[str, int]) -> dict[str, d
 
 def read_labels(path: files.Source, skip_bad: bool = False) -> dict[str, str]:
     """Every label of the train file, sorted, and the text that stands for it. What is out of scope has none."""
-    found = (row.get("label") for _, row in files.read_rows(files.find(path, "train"), skip_bad))
-    names = sorted({name for name in found if isinstance(name, str) and name.strip()} - {OUT_OF_SCOPE})
+    train = files.find(path, "train")
+
+    def label(number: int, row: Row) -> str:
+        where = f"{train}, row {number}"
+        name, _ = _text(row, "label", where), _text(row, "text", where)
+        return name
+
+    names = sorted({name for _, name in files.each(train, label, files.left_out(skip_bad))} - {OUT_OF_SCOPE})
     described: Mapping[str, str] = {}
     file = _file(path, "labels") if path.is_dir() else None
     if file is not None:

@@ -177,10 +177,12 @@ def _domains(train: files.Source, skip_bad: bool) -> dict[str, dict[str, Any]]:
     """The fields of each `domain` in the file, and the schema of each field."""
 
     def fields_of(number: int, row: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        where = f"{train}, row {number}"
+        text = _text(row, where)
         if isinstance(row.get("target"), dict):
             fields = dict.fromkeys(row["target"], _TEXT)
         else:
-            fields = {kind: _TEXTS for kind, _, _ in _entities(row, f"{train}, row {number}")}
+            fields = {kind: _TEXTS for kind, _, _ in _entities(row, text, where)}
         return str(row.get("domain", "")), fields
 
     of_domain: dict[str, dict[str, Any]] = {}
@@ -189,15 +191,19 @@ def _domains(train: files.Source, skip_bad: bool) -> dict[str, dict[str, Any]]:
     return of_domain
 
 
-def _entities(row: Row, where: str) -> list[tuple[str, int, str]]:
+def _entities(row: Row, text: str, where: str) -> list[tuple[str, int, str]]:
     """(type, start, text) of each entity, or slot."""
     entities = row.get("entities", row.get("slots"))
     if not isinstance(entities, list):
         raise InputError(f"{where}: an extractor's row should have 'target', 'entities' or 'slots'")
     try:
-        return [(str(e.get("type", e.get("slot"))), int(e["start"]), str(e["text"])) for e in entities]
+        found = [(str(e.get("type", e.get("slot"))), int(e["start"]), str(e["text"])) for e in entities]
     except (AttributeError, KeyError, TypeError, ValueError):
         raise InputError(f"{where}: an entity should have a 'type', a 'start' and a 'text'") from None
+    missing = next(((kind, span) for kind, _, span in found if span not in text), None)
+    if missing is not None:
+        raise InputError(f"{where}: the {missing[0]} '{missing[1][:60]}' is not in the text")
+    return found
 
 
 def _short(schema: Row) -> dict[str, Any]:
@@ -215,9 +221,7 @@ def _fields(row: Row, schema: Row, text: str, where: str) -> list[str]:
     if isinstance(row.get("target"), dict):
         values = {name: value for name, value in row["target"].items() if value not in (None, "", [])}
     else:
-        for kind, _, span in sorted(_entities(row, where), key=lambda entity: entity[1]):
-            if span not in text:
-                raise InputError(f"{where}: the {kind} '{span[:60]}' is not in the text")
+        for kind, _, span in sorted(_entities(row, text, where), key=lambda entity: entity[1]):
             values.setdefault(kind, []).append(span)
     unknown = next((name for name in values if name not in schema["properties"]), None)
     if unknown is not None:

@@ -145,7 +145,7 @@ def test_a_router_wants_labels(tmp_path: Path) -> None:
 
 def test_wrong_rows_leave_no_trace_where_they_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     skipping = Reading(skip_bad=True)
-    write(tmp_path, train=[{"text": "no label"}, {"text": "pay it", "label": "pay"}, {"text": "3", "label": 3}])
+    write(tmp_path, train=[{"text": "no label"}, {"text": "pay it", "label": "pay"}, {"text": " ", "label": "x"}])
     [example] = model_types.find("intent_router").load(tmp_path, "train", skipping).to_pylist()
     assert example["candidates"] == ["pay"] and "wrong rows left out: 2; the first: " in caplog.text
     corpus_folder(tmp_path, corpus=[*CORPUS, CORPUS[2] | {"text": "another"}, {"doc_id": "d9"}])

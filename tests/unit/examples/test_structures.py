@@ -99,7 +99,8 @@ def test_for_prediction_a_text_is_enough_where_the_card_has_the_schema(tmp_path:
 
 
 def test_a_wrong_row_that_is_left_out_has_no_part_in_the_schema(tmp_path: Path) -> None:
-    rows = [NEWS, {"text": "a", "entities": [{"type": "x"}]}]
+    rows = [NEWS, {"text": "a", "entities": [{"type": "x"}]}, {"text": "a" * 100_001, "target": {"y": "a"}}]
+    rows.append({"text": "a", "entities": [{"type": "z", "start": 0, "text": "b"}]})
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "not JSON\n")
     extractor, file = model_types.find("extractor"), tmp_path / "mine.jsonl"
     [example] = extractor.load(file, "train", Reading(skip_bad=True)).to_pylist()
