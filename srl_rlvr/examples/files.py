@@ -40,6 +40,7 @@ _NOT_A_STEP = re.compile(
     r"\W*((the|so|hence|therefore|correct|right|final|answer|ans|option|choice|is)\b\W*)*[A-Z]\W*|\W*(solution|explanation)\W*",
     re.IGNORECASE,
 )
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # escaped; text only where a pair of them is
 _CALCULATOR = re.compile(r"<<.*?>>")
 
 
@@ -211,10 +212,14 @@ def _row(file: Source, number: int, line: bytes | dict[str, Any]) -> dict[str, A
         return line
     try:
         row = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError:
+        if _SURROGATE.search(line):
+            json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeError:
         raise InputError(f"{file}, line {number}: not UTF-8 text") from None
     except json.JSONDecodeError as error:
         raise InputError(f"{file}, line {number}: not JSON ({error.msg} at column {error.colno})") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        raise InputError(f"{file}, line {number}: not JSON that can be read ({error})") from None
     if not isinstance(row, dict):
         raise InputError(f"{file}, line {number}: a row should be a JSON object, not {_kind(row)}")
     return row
@@ -356,7 +361,9 @@ def _is_text_list(value: object) -> bool:
 
 
 def _is_text_or_number(value: object) -> bool:
-    return isinstance(value, str | int | float) and not isinstance(value, bool)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, str | int) and not isinstance(value, bool)
 
 
 def _kind(value: object) -> str:
@@ -387,7 +394,7 @@ COLUMNS: dict[str, tuple[str, Callable[[object], bool]]] = {
     "id": ("text or a number", _is_text_or_number),
     "verifier": ("text", _is_text),
     "question": ("text that is not empty", _is_text),
-    "answer": ("text or a number", _is_text_or_number),
+    "answer": ("text or a finite number", _is_text_or_number),
     "conclusion": ("text that is not empty", _is_text),
     "label": ("text that is not empty", _is_text),
     "premises": ("a list of texts", _is_text_list),

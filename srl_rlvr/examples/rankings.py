@@ -8,7 +8,7 @@
 
 Beside a train file with labels, `costs.jsonl` may say what a wrong one costs: `label`, `picked` and `cost`, a row each.
 
-Candidates of one question are distinct; what answers it comes first in training, so that it is always there.
+What answers a question comes first among its candidates in training, so that it is always there.
 """
 
 from __future__ import annotations
@@ -17,16 +17,22 @@ import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
+from pydantic import Field, TypeAdapter
 
 from srl_rlvr import records
 from srl_rlvr.errors import InputError
-from srl_rlvr.examples import files
+from srl_rlvr.examples import columns, files
 
 Row = dict[str, Any]
 OUT_OF_SCOPE = "oos"
+_TEXTS = TypeAdapter(list[str])
+_SOME_TEXTS = TypeAdapter(Annotated[list[str], Field(min_length=1)])
+_NUMBERS = TypeAdapter(list[columns.Number])
+_GAINS = TypeAdapter(dict[str, columns.NotNegative])
+_COST = TypeAdapter(columns.NotNegative)
 
 
 def load(
@@ -103,19 +109,20 @@ def read_queries(
 
     def query(number: int, row: Row) -> tuple[str, dict[str, float]]:
         where = f"{file}, row {number}"
-        return _text(row, "query", where), _positives(row, where, corpus)
+        return columns.text(row, "query", where), _positives(row, where, corpus)
 
     return [asked for _, asked in itertools.islice(files.each(file, query, files.left_out(skip_bad)), limit)]
 
 
 def _positives(row: Row, where: str, corpus: Mapping[str, str]) -> dict[str, float]:
-    positives = row.get("positives")
-    if isinstance(positives, list):
-        positives = dict.fromkeys(positives, 1.0)
-    if not isinstance(positives, dict):
-        raise InputError(f"{where}: column 'positives' should be a list of doc_id's or an object with their gains")
-    _check_named(positives, where, corpus)
-    return {doc_id: float(gain) for doc_id, gain in positives.items()}
+    """Gains by doc_id; a gain of 0 says that a document was judged, and answers nothing."""
+    expected = "a list of doc_id's or an object with their gains"
+    if isinstance(row.get("positives"), list):
+        gains = dict.fromkeys(columns.take(row, "positives", _TEXTS, expected, where), 1.0)
+    else:
+        gains = columns.take(row, "positives", _GAINS, expected, where)
+    _check_named(gains, where, corpus)
+    return {doc_id: gain for doc_id, gain in gains.items() if gain}
 
 
 def _check_named(doc_ids: Iterable[str], where: str, corpus: Mapping[str, str]) -> None:
@@ -125,10 +132,11 @@ def _check_named(doc_ids: Iterable[str], where: str, corpus: Mapping[str, str]) 
 
 
 def _from_corpus(row: Row, where: str, corpus: Mapping[str, str], size: int, split: files.Split) -> Row:
-    question, positives = _text(row, "query", where), _positives(row, where, corpus)
-    ranked = row.get("candidates", row.get("bm25_top", list(corpus)[:size]))
+    question, positives = columns.text(row, "query", where), _positives(row, where, corpus)
+    column = next((name for name in ("candidates", "bm25_top") if name in row), None)
+    ranked = columns.take(row, column, _TEXTS, "a list of doc_id's", where) if column else list(corpus)[:size]
     _check_named(ranked, where, corpus)
-    chosen = ranked[:size] if split == "dev" else [*positives, *(d for d in ranked if d not in positives)][:size]
+    chosen = list(dict.fromkeys(ranked if split == "dev" else (*positives, *ranked)))[:size]
     if not chosen:
         raise InputError(f"{where}: the candidate list is empty")
     return {
@@ -146,7 +154,7 @@ def read_corpus(file: Path, skip_bad: bool = False) -> dict[str, str]:
 
     def document(number: int, row: Row) -> tuple[str, str]:
         where = f"{file}, row {number}"
-        doc_id, text, title = _text(row, "doc_id", where), _text(row, "text", where), row.get("title")
+        doc_id, text, title = columns.text(row, "doc_id", where), columns.text(row, "text", where), row.get("title")
         if doc_id in corpus:
             raise InputError(f"{where}: doc_id '{doc_id}' is there twice")
         return doc_id, f"{title}\n{text}" if title else text
@@ -159,28 +167,29 @@ def read_corpus(file: Path, skip_bad: bool = False) -> dict[str, str]:
 
 
 def _from_candidates(row: Row, where: str, size: int, split: files.Split, unanswered: bool) -> Row:
-    texts: Any = row.get("candidates")
-    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-        raise InputError(f"{where}: column 'candidates' should be a list of texts that is not empty")
-    labels: Any = row.get("labels", [0] * len(texts) if unanswered else None)
-    if not isinstance(labels, list) or len(labels) != len(texts):
-        raise InputError(f"{where}: column 'labels' should have one number for each of the {len(texts)} candidates")
+    texts = columns.take(row, "candidates", _SOME_TEXTS, "a list of texts that is not empty", where)
+    expected = f"one number for each of the {len(texts)} candidates"
+    labels = [0.0] * len(texts)
+    if not unanswered or "labels" in row:
+        labels = columns.take(row, "labels", _NUMBERS, expected, where)
+    if len(labels) != len(texts):
+        raise InputError(f"{where}: column 'labels' should be {expected}, not {len(labels)}")
     order = list(range(len(texts)))
     if split == "train":
         order = sorted(order, key=lambda i: -labels[i])[:size]
     return {
-        "question": _text(row, "query", where),
+        "question": columns.text(row, "query", where),
         "candidates": [texts[j] for j in order],
-        "gains": {i: float(labels[j]) for i, j in enumerate(order) if labels[j] > 0},
+        "gains": {i: labels[j] for i, j in enumerate(order) if labels[j] > 0},
     }
 
 
 def _from_label(row: Row, where: str, labels: Mapping[str, str], number_of: Mapping[str, int], unanswered: bool) -> Row:
-    name = OUT_OF_SCOPE if unanswered else _text(row, "label", where)
+    name = OUT_OF_SCOPE if unanswered else columns.text(row, "label", where)
     if name not in number_of and name != OUT_OF_SCOPE:
         raise InputError(f"{where}: label '{name}' is not among the {len(labels)} that are trained")
     return {
-        "question": _text(row, "text", where),
+        "question": columns.text(row, "text", where),
         "candidates": list(labels.values()),
         "gains": {} if name == OUT_OF_SCOPE else {number_of[name]: 1.0},
     }
@@ -192,13 +201,12 @@ def _read_costs(path: files.Source, number_of: Mapping[str, int]) -> dict[str, d
     costs: dict[str, dict[str, float]] = {}
     for number, row in () if file is None else files.read_rows(file):
         where = f"{file}, row {number}"
-        label, picked, cost = _text(row, "label", where), _text(row, "picked", where), row.get("cost")
+        label, picked = columns.text(row, "label", where), columns.text(row, "picked", where)
         unknown = next((name for name in (label, picked) if name not in number_of), None)
         if unknown is not None:
             raise InputError(f"{where}: label '{unknown}' is not among the {len(number_of)} that are trained")
-        if not isinstance(cost, int | float) or isinstance(cost, bool) or cost < 0:
-            raise InputError(f"{where}: column 'cost' should be a number of 0 or more")
-        costs.setdefault(label, {})[str(number_of[picked])] = float(cost)
+        cost = columns.take(row, "cost", _COST, "a number of 0 or more", where)
+        costs.setdefault(label, {})[str(number_of[picked])] = cost
     return costs
 
 
@@ -208,17 +216,17 @@ def read_labels(path: files.Source, skip_bad: bool = False) -> dict[str, str]:
 
     def label(number: int, row: Row) -> str:
         where = f"{train}, row {number}"
-        name, _ = _text(row, "label", where), _text(row, "text", where)
+        name, _ = columns.text(row, "label", where), columns.text(row, "text", where)
         return name
 
     names = sorted({name for _, name in files.each(train, label, files.left_out(skip_bad))} - {OUT_OF_SCOPE})
-    described: Mapping[str, str] = {}
     file = _file(path, "labels") if path.is_dir() else None
-    if file is not None:
-        described = {
-            _text(row, "label", f"{file}, row {number}"): _text(row, "description", f"{file}, row {number}")
-            for number, row in files.read_rows(file)
-        }
+
+    def description(number: int, row: Row) -> tuple[str, str]:
+        where = f"{file}, row {number}"
+        return columns.text(row, "label", where), columns.text(row, "description", where)
+
+    described = dict(pair for _, pair in files.each(file, description)) if file else {}
     return {name: described.get(name, name.replace("_", " ")) for name in names}
 
 
@@ -227,12 +235,3 @@ def _file(path: files.Source, name: str) -> Path | None:
         return None
     found: Sequence[Path] = [path / f"{name}{suffix}" for suffix in files.SUFFIXES]
     return next((file for file in found if file.is_file()), None)
-
-
-def _text(row: Mapping[str, Any], column: str, where: str) -> str:
-    if column not in row:
-        raise InputError(f"{where}: column '{column}' is missing; it has {', '.join(row)}")
-    value = row[column]
-    if not isinstance(value, str) or not value.strip():
-        raise InputError(f"{where}: column '{column}' should be text that is not empty")
-    return value

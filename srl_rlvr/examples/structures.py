@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from pydantic import AliasChoices, BaseModel, Field, TypeAdapter
 
 from srl_rlvr import records
 from srl_rlvr.errors import InputError
-from srl_rlvr.examples import files
+from srl_rlvr.examples import columns, files
 
 Row = Mapping[str, Any]
 MAX_CHARACTERS = 100_000
@@ -34,6 +35,27 @@ FRAMES = {
         "additionalProperties": {"anyOf": [_TEXT, _TEXTS]},
     },
 }
+
+
+class _Role(BaseModel):
+    role: str
+    start: int = -1  # token
+    end: int = -1
+
+
+class _Frame(BaseModel):
+    predicate: str
+    index: int | None = None  # token
+    args: list[_Role] = []
+
+
+class _Entity(BaseModel):
+    type: str = Field(validation_alias=AliasChoices("type", "slot"))
+    start: int
+    text: str
+
+
+_FRAMES, _ENTITIES = TypeAdapter(list[_Frame]), TypeAdapter(list[_Entity])
 
 
 def load(
@@ -83,11 +105,8 @@ def load(
 
 
 def _text(row: Row, where: str) -> str:
-    tokens = row.get("tokens")
-    if isinstance(tokens, list) and tokens and all(isinstance(token, str) for token in tokens):
-        text = " ".join(tokens)
-    else:
-        text = row.get("text")
+    tokens = _tokens(row)
+    text = " ".join(tokens) if tokens else row.get("text")
     if not isinstance(text, str) or not text.strip():
         raise InputError(f"{where}: there should be 'text' that is not empty, or 'tokens'")
     if len(text) > MAX_CHARACTERS:
@@ -95,31 +114,34 @@ def _text(row: Row, where: str) -> str:
     return text
 
 
+def _tokens(row: Row) -> list[str]:
+    """The row's own, or none."""
+    tokens = row.get("tokens")
+    return tokens if isinstance(tokens, list) and all(isinstance(token, str) for token in tokens) else []
+
+
 def _frames(row: Row, text: str, where: str) -> list[str]:
     """One line for each frame, in the order of the sentence."""
-    frames, tokens = row.get("frames"), row.get("tokens") or text.split()
-    if not isinstance(frames, list):
-        raise InputError(f"{where}: column 'frames' should be a list of frames")
-    found, places = [], [frame.get("index") for frame in frames]
+    frames = columns.take(row, "frames", _FRAMES, "a list of frames", where)
+    tokens = _tokens(row) or text.split()
+    found, places = [], [frame.index for frame in frames]
     repeated = next((place for place in places if place is not None and places.count(place) > 1), None)
     if repeated is not None:
         raise InputError(f"{where}: two frames have their predicate at token {repeated}")
-    for frame in sorted(frames, key=lambda frame: frame.get("index", 0)):
-        if not isinstance(frame.get("predicate"), str):
-            raise InputError(f"{where}: a frame has no 'predicate'")
+    for frame in sorted(frames, key=lambda frame: frame.index or 0):
         taken: list[tuple[int, int]] = []
         roles: dict[str, list[str]] = {}
-        for role in sorted(frame.get("args", ()), key=lambda role: (role.get("start", 0), role.get("end", 0))):
-            start, end = role.get("start", -1), role.get("end", -1)
+        for role in sorted(frame.args, key=lambda role: (role.start, role.end)):
+            start, end = role.start, role.end
             if not 0 <= start < end <= len(tokens):
-                raise InputError(f"{where}: {role.get('role')} of '{frame['predicate']}' spans tokens {start} to {end} "
+                raise InputError(f"{where}: {role.role} of '{frame.predicate}' spans tokens {start} to {end} "
                                  f"of {len(tokens)}")  # fmt: skip
             if any(start < other_end and other_start < end for other_start, other_end in taken):
-                raise InputError(f"{where}: the roles of '{frame['predicate']}' overlap at token {start}")
+                raise InputError(f"{where}: the roles of '{frame.predicate}' overlap at token {start}")
             taken.append((start, end))
-            roles.setdefault(str(role["role"]), []).append(" ".join(tokens[start:end]))
+            roles.setdefault(role.role, []).append(" ".join(tokens[start:end]))
         of_frame = {role: spans if len(spans) > 1 else spans[0] for role, spans in roles.items()}
-        found.append({"predicate": frame["predicate"], **of_frame})
+        found.append({"predicate": frame.predicate, **of_frame})
     return as_lines(found)
 
 
@@ -193,13 +215,11 @@ def _domains(train: files.Source, skip_bad: bool) -> dict[str, dict[str, Any]]:
 
 def _entities(row: Row, text: str, where: str) -> list[tuple[str, int, str]]:
     """(type, start, text) of each entity, or slot."""
-    entities = row.get("entities", row.get("slots"))
-    if not isinstance(entities, list):
+    column = next((name for name in ("entities", "slots") if name in row), None)
+    if column is None:
         raise InputError(f"{where}: an extractor's row should have 'target', 'entities' or 'slots'")
-    try:
-        found = [(str(e.get("type", e.get("slot"))), int(e["start"]), str(e["text"])) for e in entities]
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise InputError(f"{where}: an entity should have a 'type', a 'start' and a 'text'") from None
+    entities = columns.take(row, column, _ENTITIES, "a list of entities with 'type', 'start' and 'text'", where)
+    found = [(entity.type, entity.start, entity.text) for entity in entities]
     missing = next(((kind, span) for kind, _, span in found if span not in text), None)
     if missing is not None:
         raise InputError(f"{where}: the {missing[0]} '{missing[1][:60]}' is not in the text")

@@ -20,18 +20,21 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
+from pydantic import Field, TypeAdapter
 
 from srl_rlvr import images, records
 from srl_rlvr.errors import InputError
-from srl_rlvr.examples import files
+from srl_rlvr.examples import columns, files
 from srl_rlvr.examples.structures import MAX_CHARACTERS, as_lines
 
 Row = Mapping[str, Any]
 NAME = "multimodal_vision"
 _COUNT = "n_"  # begins the columns that are counts of something in the image
+_STEPS = TypeAdapter(list[str] | None)
+_COUNT_OF = TypeAdapter(Annotated[int, Field(ge=0, strict=True)])
 _OBJECTS = "n_objects"  # of all kinds, where others say of which
 
 
@@ -121,17 +124,15 @@ def _answer(result: str) -> str:
 def _text(row: Row, column: str, where: str) -> str:
     value = row.get(column)
     if isinstance(value, int | float) and not isinstance(value, bool):
-        value = f"{value:g}"
+        value = str(value).removesuffix(".0")
     if not isinstance(value, str) or not value.strip():
         raise InputError(f"{where}: column '{column}' should be text that is not empty")
     return value
 
 
 def _asked(number: int, row: Row, where: str) -> Problem:
-    answer, steps = _text(row, "answer", where), row.get("steps") or []
-    if not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
-        raise InputError(f"{where}: column 'steps' should be a list of texts")
-    return Problem(_text(row, "question", where), [*steps, _answer(answer)], answer)
+    answer, steps = _text(row, "answer", where), columns.take(row, "steps", _STEPS, "a list of texts", where)
+    return Problem(_text(row, "question", where), [*(steps or ()), _answer(answer)], answer)
 
 
 def _unanswered(row: Row, of_model: Row, where: str) -> Problem:
@@ -178,12 +179,10 @@ def _boxes(drawn: Any, where: str) -> list[str]:
 _COLOURS = {"#0099ff": "blue"}
 
 
-def _counts(row: Row, columns: Sequence[str], where: str) -> Problem:
-    names = [column.removeprefix(_COUNT) for column in columns]
-    bad = next((column for column in columns if not isinstance(row.get(column), int) or row[column] < 0), None)
-    if bad is not None:
-        raise InputError(f"{where}: column '{bad}' should be a number of things, 0 or more")
-    lines = as_lines({name: row[column] for name, column in zip(names, columns, strict=True)})
+def _counts(row: Row, counted: Sequence[str], where: str) -> Problem:
+    names = [column.removeprefix(_COUNT) for column in counted]
+    counts = [columns.take(row, name, _COUNT_OF, "a number of things, 0 or more", where) for name in counted]
+    lines = as_lines(dict(zip(names, counts, strict=True)))
     schema = {
         "type": "object",
         "properties": {name: {"type": "integer"} for name in names},
@@ -195,15 +194,15 @@ def _counts(row: Row, columns: Sequence[str], where: str) -> Problem:
 
 def _pairs(file: files.Source, skip_bad: bool) -> Callable[[int, Row, str], Problem]:
     """Every row beside another of its alphabet: rows in turn beside the same character and beside another one."""
-    of_alphabet: dict[Any, list[tuple[int, Row]]] = {}
+    of_alphabet: dict[str, list[tuple[int, Row]]] = {}
     for number, row in files.read_rows(file, skip_bad):
-        of_alphabet.setdefault(row.get("alphabet"), []).append((number, row))
+        of_alphabet.setdefault(str(row.get("alphabet")), []).append((number, row))
 
     def problem(number: int, row: Row, where: str) -> Problem:
         character, same = _text(row, "character", where), number % 2 == 0
         others = [
             other.get("image")
-            for at, other in of_alphabet[row.get("alphabet")]
+            for at, other in of_alphabet[str(row.get("alphabet"))]
             if at != number and (other.get("character") == character) == same
         ]
         if not others:
@@ -241,5 +240,6 @@ def _read(value: str, file: files.Source, where: str) -> bytes:
         raise InputError(f"{where}: an image should be its encoded bytes, or a data: address")
     try:
         return (file.parent / value).read_bytes()
-    except OSError as error:
-        raise InputError(f"{where}: the image {value} cannot be read ({error.strerror})") from None
+    except (OSError, ValueError) as error:  # a null byte, or half of a pair of surrogates
+        reason = error.strerror if isinstance(error, OSError) else "no path"
+        raise InputError(f"{where}: the image {value[:200]} cannot be read ({reason})") from None

@@ -153,7 +153,7 @@ def test_limit_takes_the_first_rows_and_split_the_file_asked_for(tmp_path: Path)
             "row 2: column 'question' should be text that is not empty, not a number",
         ),
         ([{**FOUR, "steps": "2 + 2"}], "row 1: column 'steps' should be a list of texts, not text"),
-        ([{"question": "q", "answer": None}], "column 'answer' should be text or a number, not null"),
+        ([{"question": "q", "answer": None}], "column 'answer' should be text or a finite number, not null"),
         ([{"question": "q", "answer": " "}], "row 1: column 'answer' is empty"),
         ([FOUR, "{not json"], "line 2: not JSON"),
         ([FOUR, "[1, 2]"], "line 2: a row should be a JSON object, not a list"),

@@ -53,6 +53,15 @@ def test_gains_order_the_experts_picks(tmp_path: Path) -> None:
     assert example["steps"] == ["1", "0"] and json.loads(example["reference"]) == {"0": 1.0, "1": 3.0}
 
 
+def test_a_document_is_a_candidate_once_and_answers_nothing_with_a_gain_of_zero(tmp_path: Path) -> None:
+    asked = QUERY | {"positives": {"d3": 1, "d1": 0}, "bm25_top": ["d0", "d3", "d0", "d1"]}
+    folder = corpus_folder(tmp_path, queries_train=[asked], queries_dev=[asked])
+    [train], [dev] = load(folder), load(folder, "dev")
+    assert train["candidates"] == ["text 3", "T\ntext 0", "text 1"] and train["steps"] == ["0"]
+    assert dev["candidates"] == ["T\ntext 0", "text 3", "text 1"] and dev["steps"] == ["1"]
+    assert json.loads(dev["metadata"]) == {"relevant": [1.0]}
+
+
 def test_rows_may_bring_their_own_candidates(tmp_path: Path) -> None:
     folder = write(tmp_path, train=[SENTENCES], dev=[SENTENCES])
     [train], [dev] = load(folder, "train", candidates=2), load(folder, "dev")

@@ -48,6 +48,11 @@ def test_a_question_is_taken_as_it_is(tmp_path: Path) -> None:
     assert _is_right(row)
 
 
+def test_a_number_is_an_answer_in_all_its_digits(tmp_path: Path) -> None:
+    rows = load(tmp_path, *({"image": RED, "question": f"{n}?", "answer": n} for n in (12345678.0, 1234567.25, 3.0)))
+    assert [row["reference"] for row in rows] == ["12345678", "1234567.25", "3"]
+
+
 def test_the_labels_of_the_train_file_are_the_choice(tmp_path: Path) -> None:
     first, second = load(tmp_path, {"image": RED, "label": "hat"}, {"image": BLUE, "label": "coat"})
     assert first["prompt"] == second["prompt"] == "Which of these is shown: coat, hat?"
