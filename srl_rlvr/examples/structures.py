@@ -84,7 +84,8 @@ def load(
         if unanswered:
             row = {"frames": [], "target": {}} | row
         if schema_of is None:
-            prompt, steps, metadata = text, _frames(row, text, where), {"text": text}
+            prompt = " ".join(_tokens(row) or text.split())
+            steps, metadata = _frames(row, prompt, where), {"text": prompt}
         else:
             of_row = schema_of(row, where)
             prompt = f"{json.dumps(_short(of_row))}\n{text}"
@@ -129,6 +130,8 @@ def _frames(row: Row, text: str, where: str) -> list[str]:
     if repeated is not None:
         raise InputError(f"{where}: two frames have their predicate at token {repeated}")
     for frame in sorted(frames, key=lambda frame: frame.index or 0):
+        if frame.predicate not in text:
+            raise InputError(f"{where}: the predicate '{frame.predicate[:60]}' is not in the text")
         taken: list[tuple[int, int]] = []
         roles: dict[str, list[str]] = {}
         for role in sorted(frame.args, key=lambda role: (role.start, role.end)):
@@ -182,7 +185,13 @@ def _schemas(train: files.Source, skip_bad: bool) -> Callable[[Row, str], dict[s
 def _checked(schema: Any, where: str) -> dict[str, Any]:
     if not isinstance(schema, dict) or not isinstance(schema.get("properties"), dict):
         raise InputError(f"{where}: 'schema' should be a JSON Schema of an object with 'properties'")
+    from jsonschema import Draft202012Validator, SchemaError
+
     fields = {name: _field(field, where) for name, field in schema["properties"].items()}
+    try:
+        Draft202012Validator.check_schema(schema, format_checker=Draft202012Validator.FORMAT_CHECKER)
+    except SchemaError as error:
+        raise InputError(f"{where}: 'schema' is no JSON Schema: {error.json_path}: {error.message[:200]}") from None
     return {"additionalProperties": False} | schema | {"properties": fields}
 
 
@@ -226,26 +235,42 @@ def _entities(row: Row, text: str, where: str) -> list[tuple[str, int, str]]:
     return found
 
 
+def _check_valid(values: Row, schema: Row, where: str) -> None:
+    """An expert whose answer the verifier would refuse teaches nothing."""
+    from jsonschema import Draft202012Validator
+    from referencing.exceptions import Unresolvable
+
+    try:
+        error = next(Draft202012Validator(schema).iter_errors(values), None)
+    except Unresolvable as unresolved:
+        raise InputError(f"{where}: 'schema' refers to '{unresolved.ref}', which is not in it") from None
+    if error is not None:
+        raise InputError(f"{where}: the answer is not valid by its schema: {error.json_path}: {error.message[:200]}")
+
+
 def _short(schema: Row) -> dict[str, Any]:
     """A JSON Schema's fields as the model is shown them."""
 
     def kind(field: Row) -> Any:
-        return [kind(field.get("items", {}))] if field.get("type") == "array" else field.get("type", "string")
+        types = field.get("type", "string")
+        return [kind(field.get("items", {}))] if types == "array" or "array" in types else types
 
     return {name: kind(field) for name, field in schema["properties"].items()}
 
 
 def _fields(row: Row, schema: Row, text: str, where: str) -> list[str]:
-    """One line for each field that has a value, in the order of the text."""
+    """One line for each field that has a value, or has to be there, in the order of the text."""
     values: dict[str, Any] = {}
     if isinstance(row.get("target"), dict):
-        values = {name: value for name, value in row["target"].items() if value not in (None, "", [])}
+        required = schema.get("required", ())
+        values = {of: value for of, value in row["target"].items() if value not in (None, "", []) or of in required}
     else:
         for kind, _, span in sorted(_entities(row, text, where), key=lambda entity: entity[1]):
             values.setdefault(kind, []).append(span)
     unknown = next((name for name in values if name not in schema["properties"]), None)
     if unknown is not None:
         raise InputError(f"{where}: field '{unknown}' is not in the schema: {', '.join(schema['properties'])}")
+    _check_valid(values, schema, where)
 
     def place(value: Any) -> int:
         at = text.find(str(value[0] if isinstance(value, list) else value))

@@ -90,8 +90,10 @@ def _field_parts(found: Mapping[str, Any], properties: Mapping[str, Any]) -> Ite
 
 
 def _normal(value: Any, kind: Mapping[str, Any]) -> Any:
-    if kind.get("type") in ("number", "integer") and isinstance(value, int | float):
-        return float(value)
+    types = kind.get("type", ())
+    types = (types,) if isinstance(types, str) else types
+    if value is None or (isinstance(value, int | float) and ("number" in types or "integer" in types)):
+        return value
     if kind.get("format") == "date":
         return tuple(map(int, re.findall(r"\d+", str(value))))
     return " ".join(str(value).split()).casefold()

@@ -78,7 +78,38 @@ def test_true_and_false_are_schemas_of_fields(tmp_path: Path) -> None:
     assert scored[0].reward == 1 and not scored[1].components["valid"]
 
 
-@pytest.mark.parametrize(("model_type", "row"), [("srl_parser", SENTENCE), ("extractor", RECEIPT), ("extractor", NEWS)])
+OFFER = {
+    "text": "Total 5\n3 May",
+    "target": {"total": 5, "tax": None, "due": "3 May", "net": None},
+    "schema": {
+        "type": "object",
+        "properties": {
+            "total": {"type": ["number", "null"]},
+            "tax": {"type": ["number", "null"]},
+            "net": {"type": "number"},
+            "due": {"type": "string", "format": "date"},
+        },
+        "required": ["total", "tax"],
+    },
+}
+
+
+def test_a_field_that_has_to_be_there_is_written_without_a_value(tmp_path: Path) -> None:
+    [example] = load(tmp_path, "extractor", OFFER)
+    assert json.loads("\n".join(example["steps"])) == {"total": 5, "due": "3 May", "tax": None}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "row"),
+    [
+        ("srl_parser", SENTENCE),
+        ("srl_parser", {"text": "She  likes\tto sing here today", "frames": FRAMES}),
+        ("srl_parser", SENTENCE | {"tokens": ["She", "likes", "to", "sing it", "here", "today"]}),
+        ("extractor", RECEIPT),
+        ("extractor", NEWS),
+        ("extractor", OFFER),
+    ],
+)
 def test_the_experts_own_answer_is_worth_one(tmp_path: Path, model_type: str, row: dict[str, Any]) -> None:
     [example] = load(tmp_path, model_type, row)
     score = find_verifier(example["verifier"])(
@@ -127,6 +158,20 @@ def spans(start: int, end: int) -> dict[str, Any]:
         ("srl_parser", SENTENCE | {"frames": [FRAMES[0], FRAMES[0]]}, "two frames have their predicate at token 3"),
         ("srl_parser", {"text": "a b"}, "column 'frames' should be a list"),
         ("srl_parser", {"text": "a b", "frames": [{"index": 0}]}, "at 0, predicate: field required"),
+        ("srl_parser", {"text": "a b", "frames": [{"predicate": "like.01"}]}, "predicate 'like.01' is not in the text"),
+        (
+            "extractor",
+            OFFER | {"target": {"total": "5", "tax": None}},
+            r"not valid by its schema: \$.total: '5' is not",
+        ),
+        ("extractor", OFFER | {"target": {"total": 5}}, "'tax' is a required property"),
+        ("extractor", OFFER | {"schema": {"properties": {"due": {"type": "text"}}}}, r"no JSON Schema: \$.properties"),
+        ("extractor", OFFER | {"schema": {"properties": {"due": {"pattern": "("}}}}, "no JSON Schema: "),
+        (
+            "extractor",
+            {"text": "5", "target": {"n": 5}, "schema": {"properties": {"n": {"$ref": "#/$defs/n"}}}},
+            "refers to '/\\$defs/n', which is not in it",
+        ),
         ("extractor", {"text": " ", "target": {}}, "'text' that is not empty"),
         ("extractor", {"text": "a" * 100_001, "target": {"a": "b"}}, "100,001 characters; 100,000 are the most"),
         ("extractor", {"text": "a"}, "should have 'target', 'entities' or 'slots'"),

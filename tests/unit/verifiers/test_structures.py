@@ -66,11 +66,18 @@ def test_frames_that_are_wrong_in_form_earn_the_stages_penalty(text: str, fault:
         ('{"total": 4.50, "date": "2024 5 3", "who": [" ada", "BOB"]}', 1.0),
         ('{"total": 4.5, "who": ["Ada"]}', 2 * 2 / (2 + 4)),
         ('{"who": ["Ada", "Ada"]}', 2 * 1 / (2 + 4)),
+        ('{"total": ' + "9" * 400 + "}", 0.0),
         ("{}", 0.0),
     ],
 )
 def test_fields_are_compared_by_their_type(text: str, reward: float) -> None:
     assert fields(text, RECEIPT, SCHEMA).reward == pytest.approx(reward)
+
+
+def test_a_number_that_may_be_null_is_still_compared_by_value() -> None:
+    schema = {"schema": {"properties": {"total": {"type": ["number", "null"]}}}}
+    rewards = [fields(f'{{"total": {text}}}', '{"total": 5}', schema).reward for text in ("5.0", "null", "6")]
+    assert rewards == [1, 0, 0] and fields('{"total": null}', '{"total": null}', schema).reward == 1
 
 
 def test_nothing_where_nothing_was_wanted_is_right() -> None:
