@@ -1,17 +1,28 @@
-"""Encoded images, as files hold them: which are taken, and their pixels. Pillow only; knows no model."""
+"""Encoded images, as files hold them: which are taken, and their pixels. Pillow only; knows no model.
+
+A photograph is upright: where EXIF says how it was held, its size and its pixels are those of the turned image.
+"""
 
 from __future__ import annotations
 
 import io
+import struct
 from typing import Any
 
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow reads others, some by a program of another's
 MAX_PIXELS = 50_000_000
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
+_BROKEN = (OSError, SyntaxError, ValueError, TypeError, OverflowError, struct.error)  # Pillow's, of broken bytes
+_ORIENTATION = 0x0112  # EXIF's tag; from 5 on width and height change places
+_TURNS = dict(enumerate(
+    ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90"), start=2
+))  # fmt: skip
 
 
 def size(data: bytes) -> tuple[int, int]:
     """(width, height), from the header alone. Raises ValueError saying why the image is not taken."""
-    return _opened(data).size
+    image = _opened(data)
+    return image.size[::-1] if _orientation(image) >= 5 else image.size
 
 
 def check(data: bytes) -> None:
@@ -24,6 +35,8 @@ def pixels(data: bytes) -> Any:
     from PIL import Image
 
     image = _loaded(_opened(data))
+    if turn := _TURNS.get(_orientation(image)):
+        image = image.transpose(Image.Transpose[turn])
     if not image.has_transparency_data:
         return image.convert("RGB")
     image = image.convert("RGBA")
@@ -36,17 +49,17 @@ def _opened(data: bytes) -> Any:
 
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # the limit here is ours, and an error
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # a phone's JPEG, with its preview
     except UnidentifiedImageError:
-        raise ValueError("is no image that can be read") from None
-    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"is no image that can be read: {', '.join(FORMATS[:-1])} and {FORMATS[-1]} are") from None
+    except _BROKEN as error:
         raise ValueError(f"cannot be read ({error})") from None
     finally:
         Image.MAX_IMAGE_PIXELS = limit
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise ValueError(f"has {width:,} × {height:,} pixels; {MAX_PIXELS:,} in all are the most: scale it down before")
-    frames = getattr(image, "n_frames", 1)
     if frames > 1:
         raise ValueError(f"is an animation of {frames} frames: give the one that is meant")
     if image.mode not in _MODES:
@@ -58,6 +71,17 @@ def _opened(data: bytes) -> Any:
 def _loaded(image: Any) -> Any:
     try:
         image.load()
-    except (OSError, SyntaxError, ValueError) as error:
+    except _BROKEN as error:
         raise ValueError(f"cannot be read to its end ({error})") from None
     return image
+
+
+def _orientation(image: Any) -> int:
+    """EXIF's, 1 to 8; 1 is upright, and what is broken or not there counts as that. Pillow turns TIFF itself."""
+    if "exif" not in image.info or image.format == "TIFF":
+        return 1
+    try:
+        found = image.getexif().get(_ORIENTATION, 1)
+    except _BROKEN:
+        return 1
+    return found if found in range(1, 9) else 1

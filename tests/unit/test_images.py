@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from srl_rlvr import images
 
@@ -40,6 +40,7 @@ FRAMES = encoded(SMALL, "GIF", save_all=True, append_images=[Image.new("RGB", (8
     [
         (b"no image at all", "is no image that can be read"),
         (b"", "is no image that can be read"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is no image that can be read: PNG, JPEG, WEBP, GIF"),
         (_huge_png(), "has 20,000 × 20,000 pixels; 50,000,000 in all are the most: scale it down before"),
         (encoded(Image.new("CMYK", (4, 4)), "JPEG"), "is in CMYK: save it in RGB, 8 bits a channel"),
         (encoded(DEEP), "has 16 or more bits a channel: save it in RGB, 8 bits a channel"),
@@ -63,6 +64,37 @@ def test_common_images_are_rgb_and_their_size_is_known(mode: str) -> None:
 def test_what_is_transparent_is_white() -> None:
     data = encoded(Image.new("RGBA", (2, 2), (255, 0, 0, 0)))
     assert images.pixels(data).getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "MPO"])
+@pytest.mark.parametrize("orientation", [*range(1, 9), 99])
+def test_a_photograph_is_upright(kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    taken = Image.new("RGB", (16, 8), "red")
+    taken.paste("blue", (0, 0, 8, 8))
+    more: dict[str, Any] = {"save_all": True, "append_images": [SMALL]} if kind == "MPO" else {}
+    data = encoded(taken, kind, exif=exif, **more)
+    found, right = images.pixels(data), ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert images.size(data) == found.size == right.size
+    assert found.tobytes() == right.tobytes()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_holds_no_image_whole_is_refused_and_never_more() -> None:
+    rng = np.random.default_rng(0)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for kind in images.FORMATS:
+        whole = encoded(Image.effect_noise((16, 16), 50).convert("RGB"), kind, exif=exif)
+        for _ in range(200):
+            broken = np.frombuffer(whole, np.uint8).copy()
+            broken[rng.integers(0, min(len(broken), rng.choice((40, 200, len(broken)))), 3)] = rng.integers(0, 256, 3)
+            data = broken[: rng.integers(1, len(broken) + 1)].tobytes() if rng.random() < 0.3 else broken.tobytes()
+            try:
+                assert images.size(data) == images.pixels(data).size
+            except ValueError as error:
+                assert "\n" not in str(error)
 
 
 def test_pillows_own_limit_is_left_as_it_was() -> None:
