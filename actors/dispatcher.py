@@ -258,6 +258,10 @@ async def wait(ref: Any, deadline_s: float, what: str) -> Any:
             return await ref
 
 
+# Of what an actor's `__init__` raises Ray keeps the text alone.
+_INPUT_ERROR = f"{InputError.__module__}.{InputError.__name__}: "
+
+
 @contextlib.contextmanager
 def explained(deadline_s: float, what: str) -> Iterator[None]:
     """Ray's errors in a user's words; those that can be repaired (unavailable actor, lost object) pass as they are."""
@@ -272,6 +276,8 @@ def explained(deadline_s: float, what: str) -> Iterator[None]:
         raise RunError(f"waited for {what}: {type(error.cause).__name__}: {first}") from error
     except ray.exceptions.ActorDiedError as error:
         last = str(error).strip().splitlines()[-1]
+        if error.actor_init_failed and last.startswith(_INPUT_ERROR):
+            raise InputError(last.removeprefix(_INPUT_ERROR)) from None
         raise RunError(f"waited for {what}, and the actor died: {last}") from error
     except TimeoutError:  # ray.get's and asyncio's
         raise RunError(f"waited {deadline_s:.0f} s for {what}; see `ray status` and the actor's log") from None

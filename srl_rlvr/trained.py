@@ -71,7 +71,7 @@ def _vectors(model: Path) -> dict[str, Any]:
 def read(folder: Path, max_context: int | None = None, max_tokens: int | None = None) -> Trained:
     """Raises InputError where it is of no known type."""
     card = base_models.read_card(folder)
-    name = card.get("model_type", "task_llm")
+    name = str(card.get("model_type", "task_llm"))
     if name not in model_types.MODULES:
         raise InputError(f"model {folder} is a {name}; there are {', '.join(model_types.MODULES)}")
     return Trained(

@@ -28,9 +28,12 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> int:
     from srl_rlvr.cli import inference
     from srl_rlvr.engines import SamplingSpec
+    from srl_rlvr.errors import InputError
     from srl_rlvr.examples.files import Reading
     from srl_rlvr.stages import rlvr
 
+    if options.out is not None and not options.out.parent.is_dir():
+        raise InputError(f"--out {options.out}: there is no folder {options.out.parent}")
     model = inference.read_model(options)
     model_type, card = model.model_type, model.card
     how = Reading(options.limit, card=card, unanswered=True, skip_bad=options.skip_bad)

@@ -7,6 +7,8 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,10 +50,8 @@ def load_plain_tokenizer(model: Path) -> Any:
     """The tokenizer of an encoder: it needs neither a chat template nor an end-of-text token."""
     from transformers import AutoTokenizer
 
-    try:
+    with _loading(model, "its tokenizer"):
         return AutoTokenizer.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        raise InputError(f"model '{model}': cannot load its tokenizer: {_first_line(error)}") from None
 
 
 def load_processor(model: Path) -> Any:
@@ -59,10 +59,8 @@ def load_processor(model: Path) -> Any:
     from transformers import AutoProcessor
 
     _quiet()
-    try:
+    with _loading(model, "its processor"):
         processor: Any = AutoProcessor.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        raise InputError(f"model '{model}': cannot load its processor: {_first_line(error)}") from None
     if not hasattr(processor, "image_processor"):
         raise InputError(f"model '{model}' takes no images; use one with a vision tower, as SmolVLM")
     if processor.chat_template is None:
@@ -74,19 +72,13 @@ def load_image_processor(model: Path) -> Any:
     from transformers import AutoImageProcessor
 
     _quiet()
-    try:
+    with _loading(model, "its image processor"):
         return AutoImageProcessor.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        raise InputError(f"model '{model}': cannot load its image processor: {_first_line(error)}") from None
 
 
 def read_config(model: Path) -> dict[str, Any]:
-    """The folder's `config.json`. Raises InputError where there is none, or it is no JSON."""
-    path = model / "config.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {_first_line(error)}") from None
+    """The folder's `config.json`. Raises InputError where there is none, or it is no JSON object."""
+    return _read_object(model / "config.json")
 
 
 def load_tokenizer(model: Path) -> Any:
@@ -100,17 +92,17 @@ def load_tokenizer(model: Path) -> Any:
 
 def load_model(model: Path) -> Any:
     """The causal language model in float32, in evaluation mode (dropout off, as sampling has it); where its config has
-    a vision tower, with it."""
+    a vision tower, with it. Raises InputError where it cannot be loaded, or lacks a part of its weights."""
     import torch
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     _quiet()
     kind: Any = AutoModelForImageTextToText if "vision_config" in read_config(model) else AutoModelForCausalLM
-    try:
-        return kind.from_pretrained(model, dtype=torch.float32).eval()
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"model '{model}': cannot load it as a causal language model: {_first_line(error)}") from None
+    with _loading(model, "it as a causal language model"):
+        network, found = kind.from_pretrained(model, dtype=torch.float32, output_loading_info=True)
+    if missing := sorted(found["missing_keys"]):  # transformers would draw them, and say so in a log
+        raise InputError(f"model '{model}': its weights lack {len(missing)} tensors of its config, as {missing[0]}")
+    return network.eval()
 
 
 def load_encoder(model: Path, kind: str) -> Any:
@@ -127,25 +119,39 @@ def load_encoder(model: Path, kind: str) -> Any:
         raise MissingExtraError("sentence-transformers", "ranking") from None
     _quiet()
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
-    try:
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            load = SentenceTransformer if kind == "bi" else partial(CrossEncoder, num_labels=1)
-            encoder = load(str(model), device="cpu")
-    except (OSError, ValueError) as error:
-        raise InputError(f"model '{model}': cannot load it as an encoder: {_first_line(error)}") from None
+    with _loading(model, "it as an encoder"), torch.random.fork_rng():
+        torch.manual_seed(0)
+        load = SentenceTransformer if kind == "bi" else partial(CrossEncoder, num_labels=1)
+        encoder = load(str(model), device="cpu")
     for parameter in encoder.parameters():
         parameter.data = parameter.data.clone()  # where a tensor lies in its file would decide how its products round
     return encoder.eval()
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-    """The folder's model card (`model_card.json`), or an empty one. Raises InputError where it is no JSON."""
+    """The folder's model card (`model_card.json`), or an empty one. Raises InputError where it is no JSON object."""
     path = folder / "model_card.json"
+    return _read_object(path) if path.is_file() else {}
+
+
+def _read_object(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON: {error}") from None
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read: {_first_line(error)}") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: it should be a JSON object")
+    return found
+
+
+@contextmanager
+def _loading(model: Path, what: str) -> Iterator[None]:
+    """Libraries raise nearly anything where a folder is not what it should be."""
+    try:
+        yield
+    except Exception as error:
+        said = " ".join(str(error).split())[:300]
+        raise InputError(f"model '{model}': cannot load {what}: {type(error).__name__}: {said}") from error
 
 
 def _check_folder(folder: Path) -> None:

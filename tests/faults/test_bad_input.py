@@ -116,6 +116,18 @@ def test_a_model_folder_that_is_not_whole(run_file: Path, tiny_model: Path, tmp_
     )
 
 
+@pytest.mark.parametrize(
+    ("change", "said"), [({"num_hidden_layers": 9}, "its weights lack"), ({"hidden_act": "none"}, "KeyError: 'none'")]
+)
+def test_a_model_folder_whose_config_does_not_fit(
+    run_file: Path, tiny_model: Path, tmp_path: Path, change: dict, said: str
+) -> None:
+    config = shutil.copytree(tiny_model, tmp_path / "model") / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    finished = srl_rlvr("train", run_file, "--set", f"model.base={config.parent}", "--out", "out", cwd=tmp_path)
+    refused(finished, str(config.parent), said)
+
+
 def test_a_folder_that_holds_a_run(run_file: Path, tmp_path: Path) -> None:
     _begun(tmp_path / "out", run_file)
     finished = srl_rlvr("train", run_file, "--out", "out", cwd=tmp_path)
@@ -162,6 +174,11 @@ def test_a_file_or_model_that_is_not_there(tiny_model: Path, run_file: Path, tmp
     finished = srl_rlvr(command, tiny_model, "--data", "problem.jsonl", cwd=tmp_path)
     refused(finished, "problem.jsonl", "no such file", "problems.jsonl")
     refused(srl_rlvr(command, "./nowhere", "--data", "problems.jsonl", cwd=tmp_path), "./nowhere", "no such folder")
+
+
+def test_answers_that_have_no_place(tiny_model: Path, run_file: Path, tmp_path: Path) -> None:
+    finished = srl_rlvr("predict", tiny_model, "--data", "problems.jsonl", "--out", "gone/a.jsonl", cwd=tmp_path)
+    refused(finished, "gone/a.jsonl", "there is no folder gone")
 
 
 def test_doctor_names_a_cluster_that_is_not_there(tmp_path: Path) -> None:

@@ -99,10 +99,37 @@ def test_a_damaged_tokenizer_or_model_is_refused_in_one_line(copy: Path) -> None
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hidden_size": 24},
+        {"hidden_size": "x"},
+        {"num_attention_heads": 0},
+        {"hidden_act": "nothing"},
+        {"vocab_size": -1},
+    ],
+)
+def test_a_config_that_does_not_fit_the_weights_is_one_line(copy: Path, change: dict[str, object]) -> None:
+    path = copy / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(InputError, match="cannot load it as a causal language model: ") as caught:
+        base_models.load_model(copy)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_not_there_are_not_drawn(copy: Path) -> None:
+    path = copy / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"num_hidden_layers": config["num_hidden_layers"] + 1}))
+    with pytest.raises(InputError, match=r"its weights lack \d+ tensors of its config, as model.layers"):
+        base_models.load_model(copy)
+
+
 def test_a_card_is_read_where_there_is_one(copy: Path) -> None:
     assert base_models.read_card(copy) == {}
     (copy / "model_card.json").write_text('{"name": "mine"}')
     assert base_models.read_card(copy) == {"name": "mine"}
-    (copy / "model_card.json").write_text("{")
-    with pytest.raises(InputError, match="model_card.json: not valid JSON"):
-        base_models.read_card(copy)
+    for text, said in (("{", "cannot be read: "), ("[]", "it should be a JSON object")):
+        (copy / "model_card.json").write_text(text)
+        with pytest.raises(InputError, match=f"model_card.json: {said}"):
+            base_models.read_card(copy)
