@@ -48,7 +48,7 @@ import numpy as np
 import paper_table as table
 from _machine import commit, machine
 
-from srl_rlvr.config import RANKING_TYPES
+from srl_rlvr import model_types
 
 HERE = Path(__file__).parent
 OUT = HERE.parent / "out" / "seven_types"
@@ -122,8 +122,7 @@ class Task:
 
     @property
     def recipe(self) -> Recipe:
-        kind = "ranking" if self.model_type in RANKING_TYPES else "text"
-        return RECIPES["vision" if self.model_type == VISION else kind]
+        return RECIPES["vision" if self.model_type == VISION else model_types.find(self.model_type).policy]
 
     def shares(self, sequence: str) -> dict[str, float]:
         """The stages of a sequence, and their share of the time."""
@@ -235,7 +234,6 @@ def run(cell: Cell, place: table.Place) -> None:
     import torch
 
     from srl_rlvr import config as configs
-    from srl_rlvr import model_types
     from srl_rlvr.cli import session
     from srl_rlvr.examples import sources
     from srl_rlvr.examples.files import Reading
@@ -308,7 +306,6 @@ def vision_base_of(task: Task, folder: Path) -> Path:
 
 def fitting(task: Task, base: Path, folder: Path) -> Path:
     """A folder with the first rows of the data that have steps and fit the context, in an order drawn once."""
-    from srl_rlvr import model_types
     from srl_rlvr.examples import files
 
     model_type, out = model_types.find(task.model_type), folder / task.data

@@ -13,11 +13,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from srl_rlvr.errors import InputError
-
-RANKING_TYPES = ("intent_router", "embeddings", "reranker")
+from srl_rlvr.examples.names import did_you_mean
 
 
 class Section(BaseModel):
@@ -281,10 +280,9 @@ class TrackingConfig(Section):
 class RunConfig(Section):
     name: str = "run"
     """Names the run in MLflow and its default folder under `out/`."""
-    model_type: Literal[
-        "srl_parser", "intent_router", "embeddings", "reranker", "task_llm", "extractor", "multimodal_vision"
-    ] = "task_llm"
-    """What the model is for."""
+    model_type: str = "task_llm"
+    """What the model is for: task_llm, srl_parser, extractor, multimodal_vision, intent_router, embeddings, reranker
+    (the files of srl_rlvr/model_types)."""
     seed: int = Field(default=0, ge=0)
     """Of everything drawn: problems, order, samples."""
     think: bool = False
@@ -304,22 +302,35 @@ class RunConfig(Section):
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
 
+    @field_validator("model_type")
+    @classmethod
+    def _is_declared(cls, name: str) -> str:
+        from srl_rlvr import model_types
+
+        known = model_types.names()
+        if name not in known:
+            raise ValueError(f"no such type{did_you_mean(name, known)}; there are {', '.join(known)}")
+        return name
+
     @model_validator(mode="after")
     def _stages_fit(self) -> RunConfig:
         labels = [stage.label for stage in self.stages]
         repeated = {label for label in labels if labels.count(label) > 1}
         if repeated:
             raise ValueError(f"two stages are called '{min(repeated)}': give each its own 'name'")
-        if self.model_type in RANKING_TYPES:
+        from srl_rlvr import model_types
+
+        declared = model_types.find(self.model_type)
+        if declared.policy == "ranking":
             kinds = {stage.kind for stage in self.stages}
             for asked, what in (
                 (self.think, "think = true"), (self.model.lora_rank > 0, "model.lora_rank"), ("dpo" in kinds, "dpo"),
             ):  # fmt: skip
                 if asked:
                     raise ValueError(f"{what} is for types that write text, and {self.model_type} ranks: leave it out")
-        if self.model.dimensions and self.model_type != "embeddings":
+        if self.model.dimensions and not declared.shortens:
             raise ValueError(f"model.dimensions are of embeddings, not of a {self.model_type}: leave them out")
-        if self.model_type not in RANKING_TYPES and any(stage.hardest for stage in self.stages):
+        if declared.policy != "ranking" and any(stage.hardest for stage in self.stages):
             raise ValueError(f"'hardest' is for types that rank, and {self.model_type} writes text: leave it out")
         if "base" in labels:
             raise ValueError("a stage cannot be called 'base': results use it for the model before training")

@@ -72,8 +72,8 @@ def read(folder: Path, max_context: int | None = None, max_tokens: int | None = 
     """Raises InputError where it is of no known type."""
     card = base_models.read_card(folder)
     name = str(card.get("model_type", "task_llm"))
-    if name not in model_types.MODULES:
-        raise InputError(f"model {folder} is a {name}; there are {', '.join(model_types.MODULES)}")
+    if name not in model_types.names():
+        raise InputError(f"model {folder} is a {name}; there are {', '.join(model_types.names())}")
     return Trained(
         folder,
         model_types.find(name),

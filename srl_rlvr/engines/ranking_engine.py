@@ -10,7 +10,8 @@ import torch
 import xxhash
 
 from srl_rlvr.engines import Completion, SamplingSpec
-from srl_rlvr.policies.ranking import Kind, Scorer, draw, unpack
+from srl_rlvr.policies.questions import unpack
+from srl_rlvr.policies.ranking import Kind, Scorer, draw
 from srl_rlvr.policies.weights import Manifest, unflatten
 
 

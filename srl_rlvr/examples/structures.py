@@ -62,6 +62,7 @@ def load(
     path: files.Source,
     split: files.Split,
     model_type: str,
+    verifier: str,
     limit: int | None = None,
     unanswered: bool = False,
     schema: dict[str, Any] | None = None,
@@ -74,7 +75,7 @@ def load(
     """
     file = files.find(path, split)
     schema_of = None
-    if model_type == "extractor":
+    if verifier == "fields":
         train = files.find(path, "train") if path.is_dir() else file
         schema_of = _given(schema) if unanswered else _schemas(train, skip_bad)
 
@@ -96,7 +97,7 @@ def load(
             prompt=prompt,
             steps=steps,
             reference="\n".join(steps),
-            verifier="frames" if schema_of is None else "fields",
+            verifier=verifier,
             metadata=metadata,
             difficulty=len(steps),
             provenance={"source": file.name, "row": number, "id": row.get("id")},

@@ -31,7 +31,6 @@ from srl_rlvr.examples import columns, files
 from srl_rlvr.examples.structures import MAX_CHARACTERS, as_lines
 
 Row = Mapping[str, Any]
-NAME = "multimodal_vision"
 _COUNT = "n_"  # begins the columns that are counts of something in the image
 _STEPS = TypeAdapter(list[str] | None)
 _COUNT_OF = TypeAdapter(Annotated[int, Field(ge=0, strict=True)])
@@ -48,7 +47,9 @@ class Problem:
     images: Sequence[Any] = ()  # beside the row's own
 
 
-def load(path: files.Source, split: files.Split, how: files.Reading = files.WHOLE) -> pa.Table:
+def load(
+    path: files.Source, split: files.Split, how: files.Reading = files.WHOLE, model_type: str = "multimodal_vision"
+) -> pa.Table:
     """The Examples of a file or of a folder's `split`. Raises InputError naming the file, the row and the column."""
     file = files.find(path, split)
     train = files.find(path, "train") if path.is_dir() else file
@@ -64,7 +65,7 @@ def load(path: files.Source, split: files.Split, how: files.Reading = files.WHOL
                              "the most")  # fmt: skip
         own = row["images"] if isinstance(row.get("images"), list) else [row.get("image")]
         return records.example(
-            model_type=NAME,
+            model_type=model_type,
             task=files.task_of(path, file),
             prompt=problem.question,
             images=[_image(value, file, where) for value in (*own, *problem.images)],

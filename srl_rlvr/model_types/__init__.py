@@ -1,13 +1,15 @@
 """What a model is for: one declaration for each type. A declaration says what a question and an answer are, how an
 expert's work is cut into actions, what verifies them, and which policy learns.
 
-To add a type, write a file that makes a `TextType` or a `RankingType` (or a class with the same methods) and name it in
-`MODULES`. Nothing here knows Ray, stages or the pipeline.
+To add a type, write a file here whose `TYPE` is a `TextType`, a `StructuredType` or a `RankingType` (of `kinds`), or a
+`ModelType` of its own: a module of this folder is a type, by its name. Nothing here knows Ray, stages or the pipeline,
+and none imports torch, so that a run file is checked in no time.
 """
 
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +18,6 @@ from typing import Any
 import pyarrow as pa
 
 from srl_rlvr.examples.files import WHOLE, Reading, Source, Split
-
-_NAMES = ("srl_parser", "intent_router", "embeddings", "reranker", "task_llm", "extractor", "multimodal_vision")
-# Imported when they are asked for: a name can be checked without torch.
-MODULES = {name: f"{__name__}.{name}" for name in _NAMES}
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,7 @@ class ModelType:
     metric: str  # of the held-out problems: what the verifier's rewards are the mean of
     step_verifier: str
     base: str  # where the run names none
+    shortens: bool = False  # `model.dimensions` trains its vectors to be cut
     calibrates: bool = False  # its card needs the trained model's answers to the dev problems
 
     def load(self, path: Source, split: Split, how: Reading = WHOLE) -> pa.Table:
@@ -109,9 +108,14 @@ class ModelType:
         return batch
 
 
+def names() -> list[str]:
+    """Of all types, sorted."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg)
+
+
 def find(name: str) -> ModelType:
     """The declaration of that name."""
-    return importlib.import_module(MODULES[name]).TYPE
+    return importlib.import_module(f"{__name__}.{name}").TYPE
 
 
 def of(examples: pa.Table) -> ModelType:

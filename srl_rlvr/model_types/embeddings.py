@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -13,13 +13,15 @@ from srl_rlvr import records
 from srl_rlvr.errors import InputError
 from srl_rlvr.examples import rankings
 from srl_rlvr.examples.files import Reading
-from srl_rlvr.model_types.ranking import CandidateTokenizer, RankingType
+from srl_rlvr.model_types.kinds.ranking import CandidateTokenizer, RankingType
 from srl_rlvr.verifiers.orderings import CUTOFF, ndcg
 
 _DEPTH = 100  # of the ranking that recall is of
 
 
 class EmbeddingsType(RankingType):
+    shortens: ClassVar[bool] = True
+
     def over_corpus(
         self, engine: Any, tokenizer: CandidateTokenizer, path: Path, how: Reading
     ) -> list[dict[str, Any]] | None:

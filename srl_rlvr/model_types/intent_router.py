@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from srl_rlvr.examples import rankings
-from srl_rlvr.model_types.ranking import RankingType
+from srl_rlvr.model_types.kinds.ranking import RankingType
 
 _BINS = 15  # of the calibration error
 _CLIP = 1e-6

@@ -16,7 +16,7 @@ from srl_rlvr import images
 from srl_rlvr.errors import InputError
 from srl_rlvr.examples import visual
 from srl_rlvr.examples.files import WHOLE, Reading, Source, Split
-from srl_rlvr.model_types.text import StructuredType, TextType
+from srl_rlvr.model_types.kinds.text import StructuredType, TextType
 from srl_rlvr.policies import base_models
 from srl_rlvr.records import PASSED
 
@@ -52,7 +52,7 @@ class VisionType(TextType):
     engine: ClassVar[str] = "transformers"
 
     def load(self, path: Source, split: Split, how: Reading = WHOLE) -> pa.Table:
-        return visual.load(path, split, how)
+        return visual.load(path, split, how, self.name)
 
     def card(self, paths: Sequence[Path], predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return visual.card(paths)
@@ -98,7 +98,7 @@ class VisionType(TextType):
 
 
 TYPE = VisionType(
-    name=visual.NAME,
+    name="multimodal_vision",
     metric="accuracy",
     instruction="Look and answer. The last line is 'Answer: ' and the result, where no JSON is asked for.",
     base="vision-smollm2-135m-instruct",

@@ -1,6 +1,6 @@
 """The task LLM: a problem in, worked steps and an answer out; the answer's last line is `Answer: …`."""
 
-from srl_rlvr.model_types.text import TextType
+from srl_rlvr.model_types.kinds.text import TextType
 
 TYPE = TextType(
     name="task_llm",

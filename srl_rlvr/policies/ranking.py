@@ -1,9 +1,9 @@
 """The ranking policy: an encoder scores candidates, and Plackett–Luce over the scores gives orderings.
 
 A ranking is a rollout as any other. The prompt's tokens hold the question, its candidates and what is picked already
-(`pack`); the completion's tokens are numbers of candidates, best first, each with its log-probability. With the logits
-z of the candidates that are left, the next pick is c with probability exp(z_c) / Σ exp(z): Plackett–Luce (Plackett
-1975; as a policy, Oosterhuis 2021, and Neural PG-RANK, 2310.04407). One pick is a classifier.
+(`questions.pack`); the completion's tokens are numbers of candidates, best first, each with its log-probability. With
+the logits z of the candidates that are left, the next pick is c with probability exp(z_c) / Σ exp(z): Plackett–Luce
+(Plackett 1975; as a policy, Oosterhuis 2021, and Neural PG-RANK, 2310.04407). One pick is a classifier.
 
 Two scorers: `bi` embeds question and candidates apart (logit: `SCALE` times the cosine), `cross` reads each candidate
 together with the question (logit: its output). Texts that prompts of a batch have in common are encoded once.
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,39 +30,11 @@ from srl_rlvr.policies.losses import (
     cross_entropy_loss,
     policy_gradient_loss,
 )
+from srl_rlvr.policies.questions import Question, unpack
 
 Kind = Literal["bi", "cross"]
 SCALE = 20.0  # of cosines, as sentence-transformers trains them
 _BETAS = (0.9, 0.99)
-
-
-@dataclass(frozen=True)
-class Question:
-    """What is ranked. Under `cross` the question's own tokens are empty, and each candidate's tokens hold both."""
-
-    question: tuple[int, ...]
-    candidates: tuple[tuple[int, ...], ...]
-    picked: tuple[int, ...] = ()  # candidates that come before the next pick
-
-
-def pack(question: Question) -> list[int]:
-    """The tokens of a prompt: how many candidates, the length of each text, the texts, the picks."""
-    texts = (question.question, *question.candidates)
-    lengths = [len(text) for text in texts]
-    return [len(question.candidates), *lengths, *(token for text in texts for token in text), *question.picked]
-
-
-def unpack(tokens: Sequence[int]) -> Question:
-    """What `pack` packed. Raises ValueError where the tokens are shorter than they say."""
-    count = tokens[0]
-    lengths, at = tokens[1 : count + 2], count + 2
-    if len(tokens) < at + sum(lengths):
-        raise ValueError(f"a ranking prompt of {len(tokens)} tokens should have {at + sum(lengths)} or more")
-    texts = []
-    for length in lengths:
-        texts.append(tuple(tokens[at : at + length]))
-        at += length
-    return Question(texts[0], tuple(texts[1:]), tuple(tokens[at:]))
 
 
 class Scorer(torch.nn.Module):

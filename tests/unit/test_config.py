@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
-from srl_rlvr import config, model_types
+from srl_rlvr import config
 from srl_rlvr.errors import InputError
 
 DATA = '[[data]]\nfamily = "chain_sum"\n'
@@ -219,11 +220,22 @@ def test_the_documented_keys_are_those_that_a_run_has(tmp_path: Path) -> None:
     assert found == {key for key, _, _ in config.documented_keys()}
 
 
-def test_every_declared_type_can_be_asked_for() -> None:
-    asked = config.RunConfig.model_fields["model_type"].annotation
-    assert set(get_args(asked)) == set(model_types.MODULES)
-    ranking = {name for name in model_types.MODULES if model_types.find(name).policy == "ranking"}
-    assert ranking == set(config.RANKING_TYPES)
+def test_every_declared_type_can_be_asked_for_without_torch() -> None:
+    script = """
+import sys
+from srl_rlvr import config, model_types
+for name in model_types.names():
+    tree = {"model_type": name, "data": [{"path": "x"}], "stages": [{"kind": "srl"}]}
+    assert model_types.find(config.parse(tree, "run").model_type).name == name
+print("torch" in sys.modules)
+"""
+    asked = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert asked.stdout.strip() == "False"
+
+
+def test_a_type_that_is_not_declared_is_named_with_the_nearest(tmp_path: Path) -> None:
+    said = refusal(tmp_path, 'model_type = "rerankers"\n' + RUN)
+    assert "model_type: no such type; did you mean 'reranker'?; there are embeddings, extractor" in said
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from srl_rlvr import model_types, records
 from srl_rlvr.config import SrlStage
 from srl_rlvr.engines.ranking_engine import RankingEngine
 from srl_rlvr.examples.files import WHOLE
-from srl_rlvr.policies.ranking import unpack
+from srl_rlvr.policies.questions import unpack
 from srl_rlvr.stages import rlvr, sft, srl
 
 STAGE = SrlStage.model_validate({"kind": "srl"})
@@ -31,11 +31,6 @@ def examples() -> Any:
         "Example",
         [example("ab", "c", "d", gains='{"0": 2.0, "1": 1.0}', steps=("0", "1")), example("x", "e", "c")],
     )
-
-
-@pytest.mark.parametrize("name", sorted(model_types.MODULES))
-def test_every_declaration_goes_by_its_name(name: str) -> None:
-    assert model_types.find(name).name == name
 
 
 def test_srl_asks_for_one_pick_after_the_other(tiny_encoder: Path, examples: Any) -> None:

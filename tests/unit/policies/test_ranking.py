@@ -16,7 +16,8 @@ from srl_rlvr import records
 from srl_rlvr.engines import SamplingSpec
 from srl_rlvr.engines.ranking_engine import RankingEngine
 from srl_rlvr.policies.losses import UpdateSpec
-from srl_rlvr.policies.ranking import Kind, Question, RankingPolicy, draw, log_probabilities, pack, unpack
+from srl_rlvr.policies.questions import Question, pack, unpack
+from srl_rlvr.policies.ranking import Kind, RankingPolicy, draw, log_probabilities
 
 KINDS: tuple[Kind, ...] = ("bi", "cross")
 TEXTS = [(2, 40 + i, 50 + 2 * i, *range(60, 60 + i), 3) for i in range(6)]

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 
@@ -84,7 +84,8 @@ class TextType(ModelType):
 class StructuredType(TextType):
     """The answer is JSON over lines: the expert's steps are the whole of it."""
 
-    parts: tuple[str, ...] = ()  # that its verifier counts
+    verifier: Literal["fields", "frames"] = "fields"
+    parts: tuple[str, ...] = ("field",)  # that its verifier counts
 
     def score(self, reward: float) -> float:
         return max(reward, 0.0)
@@ -94,11 +95,11 @@ class StructuredType(TextType):
 
     def load(self, path: Source, split: Split, how: Reading = WHOLE) -> pa.Table:
         schema = (how.card or {}).get("schema")
-        return structures.load(path, split, self.name, how.limit, how.unanswered, schema, how.skip_bad)
+        return structures.load(path, split, self.name, self.verifier, how.limit, how.unanswered, schema, how.skip_bad)
 
     def card(self, paths: Sequence[Path], predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """An extractor's fields, for texts that come without a schema."""
-        return structures.card(paths) if self.name == "extractor" else {}
+        """The fields, for texts that come without a schema."""
+        return structures.card(paths) if self.verifier == "fields" else {}
 
     def present(self, example: Mapping[str, Any], prediction: Mapping[str, Any], card: Mapping[str, Any]) -> Any:
         """The JSON, or null where it is none."""

@@ -20,7 +20,7 @@ from srl_rlvr.examples import rankings
 from srl_rlvr.examples.files import WHOLE, Reading, Source, Split
 from srl_rlvr.model_types import ModelType, Solution
 from srl_rlvr.policies import base_models
-from srl_rlvr.policies.ranking import Question, pack, unpack
+from srl_rlvr.policies.questions import Question, pack, unpack
 
 
 class CandidateTokenizer:

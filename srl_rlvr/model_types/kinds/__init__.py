@@ -1,0 +1,1 @@
+"""What types have in common, by what their answers are: text, or an ordering of candidates."""
