@@ -59,8 +59,9 @@ def load(
         if file is None:
             raise InputError(f"{path}: queries_{split}.jsonl.gz is missing beside {corpus_file.name}")
         corpus = read_corpus(corpus_file, skip_bad)
+        answers = dict(_answers(file, corpus, []))
     else:
-        file, corpus = files.find(path, split), {}
+        file, corpus, answers = files.find(path, split), {}, {}
         _, first = next(files.read_rows(file, skip_bad), (1, {}))
         if labels is None and ("label" in first or (verifier == "label" and not unanswered)):
             labels = read_labels(path, skip_bad)
@@ -70,7 +71,7 @@ def load(
     def example(number: int, row: Row) -> Row:
         where = f"{file}, row {number}"
         if corpus_file is not None:
-            asked = _from_corpus(row, where, corpus, candidates, split)
+            asked = _from_corpus(row, where, corpus, answers, candidates, split)
         elif labels is not None:
             asked = _from_label(row, where, labels, number_of, unanswered)
             asked["metadata"] = {"costs": costs.get(str(row.get("label")), {})}
@@ -107,11 +108,25 @@ def read_queries(
     if file is None:
         raise InputError(f"{path}: queries_{split}.jsonl.gz is missing beside the corpus")
 
+    return list(itertools.islice(_answers(file, corpus, files.left_out(skip_bad)), limit))
+
+
+def _answers(
+    file: Path, corpus: Mapping[str, str], bad: list[InputError] | None
+) -> Iterable[tuple[str, dict[str, float]]]:
+    """(question, gains by doc_id) of a file, each question once: what one of its rows calls for is no wrong answer to
+    another."""
+
     def query(number: int, row: Row) -> tuple[str, dict[str, float]]:
         where = f"{file}, row {number}"
         return columns.text(row, "query", where), _positives(row, where, corpus)
 
-    return [asked for _, asked in itertools.islice(files.each(file, query, files.left_out(skip_bad)), limit)]
+    answers: dict[str, dict[str, float]] = {}
+    for _, (question, gains) in files.each(file, query, bad):
+        known = answers.setdefault(question, {})
+        for doc_id, gain in gains.items():
+            known[doc_id] = max(gain, known.get(doc_id, 0.0))
+    return answers.items()
 
 
 def _positives(row: Row, where: str, corpus: Mapping[str, str]) -> dict[str, float]:
@@ -131,8 +146,16 @@ def _check_named(doc_ids: Iterable[str], where: str, corpus: Mapping[str, str]) 
             raise InputError(f"{where}: '{doc_id}' names no document of the corpus")
 
 
-def _from_corpus(row: Row, where: str, corpus: Mapping[str, str], size: int, split: files.Split) -> Row:
+def _from_corpus(
+    row: Row,
+    where: str,
+    corpus: Mapping[str, str],
+    answers: Mapping[str, Mapping[str, float]],
+    size: int,
+    split: files.Split,
+) -> Row:
     question, positives = columns.text(row, "query", where), _positives(row, where, corpus)
+    positives |= answers[question]  # of its other rows, too; its own come first
     column = next((name for name in ("candidates", "bm25_top") if name in row), None)
     ranked = columns.take(row, column, _TEXTS, "a list of doc_id's", where) if column else list(corpus)[:size]
     _check_named(ranked, where, corpus)

@@ -62,6 +62,18 @@ def test_a_document_is_a_candidate_once_and_answers_nothing_with_a_gain_of_zero(
     assert json.loads(dev["metadata"]) == {"relevant": [1.0]}
 
 
+def test_what_answers_a_question_in_another_row_is_no_wrong_answer(tmp_path: Path) -> None:
+    asked = [QUERY | {"positives": [doc_id], "bm25_top": ["d3", "d1", "d0"]} for doc_id in ("d3", "d1")]
+    folder = corpus_folder(tmp_path, queries_train=asked, queries_dev=asked)
+    first, second = load(folder)
+    assert first["candidates"] == ["text 3", "text 1", "T\ntext 0"] and first["steps"] == ["0", "1"]
+    assert second["candidates"] == ["text 1", "text 3", "T\ntext 0"] and second["steps"] == ["0", "1"]
+    [dev] = load(folder, "dev")
+    assert json.loads(dev["reference"]) == {"0": 1.0, "1": 1.0}
+    [(question, gains)] = rankings.read_queries(folder, "dev", rankings.corpus_of(folder) or {})
+    assert (question, gains) == ("what?", {"d3": 1.0, "d1": 1.0})
+
+
 def test_rows_may_bring_their_own_candidates(tmp_path: Path) -> None:
     folder = write(tmp_path, train=[SENTENCES], dev=[SENTENCES])
     [train], [dev] = load(folder, "train", candidates=2), load(folder, "dev")
