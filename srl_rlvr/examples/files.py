@@ -252,6 +252,8 @@ def _parquet(file: Path) -> Iterator[dict[str, Any]]:
                 yield {name: value for name, value in row.items() if value is not None}
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{file}: not a whole Parquet file ({str(error).splitlines()[0]})") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{file}: a column of texts holds what is not UTF-8") from None
 
 
 def _names_in(folder: Path) -> list[str]:
@@ -281,7 +283,7 @@ def _example(file: Source, number: int, row: Row, schema: Schema, task: str, mod
     for column in (*schema.required, *schema.optional, "verifier", "id"):
         expected, fits = COLUMNS[column]
         if column in given and not fits(given[column]):
-            found = f"{_kind(given[column])} ({json.dumps(given[column], ensure_ascii=False)[:60]})"
+            found = f"{_kind(given[column])} ({json.dumps(given[column], ensure_ascii=False, default=str)[:60]})"
             raise InputError(f"{file}, row {number}: column '{column}' should be {expected}, not {found}")
     try:
         problem = schema.problem(given)
@@ -378,8 +380,10 @@ def _kind(value: object) -> str:
             return "text"
         case list():
             return "a list"
-        case _:
+        case dict():
             return "an object"
+        case _:
+            return type(value).__name__
 
 
 # The most telling columns first: a row with options also has a question and an answer.

@@ -1,7 +1,8 @@
 """Files of texts with what is to be read from them → Example tables of the parser and the extractor.
 
     `text` (or `tokens`), `frames`            the parser: predicates with their roles, as PropBank has them
-    `text`, `target`                          the extractor: an object; its JSON Schema in `schema`, or one of texts
+    `text`, `target`                          the extractor: an object; its JSON Schema in `schema`, or one of what the
+                                              fields of the train file hold
     `tokens` (or `text`), `entities`          the extractor: an array of texts for each type of entity, or of slot
                                               where the column is `slots`
 
@@ -10,6 +11,10 @@ The answer is JSON over lines, one a frame or a field, in the order of the text:
 
 from __future__ import annotations
 
+import datetime
+import decimal
+import functools
+import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -151,11 +156,8 @@ def _frames(row: Row, text: str, where: str) -> list[str]:
 
 def card(paths: Sequence[Path]) -> dict[str, Any]:
     """The JSON Schema of all fields in these train files, for an extractor's card."""
-    fields: dict[str, Any] = {}
-    for path in paths:
-        for of_domain in _domains(files.find(path, "train"), skip_bad=True).values():
-            fields |= of_domain
-    return {"schema": {"type": "object", "properties": dict(sorted(fields.items()))}}
+    domains = [_domains(files.find(path, "train"), skip_bad=True).values() for path in paths]
+    return {"schema": _object(_merged(*itertools.chain(*domains)))}
 
 
 def _given(schema: Row | None) -> Callable[[Row, str], dict[str, Any]]:
@@ -172,13 +174,12 @@ def _given(schema: Row | None) -> Callable[[Row, str], dict[str, Any]]:
 
 def _schemas(train: files.Source, skip_bad: bool) -> Callable[[Row, str], dict[str, Any]]:
     """A row's JSON Schema is its own, else one of the fields (of entities: of its domain) in the train file."""
-    of_domain = _domains(train, skip_bad)
-    everything = {name: of for fields in of_domain.values() for name, of in fields.items()}
+    domains = _domains(train, skip_bad)
+    of_domain = {domain: _object(fields) for domain, fields in domains.items()}
+    everything = _object(_merged(*domains.values()))
 
     def schema_of(row: Row, where: str) -> dict[str, Any]:
-        fields = of_domain.get(str(row.get("domain", "")), everything)
-        found = {"type": "object", "properties": dict(sorted(fields.items()))}
-        return _checked(row.get("schema") or found, where)
+        return _checked(row.get("schema") or of_domain.get(str(row.get("domain", "")), everything), where)
 
     return schema_of
 
@@ -212,15 +213,48 @@ def _domains(train: files.Source, skip_bad: bool) -> dict[str, dict[str, Any]]:
         where = f"{train}, row {number}"
         text = _text(row, where)
         if isinstance(row.get("target"), dict):
-            fields = dict.fromkeys(row["target"], _TEXT)
+            fields = {name: _kind_of(value) for name, value in _as_json(row["target"], where).items()}
         else:
             fields = {kind: _TEXTS for kind, _, _ in _entities(row, text, where)}
         return str(row.get("domain", "")), fields
 
     of_domain: dict[str, dict[str, Any]] = {}
     for _, (domain, fields) in files.each(train, fields_of, files.left_out(skip_bad)):
-        of_domain.setdefault(domain, {}).update(fields)
+        of_domain[domain] = _merged(of_domain.get(domain, {}), fields)
     return of_domain
+
+
+def _object(fields: Row) -> dict[str, Any]:
+    """The schema of an object of these fields; one that never holds anything is a text."""
+    return {"type": "object", "properties": {name: fields[name] or _TEXT for name in sorted(fields)}}
+
+
+def _merged(*tables: Row) -> dict[str, Any]:
+    """Fields with their schemas, of several rows or domains."""
+    found: dict[str, Any] = {}
+    for name, kind in itertools.chain(*(table.items() for table in tables)):
+        found[name] = _either(found.get(name, {}), kind)
+    return found
+
+
+def _kind_of(value: Any) -> dict[str, Any]:
+    """A value's schema; of what is empty nothing is known, and it is {}."""
+    if value in (None, "", []):
+        return {}
+    if isinstance(value, list):
+        return {"type": "array", "items": functools.reduce(_either, map(_kind_of, value))}
+    of_bool = "boolean" if isinstance(value, bool) else "number"
+    return {"type": {str: "string", dict: "object"}.get(type(value), of_bool)}
+
+
+def _either(one: Row, other: Row) -> dict[str, Any]:
+    """The schema of what is of one or of the other."""
+    if not one or not other or one == other:
+        return dict(one or other)
+    if one["type"] == other["type"] == "array":
+        return {"type": "array", "items": _either(one["items"], other["items"])}
+    types = [of["type"] if isinstance(of["type"], list) else [of["type"]] for of in (one, other)]
+    return {"type": sorted({*types[0], *types[1]})}
 
 
 def _entities(row: Row, text: str, where: str) -> list[tuple[str, int, str]]:
@@ -249,6 +283,22 @@ def _check_valid(values: Row, schema: Row, where: str) -> None:
         raise InputError(f"{where}: the answer is not valid by its schema: {error.json_path}: {error.message[:200]}")
 
 
+def _as_json(target: Row, where: str) -> dict[str, Any]:
+    """As JSON has it: Parquet has dates and decimals, too."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, datetime.date | datetime.time):
+            return value.isoformat()
+        if isinstance(value, decimal.Decimal):
+            return float(value)
+        raise TypeError(f"{type(value).__name__} is no JSON")
+
+    try:
+        return json.loads(json.dumps(target, default=plain, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where}: column 'target' should be a JSON object: {error}") from None
+
+
 def _short(schema: Row) -> dict[str, Any]:
     """A JSON Schema's fields as the model is shown them."""
 
@@ -263,8 +313,8 @@ def _fields(row: Row, schema: Row, text: str, where: str) -> list[str]:
     """One line for each field that has a value, or has to be there, in the order of the text."""
     values: dict[str, Any] = {}
     if isinstance(row.get("target"), dict):
-        required = schema.get("required", ())
-        values = {of: value for of, value in row["target"].items() if value not in (None, "", []) or of in required}
+        required, target = schema.get("required", ()), _as_json(row["target"], where)
+        values = {of: value for of, value in target.items() if value not in (None, "", []) or of in required}
     else:
         for kind, _, span in sorted(_entities(row, text, where), key=lambda entity: entity[1]):
             values.setdefault(kind, []).append(span)

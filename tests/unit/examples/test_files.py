@@ -1,9 +1,12 @@
+import datetime
 import gzip
 import json
 import logging
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from srl_rlvr import records
@@ -168,6 +171,23 @@ def test_a_bad_file_is_said_in_one_line_with_its_place(tmp_path: Path, rows: lis
         load(write(tmp_path / "mine.jsonl", *rows))
     assert says in str(raised.value) and "mine.jsonl" in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_what_parquet_holds_and_json_does_not_is_one_line(tmp_path: Path):
+    for column, says in (
+        (
+            {"question": b"\xff", "answer": "1"},
+            "row 1: column 'question' should be text that is not empty, not bytes",
+        ),
+        ({"question": "q", "answer": datetime.date(2024, 5, 3)}, "row 1: column 'answer' should be text or a finite"),
+    ):
+        pq.write_table(pa.Table.from_pylist([column]), tmp_path / "a.parquet")
+        with pytest.raises(InputError, match=says):
+            load(tmp_path / "a.parquet")
+    texts = pa.array([b"caf\xe9"]).view(pa.string())
+    pq.write_table(pa.table({"question": texts, "answer": ["1"]}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="a.parquet: a column of texts holds what is not UTF-8"):
+        load(tmp_path / "a.parquet")
 
 
 def test_a_missing_file_names_the_nearest_one(tmp_path: Path):

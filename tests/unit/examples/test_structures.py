@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from srl_rlvr import model_types
@@ -92,6 +96,30 @@ OFFER = {
         "required": ["total", "tax"],
     },
 }
+
+
+def test_without_a_schema_fields_are_what_they_hold(tmp_path: Path) -> None:
+    rows = [
+        {"text": "7 on", "target": {"n": 7, "on": True, "of": ["a", 2], "id": "x", "no": None}},
+        {"text": "8.5 off", "target": {"n": 8.5, "on": False, "of": [], "id": 3, "no": None}},
+    ]
+    first, second = load(tmp_path, "extractor", *rows)
+    shown = {"id": ["number", "string"], "n": "number", "no": "string", "of": [["number", "string"]], "on": "boolean"}
+    assert json.loads(first["prompt"].splitlines()[0]) == shown
+    for example, row in ((first, rows[0]), (second, rows[1])):
+        answer = "\n".join(example["steps"])
+        assert json.loads(answer) == {name: value for name, value in row["target"].items() if value not in (None, [])}
+        assert find_verifier("fields")(answer, answer, json.loads(example["metadata"])).reward == 1
+
+
+def test_dates_and_decimals_of_parquet_are_as_json_has_them(tmp_path: Path) -> None:
+    target = {"due": datetime.date(2024, 5, 3), "total": decimal.Decimal("4.50")}
+    pq.write_table(pa.Table.from_pylist([{"text": "a", "target": target}]), tmp_path / "mine.parquet")
+    [example] = model_types.find("extractor").load(tmp_path / "mine.parquet", "train").to_pylist()
+    assert json.loads("\n".join(example["steps"])) == {"due": "2024-05-03", "total": 4.5}
+    pq.write_table(pa.Table.from_pylist([{"text": "a", "target": {"total": b"x"}}]), tmp_path / "mine.parquet")
+    with pytest.raises(InputError, match="row 1: column 'target' should be a JSON object: bytes is no JSON"):
+        model_types.find("extractor").load(tmp_path / "mine.parquet", "train")
 
 
 def test_a_field_that_has_to_be_there_is_written_without_a_value(tmp_path: Path) -> None:
