@@ -43,13 +43,13 @@ class SourceConfig(Section):
     path: str = ""
     """A .jsonl or .jsonl.gz file, or a folder with train.jsonl.gz and dev.jsonl.gz. Relative to the run file."""
     held_out_path: str = ""
-    """The file with held-out problems, where `path` is a file; its last problems are held out where it is left out."""
+    """The file with held-out problems, where `path` is a file; some of `path` are held out where it is left out."""
     family: str = ""
     """A generated family (`srl-rlvr train --families` lists them), instead of `path`."""
     params: dict[str, Any] = {}
     """Parameters of the family, passed to its generator."""
     train: int | None = Field(default=None, ge=1)
-    """Problems to train on; all of the file where it is left out, 512 where they are generated."""
+    """Problems to train on, drawn from the file; all of it where it is left out, 512 where they are generated."""
     with_steps: bool = False
     """Leave out problems that have no expert steps; without this, SFT and SRL refuse them."""
     skip_bad: bool = False

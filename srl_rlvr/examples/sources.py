@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -46,27 +47,44 @@ def _generated(source: SourceConfig, seed: int) -> tuple[pa.Table, pa.Table, pa.
 
 
 def _from_files(source: SourceConfig, model_type: str) -> tuple[pa.Table, pa.Table, pa.Table]:
-    path, load = Path(source.path), model_types.find(model_type).load
-    judged = Reading(limit=source.held_out, skip_bad=source.skip_bad)
-    train = load(path, "train", Reading(candidates=source.candidates, skip_bad=source.skip_bad))
-    if source.held_out_path:
-        held_out = load(Path(source.held_out_path), "dev", judged)
-    elif path.is_dir():
-        held_out = load(path, "dev", judged)
+    """Which problems are set apart, and which are taken where not all are, is drawn: files are often sorted by label.
+
+    The draw is the same for every seed of a run, so that all are judged by the same problems.
+    """
+    path, declared = Path(source.path), model_types.find(model_type)
+    whole = declared.load(path, "train", Reading(candidates=source.candidates, skip_bad=source.skip_bad))
+    order = _drawn(whole)
+    if source.held_out_path or path.is_dir():
+        judged = declared.load(Path(source.held_out_path or path), "dev", Reading(skip_bad=source.skip_bad))
+        held_out = _rows(judged, _drawn(judged)[: source.held_out])
     else:
-        train, held_out = _split_end(train, source.held_out, path, "data.held_out", "lower it or name a held_out_path")
-    train, dev = _split_end(train, source.dev, path, "data.dev", "lower it")
-    if source.with_steps or model_types.find(model_type).policy == "ranking":  # nothing answers what is out of scope
-        train = train.filter(pc.greater(pc.list_value_length(train["steps"]), 0))  # type: ignore[attr-defined]
-    return train.slice(0, source.train), dev, held_out
+        order, last = _split_end(order, source.held_out, path, "data.held_out", "lower it or name a held_out_path")
+        held_out = _rows(whole, last)
+    order, dev = _split_end(order, source.dev, path, "data.dev", "lower it")
+    answered = pc.greater(pc.list_value_length(whole["steps"]), 0).to_numpy()[order]  # type: ignore[attr-defined]
+    if source.with_steps or declared.policy == "ranking":  # nothing answers what is out of scope
+        if declared.calibrates and source.dev:  # all of it tells where the threshold is, as none is trained on
+            dev = np.concatenate([dev, order[~answered]])
+        order = order[answered]
+    return _rows(whole, order[: source.train]), _rows(whole, dev), held_out
 
 
-def _split_end(examples: pa.Table, last: int, path: Path, key: str, remedy: str) -> tuple[pa.Table, pa.Table]:
+def _drawn(examples: pa.Table) -> np.ndarray:
+    """Row numbers in an order that is always the same."""
+    return np.random.default_rng(0).permutation(examples.num_rows)
+
+
+def _rows(examples: pa.Table, rows: np.ndarray) -> pa.Table:
+    """These rows, in the order of the file."""
+    return examples.take(pa.array(np.sort(rows)))
+
+
+def _split_end(order: np.ndarray, last: int, path: Path, key: str, remedy: str) -> tuple[np.ndarray, np.ndarray]:
     """(all but the `last` rows, those). Raises InputError where the first would be empty."""
-    n = examples.num_rows
+    n = len(order)
     if n <= last:
         raise InputError(f"{path}: {n} problems, and {key} is {last}: {remedy}")
-    return examples.slice(0, n - last), examples.slice(n - last)
+    return order[: n - last], order[n - last :]
 
 
 def _distinct(examples: pa.Table, taken: set[str]) -> pa.Table:

@@ -143,7 +143,7 @@ def test_what_is_out_of_scope_is_no_label_and_no_problem_to_train_on(tmp_path: P
     source = SourceConfig(path=str(write(tmp_path, train=rows, dev=[{"text": "new", "label": "oos"}])), dev=2)
     train, dev, held_out = sources.load_all([source], 0, "intent_router")
     assert [row["candidates"] for row in train.to_pylist()] == [["x"]] * 2
-    assert [json.loads(row["reference"]) for row in dev.to_pylist()] == [{"0": 1.0}, {}]
+    assert [json.loads(row["reference"]) for row in dev.to_pylist()] == [{"0": 1.0}, {}, {}, {}]
     assert json.loads(held_out.to_pylist()[0]["reference"]) == {}
 
 

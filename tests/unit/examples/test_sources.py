@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -31,11 +32,32 @@ def test_generated_problems_fall_into_three_parts_without_a_common_id() -> None:
     assert ids(load_all([SourceConfig(family="sums", train=30, held_out=10)], 0)[2]) == ids(held_out)
 
 
-def test_dev_problems_of_a_file_stand_before_the_held_out_ones(tmp_path: Path) -> None:
-    path = user_file(tmp_path, 10)
-    train, dev, held_out = load_all([SourceConfig(path=path, dev=3, held_out=2)], 0)
-    whole = ids(load_all([SourceConfig(path=path, held_out=1)], 0)[0])
-    assert ids(train) == whole[:5] and ids(dev) == whole[5:8] and ids(held_out)[0] == whole[8]
+def test_what_is_set_apart_is_drawn_and_the_order_of_the_file_stays(tmp_path: Path) -> None:
+    path = user_file(tmp_path, 200)
+    source = SourceConfig(path=path, dev=40, held_out=40)
+    parts = load_all([source], 0)
+    numbers = [[int(prompt.split()[0]) for prompt in part["prompt"].to_pylist()] for part in parts]
+    assert [len(part) for part in numbers] == [120, 40, 40] and numbers == [sorted(part) for part in numbers]
+    assert all(60 < sum(part) / len(part) < 140 for part in numbers)
+    assert [ids(part) for part in load_all([source], 1)] == [ids(part) for part in parts]
+    fewer, _, held_out = load_all([source.model_copy(update={"train": 30})], 0)
+    assert set(ids(fewer)) < set(ids(parts[0])) and ids(held_out) == ids(parts[2])
+    more = load_all([source.model_copy(update={"held_out": 41})], 0)[2]
+    assert set(ids(held_out)) < set(ids(more))
+
+
+def test_of_a_file_sorted_by_label_every_label_is_trained_held_out_and_calibrated_on(tmp_path: Path) -> None:
+    names = ["a", "b", "c", "oos"]
+    for split in ("train", "dev"):
+        rows = [{"text": f"{split} {name} {n}", "label": name} for name in names for n in range(30)]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = SourceConfig(path=str(tmp_path), train=30, dev=20, held_out=40)
+    train, dev, held_out = (
+        Counter(prompt.split()[1] for prompt in part["prompt"].to_pylist())
+        for part in load_all([source], 0, "intent_router")
+    )
+    assert set(train) == {"a", "b", "c"} and set(dev) == set(held_out) == set(names)
+    assert train.total() == 30 and held_out.total() == 40 and dev["oos"] == 30 and 10 < dev.total() - 30 < 20
 
 
 def test_two_sources_that_share_problems_hold_back_what_either_holds_back(tmp_path: Path) -> None:
