@@ -87,15 +87,15 @@ def load(
     def example(number: int, row: dict[str, Any]) -> dict[str, Any]:
         where = f"{file}, row {number}"
         text = _text(row, where)
-        if unanswered:
-            row = {"frames": [], "target": {}} | row
         if schema_of is None:
             prompt = " ".join(_tokens(row) or text.split())
-            steps, metadata = _frames(row, prompt, where), {"text": prompt}
+            metadata: Row = {"text": prompt}
+            steps = as_lines([] if unanswered else _frames(row, prompt, where))
         else:
             of_row = schema_of(row, where)
             prompt = f"{json.dumps(_short(of_row))}\n{text}"
-            steps, metadata = _fields(row, of_row, text, where), {"schema": of_row}
+            metadata = {"schema": of_row}
+            steps = as_lines({} if unanswered else _fields(row, of_row, text, where))
         return records.example(
             model_type=model_type,
             task=files.task_of(path, file),
@@ -127,8 +127,8 @@ def _tokens(row: Row) -> list[str]:
     return tokens if isinstance(tokens, list) and all(isinstance(token, str) for token in tokens) else []
 
 
-def _frames(row: Row, text: str, where: str) -> list[str]:
-    """One line for each frame, in the order of the sentence."""
+def _frames(row: Row, text: str, where: str) -> list[dict[str, Any]]:
+    """The frames in the order of the sentence."""
     frames = columns.take(row, "frames", _FRAMES, "a list of frames", where)
     tokens = _tokens(row) or text.split()
     found, places = [], [frame.index for frame in frames]
@@ -151,7 +151,7 @@ def _frames(row: Row, text: str, where: str) -> list[str]:
             roles.setdefault(role.role, []).append(" ".join(tokens[start:end]))
         of_frame = {role: spans if len(spans) > 1 else spans[0] for role, spans in roles.items()}
         found.append({"predicate": frame.predicate, **of_frame})
-    return as_lines(found)
+    return found
 
 
 def card(paths: Sequence[Path]) -> dict[str, Any]:
@@ -309,8 +309,8 @@ def _short(schema: Row) -> dict[str, Any]:
     return {name: kind(field) for name, field in schema["properties"].items()}
 
 
-def _fields(row: Row, schema: Row, text: str, where: str) -> list[str]:
-    """One line for each field that has a value, or has to be there, in the order of the text."""
+def _fields(row: Row, schema: Row, text: str, where: str) -> dict[str, Any]:
+    """Each field that has a value, or has to be there, in the order of the text."""
     values: dict[str, Any] = {}
     if isinstance(row.get("target"), dict):
         required, target = schema.get("required", ()), _as_json(row["target"], where)
@@ -327,8 +327,7 @@ def _fields(row: Row, schema: Row, text: str, where: str) -> list[str]:
         at = text.find(str(value[0] if isinstance(value, list) else value))
         return at if at >= 0 else len(text)
 
-    in_order = sorted(values, key=lambda name: place(values[name]))
-    return as_lines({name: values[name] for name in in_order})
+    return {name: values[name] for name in sorted(values, key=lambda name: place(values[name]))}
 
 
 def as_lines(answer: Sequence[Any] | Mapping[str, Any]) -> list[str]:

@@ -157,6 +157,13 @@ def test_for_prediction_a_text_is_enough_where_the_card_has_the_schema(tmp_path:
         extractor.load(tmp_path / "new.jsonl", "dev", Reading(unanswered=True))
 
 
+def test_for_prediction_no_answer_is_read(tmp_path: Path) -> None:
+    rows = [OFFER | {"target": answer} for answer in ({}, {"total": "five"}, None)]
+    (tmp_path / "new.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = model_types.find("extractor").load(tmp_path / "new.jsonl", "dev", Reading(unanswered=True))
+    assert table["reference"].to_pylist() == ["{}"] * 3
+
+
 def test_a_wrong_row_that_is_left_out_has_no_part_in_the_schema(tmp_path: Path) -> None:
     rows = [NEWS, {"text": "a", "entities": [{"type": "x"}]}, {"text": "a" * 100_001, "target": {"y": "a"}}]
     rows.append({"text": "a", "entities": [{"type": "z", "start": 0, "text": "b"}]})
