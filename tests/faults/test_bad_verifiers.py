@@ -21,7 +21,8 @@ def test_failed_verdicts_are_counted_and_the_run_ends_well(tiny_model: Path, tmp
     for index, row in enumerate(rows):
         row["verifier"] = f"user_verifiers:{('hangs', 'crashes', 'returns_nan')[index % 3]}"
     problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    finished = srl_rlvr("train", run_file, "--out", "out", cwd=tmp_path)
+    every_problem = "stages.rlvr.steps=8"  # of 18, 3 a step
+    finished = srl_rlvr("train", run_file, "--set", every_problem, "--out", "out", cwd=tmp_path)
     assert finished.code == 0, finished.err
     metrics = pq.read_table(tmp_path / "out" / "metrics.parquet").to_pylist()
     assert sum(row["failed"] for row in metrics) > 0
