@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from srl_rlvr import model_types
 from srl_rlvr.errors import InputError
 from srl_rlvr.examples.names import did_you_mean
 
@@ -305,8 +306,6 @@ class RunConfig(Section):
     @field_validator("model_type")
     @classmethod
     def _is_declared(cls, name: str) -> str:
-        from srl_rlvr import model_types
-
         known = model_types.names()
         if name not in known:
             raise ValueError(f"no such type{did_you_mean(name, known)}; there are {', '.join(known)}")
@@ -318,8 +317,6 @@ class RunConfig(Section):
         repeated = {label for label in labels if labels.count(label) > 1}
         if repeated:
             raise ValueError(f"two stages are called '{min(repeated)}': give each its own 'name'")
-        from srl_rlvr import model_types
-
         declared = model_types.find(self.model_type)
         if declared.policy == "ranking":
             kinds = {stage.kind for stage in self.stages}

@@ -363,9 +363,11 @@ def _is_text_list(value: object) -> bool:
 
 
 def _is_text_or_number(value: object) -> bool:
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return isinstance(value, str | int) and not isinstance(value, bool)
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
+
+
+def _is_answer(value: object) -> bool:
+    return _is_text_or_number(value) and (not isinstance(value, float) or math.isfinite(value))
 
 
 def _kind(value: object) -> str:
@@ -398,7 +400,7 @@ COLUMNS: dict[str, tuple[str, Callable[[object], bool]]] = {
     "id": ("text or a number", _is_text_or_number),
     "verifier": ("text", _is_text),
     "question": ("text that is not empty", _is_text),
-    "answer": ("text or a finite number", _is_text_or_number),
+    "answer": ("text or a finite number", _is_answer),
     "conclusion": ("text that is not empty", _is_text),
     "label": ("text that is not empty", _is_text),
     "premises": ("a list of texts", _is_text_list),

@@ -61,8 +61,8 @@ def _from_files(source: SourceConfig, model_type: str) -> tuple[pa.Table, pa.Tab
         order, last = _split_end(order, source.held_out, path, "data.held_out", "lower it or name a held_out_path")
         held_out = _rows(whole, last)
     order, dev = _split_end(order, source.dev, path, "data.dev", "lower it")
-    answered = pc.greater(pc.list_value_length(whole["steps"]), 0).to_numpy()[order]  # type: ignore[attr-defined]
     if source.with_steps or declared.policy == "ranking":  # nothing answers what is out of scope
+        answered = pc.greater(pc.list_value_length(whole["steps"]), 0).to_numpy()[order]  # type: ignore[attr-defined]
         if declared.calibrates and source.dev:  # all of it tells where the threshold is, as none is trained on
             dev = np.concatenate([dev, order[~answered]])
         order = order[answered]

@@ -187,14 +187,26 @@ def _schemas(train: files.Source, skip_bad: bool) -> Callable[[Row, str], dict[s
 def _checked(schema: Any, where: str) -> dict[str, Any]:
     if not isinstance(schema, dict) or not isinstance(schema.get("properties"), dict):
         raise InputError(f"{where}: 'schema' should be a JSON Schema of an object with 'properties'")
-    from jsonschema import Draft202012Validator, SchemaError
+    from jsonschema import SchemaError
 
     fields = {name: _field(field, where) for name, field in schema["properties"].items()}
+    checked = {"additionalProperties": False} | schema | {"properties": fields}
     try:
-        Draft202012Validator.check_schema(schema, format_checker=Draft202012Validator.FORMAT_CHECKER)
+        _validator(json.dumps(checked, default=str))
     except SchemaError as error:
         raise InputError(f"{where}: 'schema' is no JSON Schema: {error.json_path}: {error.message[:200]}") from None
-    return {"additionalProperties": False} | schema | {"properties": fields}
+    return checked
+
+
+@functools.lru_cache(maxsize=256)
+def _validator(schema: str) -> Any:
+    """Of a JSON Schema that is one, once for all the rows that have it: the check takes milliseconds. Raises
+    SchemaError."""
+    from jsonschema import Draft202012Validator
+
+    checked = json.loads(schema)
+    Draft202012Validator.check_schema(checked, format_checker=Draft202012Validator.FORMAT_CHECKER)
+    return Draft202012Validator(checked)
 
 
 def _field(schema: Any, where: str) -> Row:
@@ -243,8 +255,7 @@ def _kind_of(value: Any) -> dict[str, Any]:
         return {}
     if isinstance(value, list):
         return {"type": "array", "items": functools.reduce(_either, map(_kind_of, value))}
-    of_bool = "boolean" if isinstance(value, bool) else "number"
-    return {"type": {str: "string", dict: "object"}.get(type(value), of_bool)}
+    return {"type": {str: "string", dict: "object", bool: "boolean"}.get(type(value), "number")}
 
 
 def _either(one: Row, other: Row) -> dict[str, Any]:
@@ -272,11 +283,10 @@ def _entities(row: Row, text: str, where: str) -> list[tuple[str, int, str]]:
 
 def _check_valid(values: Row, schema: Row, where: str) -> None:
     """An expert whose answer the verifier would refuse teaches nothing."""
-    from jsonschema import Draft202012Validator
     from referencing.exceptions import Unresolvable
 
     try:
-        error = next(Draft202012Validator(schema).iter_errors(values), None)
+        error = next(_validator(json.dumps(schema, default=str)).iter_errors(values), None)
     except Unresolvable as unresolved:
         raise InputError(f"{where}: 'schema' refers to '{unresolved.ref}', which is not in it") from None
     if error is not None:

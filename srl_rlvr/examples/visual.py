@@ -123,12 +123,10 @@ def _answer(result: str) -> str:
 
 
 def _text(row: Row, column: str, where: str) -> str:
+    """A text, or a number as one."""
     value = row.get(column)
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        value = str(value).removesuffix(".0")
-    if not isinstance(value, str) or not value.strip():
-        raise InputError(f"{where}: column '{column}' should be text that is not empty")
-    return value
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return str(value).removesuffix(".0") if is_number else columns.text(row, column, where)
 
 
 def _asked(number: int, row: Row, where: str) -> Problem:

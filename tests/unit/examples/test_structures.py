@@ -14,6 +14,7 @@ import pytest
 
 from srl_rlvr import model_types
 from srl_rlvr.errors import InputError
+from srl_rlvr.examples import structures
 from srl_rlvr.examples.files import Reading
 from srl_rlvr.examples.structures import as_lines
 from srl_rlvr.verifiers import find_verifier
@@ -96,6 +97,12 @@ OFFER = {
         "required": ["total", "tax"],
     },
 }
+
+
+def test_a_schema_is_checked_once_for_all_the_rows_that_have_it(tmp_path: Path) -> None:
+    structures._validator.cache_clear()
+    load(tmp_path, "extractor", *(OFFER | {"text": f"Total 5, no. {number}"} for number in range(20)))
+    assert structures._validator.cache_info().misses == 1
 
 
 def test_without_a_schema_fields_are_what_they_hold(tmp_path: Path) -> None:
