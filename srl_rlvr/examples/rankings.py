@@ -192,9 +192,7 @@ def read_corpus(file: Path, skip_bad: bool = False) -> dict[str, str]:
 def _from_candidates(row: Row, where: str, size: int, split: files.Split, unanswered: bool) -> Row:
     texts = columns.take(row, "candidates", _SOME_TEXTS, "a list of texts that is not empty", where)
     expected = f"one number for each of the {len(texts)} candidates"
-    labels = [0.0] * len(texts)
-    if not unanswered or "labels" in row:
-        labels = columns.take(row, "labels", _NUMBERS, expected, where)
+    labels = [0.0] * len(texts) if unanswered else columns.take(row, "labels", _NUMBERS, expected, where)
     if len(labels) != len(texts):
         raise InputError(f"{where}: column 'labels' should be {expected}, not {len(labels)}")
     order = list(range(len(texts)))

@@ -148,7 +148,9 @@ def test_what_is_out_of_scope_is_no_label_and_no_problem_to_train_on(tmp_path: P
 
 
 def test_for_prediction_rows_need_no_answer_and_the_labels_are_the_models(tmp_path: Path) -> None:
-    folder = write(tmp_path, dev=[{"text": "hello"}], plain=[{"query": "who?", "candidates": ["a", "b"]}])
+    folder = write(
+        tmp_path, dev=[{"text": "hello"}], plain=[{"query": "who?", "candidates": ["a", "b"], "labels": [1]}]
+    )
     routed = rankings.load(folder / "dev.jsonl", "dev", "intent_router", "label", labels={"x": "ex"}, unanswered=True)
     assert routed.to_pylist()[0]["candidates"] == ["ex"]
     ranked = rankings.load(folder / "plain.jsonl", "dev", "reranker", "ndcg", unanswered=True)
