@@ -12,6 +12,7 @@ from srl_rlvr.errors import InputError
 Value = TypeVar("Value")
 Number = Annotated[float, Field(allow_inf_nan=False, strict=True)]
 NotNegative = Annotated[Number, Field(ge=0)]
+TOO_LONG = 100_000
 
 
 def take(row: Mapping[str, Any], column: str, kind: TypeAdapter[Value], expected: str, where: str) -> Value:
@@ -26,10 +27,17 @@ def take(row: Mapping[str, Any], column: str, kind: TypeAdapter[Value], expected
 
 
 def text(row: Mapping[str, Any], column: str, where: str) -> str:
-    """The column's text. Raises InputError where it is missing, or not text that is not empty."""
+    """The column's text. Raises InputError where it is missing, or not text that is not empty, or too long."""
     if column not in row:
         raise InputError(f"{where}: column '{column}' is missing; it has {', '.join(row)}")
     value = row[column]
     if not isinstance(value, str) or not value.strip():
         raise InputError(f"{where}: column '{column}' should be text that is not empty")
+    return bounded(value, f"column '{column}'", where)
+
+
+def bounded(value: str, name: str, where: str) -> str:
+    """The text itself. Raises InputError where it has `TOO_LONG` characters or more: hardly any of it would be read."""
+    if len(value) >= TOO_LONG:
+        raise InputError(f"{where}: {name} has {len(value):,} characters; it should have fewer than {TOO_LONG:,}")
     return value

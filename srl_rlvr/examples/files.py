@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from srl_rlvr import records
 from srl_rlvr.errors import InputError
+from srl_rlvr.examples import columns
 from srl_rlvr.examples.names import did_you_mean, nearest
 from srl_rlvr.examples.steps import one_line_each, operations
 
@@ -292,7 +293,7 @@ def _example(file: Source, number: int, row: Row, schema: Schema, task: str, mod
     return records.example(
         model_type=model_type,
         task=task,
-        prompt=problem.prompt,
+        prompt=columns.bounded(problem.prompt, "the question", f"{file}, row {number}"),
         steps=problem.steps,
         reference=problem.reference,
         verifier=given.get("verifier", problem.verifier),

@@ -195,6 +195,8 @@ def _from_candidates(row: Row, where: str, size: int, split: files.Split, unansw
     labels = [0.0] * len(texts) if unanswered else columns.take(row, "labels", _NUMBERS, expected, where)
     if len(labels) != len(texts):
         raise InputError(f"{where}: column 'labels' should be {expected}, not {len(labels)}")
+    for number, candidate in enumerate(texts, start=1):
+        columns.bounded(candidate, f"candidate {number}", where)
     order = list(range(len(texts)))
     if split == "train":
         order = sorted(order, key=lambda i: -labels[i])[:size]

@@ -28,7 +28,6 @@ from srl_rlvr.errors import InputError
 from srl_rlvr.examples import columns, files
 
 Row = Mapping[str, Any]
-MAX_CHARACTERS = 100_000
 _TEXT = {"type": "string"}
 _TEXTS = {"type": "array", "items": _TEXT}
 FRAMES = {
@@ -116,9 +115,7 @@ def _text(row: Row, where: str) -> str:
     text = " ".join(tokens) if tokens else row.get("text")
     if not isinstance(text, str) or not text.strip():
         raise InputError(f"{where}: there should be 'text' that is not empty, or 'tokens'")
-    if len(text) > MAX_CHARACTERS:
-        raise InputError(f"{where}: the text has {len(text):,} characters; {MAX_CHARACTERS:,} are the most")
-    return text
+    return columns.bounded(text, "the text", where)
 
 
 def _tokens(row: Row) -> list[str]:

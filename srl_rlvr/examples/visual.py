@@ -28,7 +28,7 @@ from pydantic import Field, TypeAdapter
 from srl_rlvr import images, records
 from srl_rlvr.errors import InputError
 from srl_rlvr.examples import columns, files
-from srl_rlvr.examples.structures import MAX_CHARACTERS, as_lines
+from srl_rlvr.examples.structures import as_lines
 
 Row = Mapping[str, Any]
 _COUNT = "n_"  # begins the columns that are counts of something in the image
@@ -60,14 +60,11 @@ def load(
         where = f"{file}, row {number}"
         reader = reader or _reader(row, where, file, train, how)
         problem = reader(number, row, where)
-        if len(problem.question) > MAX_CHARACTERS:
-            raise InputError(f"{where}: the question has {len(problem.question):,} characters; {MAX_CHARACTERS:,} are "
-                             "the most")  # fmt: skip
         own = row["images"] if isinstance(row.get("images"), list) else [row.get("image")]
         return records.example(
             model_type=model_type,
             task=files.task_of(path, file),
-            prompt=problem.question,
+            prompt=columns.bounded(problem.question, "the question", where),
             images=[_image(value, file, where) for value in (*own, *problem.images)],
             steps=[] if how.unanswered else problem.lines,
             reference=problem.reference,

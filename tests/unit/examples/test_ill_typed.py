@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import copy
+import functools
 import io
 import json
+import operator
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,41 @@ def test_a_row_is_read_or_refused(tmp_path: Path, model_type: str, files: dict[s
                     refused += 1
                     assert "\n" not in str(error) and ".jsonl" in str(error)
     assert refused
+
+
+@pytest.mark.parametrize(
+    ("model_type", "files", "name", "place"),
+    [
+        ("task_llm", whole({"question": "?", "answer": 1}), "train", ("question",)),
+        ("task_llm", whole({"premises": ["p"], "conclusion": "c", "label": "True"}), "train", ("premises", 0)),
+        ("srl_parser", whole({"text": "Ada sings", "frames": [FRAME]}), "train", ("text",)),
+        ("extractor", whole({"text": "Ada sings", "entities": SPANS}), "train", ("text",)),
+        ("intent_router", ROUTER, "train", ("text",)),
+        ("embeddings", CORPUS, "corpus", ("text",)),
+        ("embeddings", CORPUS, "queries_train", ("query",)),
+        ("reranker", whole({"query": "q", "candidates": ["a", "b"], "labels": [1, 0]}), "train", ("candidates", 1)),
+        ("multimodal_vision", whole(IMAGE | {"question": "?", "answer": "a"}), "train", ("question",)),
+    ],
+)
+def test_a_text_of_100_000_characters_is_refused(
+    tmp_path: Path, model_type: str, files: dict[str, list[Any]], name: str, place: tuple[Any, ...]
+) -> None:
+    last = files[name][-1]
+    value = functools.reduce(operator.getitem, place, last)
+
+    def load(length: int, reading: Reading) -> int:
+        changed = files | {name: [*files[name], put(last, place, value.ljust(length))]}
+        if name == "corpus":
+            changed["corpus"][-1]["doc_id"] = "3"
+        for of, rows in changed.items():
+            (tmp_path / f"{of}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return model_types.find(model_type).load(tmp_path, "train", reading).num_rows
+
+    assert load(99_000, Reading())
+    refused = rf"{name}\.jsonl, row {len(files[name]) + 1}: .* has 100,\d{{3}} characters; it should have fewer"
+    with pytest.raises(InputError, match=refused):
+        load(100_000, Reading())
+    assert load(100_000, Reading(skip_bad=True))
 
 
 def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
