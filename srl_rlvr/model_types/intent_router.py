@@ -1,10 +1,10 @@
 """The intent router: a text in, one label out, or out of scope. A label is a text as well (its description, or its
 name), so that a new one needs no training.
 
-What is out of scope is no label: rows labeled `oos` are neither trained on nor counted in the accuracy. They tell, with
-the others, from which confidence on a label is to be believed: logistic regression on the dev problems turns the
-probability of the pick into that of its being right (Platt 1999), and the threshold is where in-scope accuracy and
-out-of-scope recall have the best mean.
+What is out of scope is no label: rows labeled `oos` are neither trained on nor counted in the accuracy. Logistic
+regression on the dev problems that are in scope turns the probability of the pick into that of its being right (Platt
+1999); how often a text is out of scope in use, dev does not say. From which confidence on a label is to be believed,
+the `oos` rows tell: where in-scope accuracy and out-of-scope recall have the best mean.
 """
 
 from __future__ import annotations
@@ -64,13 +64,13 @@ class RouterType(RankingType):
 
 
 def calibrate(predictions: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """{slope, intercept, threshold} on these predictions; without a wrong one among them there is nothing to learn."""
+    """{slope, intercept, threshold} on these predictions; where none in scope is wrong there is nothing to learn."""
     from sklearn.linear_model import LogisticRegression
 
     right, in_scope, probabilities = _columns(predictions)
     slope, intercept = 1.0, 0.0
-    if 0 < right.sum() < len(right):
-        fitted = LogisticRegression(C=1e6).fit(_logits(probabilities)[:, None], right)
+    if len(np.unique(right[in_scope])) == 2:
+        fitted = LogisticRegression(C=1e6).fit(_logits(probabilities[in_scope])[:, None], right[in_scope])
         slope, intercept = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
     found = {"slope": slope, "intercept": intercept, "threshold": 0.0}
     if in_scope.all() or not in_scope.any():

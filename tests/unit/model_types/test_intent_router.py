@@ -38,6 +38,12 @@ def test_calibration_makes_confidence_the_share_that_is_right() -> None:
     assert found["ece"] < 0.05 < as_said["ece"]
 
 
+def test_how_much_of_dev_is_out_of_scope_changes_no_confidence() -> None:
+    calibration = intent_router.calibrate(predictions(in_scope=0.3))
+    found = ROUTER.metrics(predictions(in_scope=0.97, seed=1), CARD | {"calibration": calibration})
+    assert found["ece"] < 0.05
+
+
 def test_the_threshold_finds_what_is_out_of_scope_and_keeps_what_is_not() -> None:
     calibration = intent_router.calibrate(predictions())
     found = ROUTER.metrics(predictions(seed=1), CARD | {"calibration": calibration})
