@@ -116,6 +116,7 @@ class Task:
     candidates: int = 8
     learning_rate: float = 5e-5
     problems: int = 0  # of an update of SRL and RLVR, where they are not a batch
+    dev_candidates: int = 0  # where they are not as many as in training
 
     @property
     def name(self) -> str:
@@ -149,6 +150,14 @@ def router(data: str, rows: int) -> Task:
     )  # fmt: skip
 
 
+def embedder(data: str, rows: int, max_context: int, updates: int) -> Task:
+    """Of two documents and those of the others, dev has nearly all right after 15 updates: it is asked with ten."""
+    return Task(
+        "embeddings", data, rows, ("mnrl",), max_context, 32, ranking(updates), 10, dev=60, every=20, candidates=2,
+        dev_candidates=10,
+    )  # fmt: skip
+
+
 def writer(
     model_type: str, data: str, max_context: int, batch: int, updates: tuple[int, int, int], longest: int, dev: int = 48
 ) -> Task:
@@ -168,7 +177,7 @@ TASKS = {
     task.name: task
     for task in (
         router("banking77", 9178),
-        Task("embeddings", "scifact", 705, ("mnrl",), 128, 32, ranking(90), 10, dev=60, candidates=2),
+        embedder("scifact", 705, 128, 90),
         Task("reranker", "selqa", 1507, ("bce", "lambda"), 128, 16, ranking(90), 10, dev=100, candidates=8),
         writer("extractor", "wnut17", 208, 8, (140, 92, 68), longest=40),
         writer("task_llm", "svamp", 160, 8, (140, 48, 32), longest=48),
@@ -177,7 +186,7 @@ TASKS = {
         vision("bccd", 205, 32, 200, dev=40),
         router("clinc150", 15039),
         router("hwu64", 8955),
-        Task("embeddings", "covidqa", 711, ("mnrl",), 192, 32, ranking(60), 10, dev=60, candidates=2),
+        embedder("covidqa", 711, 192, 60),
         Task("reranker", "scifact", 705, ("bce", "lambda"), 192, 8, ranking(90), 10, dev=60, candidates=8),
         writer("extractor", "crossner", 320, 4, (160, 48, 32), longest=72),
         writer("extractor", "sroie_json", 640, 4, (50, 36, 14), longest=112, dev=16),
@@ -362,6 +371,7 @@ def run_file(task: Task, cell: Cell, place: table.Place, data: Path, base: Path)
     rows = min(task.rows - task.dev, task.steps("sft", place.updates) * task.batch)
     if cell.sequence == HALF:
         rows //= 2
+    asked = f"dev_candidates = {task.dev_candidates}\n" if task.dev_candidates else ""
     sequence = task.shares(cell.sequence)
     stages = [stage(kind, task, task.steps(kind, share * place.updates), rows) for kind, share in sequence.items()]
     return f"""name = "{task.name}"
@@ -380,7 +390,7 @@ train = {rows}
 dev = {task.dev}
 held_out = 4
 candidates = {task.candidates}
-skip_bad = true
+{asked}skip_bad = true
 
 {"".join(stages)}
 [evaluation]

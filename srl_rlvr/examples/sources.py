@@ -66,7 +66,11 @@ def _from_files(source: SourceConfig, model_type: str) -> tuple[pa.Table, pa.Tab
         if declared.calibrates and source.dev:  # all of it tells where the threshold is, as none is trained on
             dev = np.concatenate([dev, order[~answered]])
         order = order[answered]
-    return _rows(whole, order[: source.train]), _rows(whole, dev), held_out
+    set_apart = _rows(whole, dev)
+    if source.dev_candidates:
+        how = Reading(candidates=source.dev_candidates, skip_bad=source.skip_bad)
+        set_apart = _same_rows(set_apart, declared.load(path, "train", how))
+    return _rows(whole, order[: source.train]), set_apart, held_out
 
 
 def _drawn(examples: pa.Table) -> np.ndarray:
@@ -77,6 +81,11 @@ def _drawn(examples: pa.Table) -> np.ndarray:
 def _rows(examples: pa.Table, rows: np.ndarray) -> pa.Table:
     """These rows, in the order of the file."""
     return examples.take(pa.array(np.sort(rows)))
+
+
+def _same_rows(examples: pa.Table, of: pa.Table) -> pa.Table:
+    """The rows of the file that these Examples come from, as Examples `of` another reading."""
+    return of.filter(pc.is_in(of["provenance"], examples["provenance"].combine_chunks()))  # type: ignore[attr-defined]
 
 
 def _split_end(order: np.ndarray, last: int, path: Path, key: str, remedy: str) -> tuple[np.ndarray, np.ndarray]:

@@ -60,6 +60,22 @@ def test_of_a_file_sorted_by_label_every_label_is_trained_held_out_and_calibrate
     assert train.total() == 30 and held_out.total() == 40 and dev["oos"] == 30 and 10 < dev.total() - 30 < 20
 
 
+def test_dev_is_asked_with_candidates_of_its_own_number(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"query": f"q{n}", "candidates": [f"{n} {c}" for c in range(9)], "labels": [0] * 8 + [1]} for n in range(40)
+    ]
+    rows.insert(3, {"query": "wrong"})
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = SourceConfig(path=str(tmp_path / "mine.jsonl"), dev=10, held_out=5, candidates=2, skip_bad=True)
+    as_trained = load_all([source], 0, "reranker")
+    parts = load_all([source.model_copy(update={"dev_candidates": 6})], 0, "reranker")
+    assert [set(map(len, part["candidates"].to_pylist())) for part in parts] == [{2}, {6}, {2}]
+    assert [part["prompt"].to_pylist() for part in parts] == [part["prompt"].to_pylist() for part in as_trained]
+    for asked in parts[1].to_pylist():
+        [(number, _)] = json.loads(asked["reference"]).items()
+        assert asked["candidates"][int(number)].endswith(" 8")
+
+
 def test_two_sources_that_share_problems_hold_back_what_either_holds_back(tmp_path: Path) -> None:
     path = user_file(tmp_path, 10)
     sources = [SourceConfig(path=path, dev=3, held_out=2), SourceConfig(path=path, held_out=1)]
