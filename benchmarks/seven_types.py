@@ -459,9 +459,8 @@ def report(found: dict[Cell, Any]) -> dict[str, float]:
             print(f"{name:<28}{sequence:<15}{len(lines):>6}{n:>6}{mean:>8.3f}{minutes:>9}{memory:>6}  {rest}")
     figures: dict[str, float] = {}
     for model_type in dict.fromkeys(task.model_type for task in TASKS.values()):
-        names = [
-            task.name for task in TASKS.values() if task.model_type == model_type and OURS in of.get(task.name, {})
-        ]
+        of_type = [task.name for task in TASKS.values() if task.model_type == model_type]
+        names = [name for name in of_type if OURS in (ran := of.get(name, {})) and ran.keys() - {OURS, HALF}]
         solved = {
             name: {sequence: np.array([line["scores"] for line in lines]) for sequence, lines in of[name].items()}
             for name in names
@@ -474,8 +473,8 @@ def report(found: dict[Cell, Any]) -> dict[str, float]:
                     gain, low, high = (f"{100 * at[key]:+.1f}" for key in ("lead", "lead_low", "lead_high"))
                     print(f"{name:<28}{ours:<15} less the best rival {gain} points ({low} to {high})")
         if solved:
-            of_type = lead(list(solved.values()), OURS)
-            figures |= {f"{model_type}_{key}": of_type[key] for key in ("score", "rival", "lead_low")}
+            at = lead(list(solved.values()), OURS)
+            figures |= {f"{model_type}_{key}": at[key] for key in ("score", "rival", "lead_low")}
     return figures
 
 
