@@ -62,9 +62,9 @@ class SourceConfig(Section):
     """Problems to evaluate on. They never coincide with those trained on."""
     dev: int = Field(default=0, ge=0)
     """Problems set apart, neither trained on nor held out, by which each stage keeps its best weights; 0: the last."""
-    dev_candidates: int = Field(default=0, ge=0)
-    """Documents that a dev problem of a ranking type is asked with; 0: as many as in training. Where these are few, it
-    is too easy to tell which weights are best."""
+    dev_candidates: int | None = Field(default=None, ge=2)
+    """Documents that a dev problem of a ranking type is asked with; unset: as many as in training. Where these are few,
+    it is too easy to tell which weights are best."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> SourceConfig:

@@ -67,7 +67,7 @@ def _from_files(source: SourceConfig, model_type: str) -> tuple[pa.Table, pa.Tab
             dev = np.concatenate([dev, order[~answered]])
         order = order[answered]
     set_apart = _rows(whole, dev)
-    if source.dev_candidates:
+    if source.dev and source.dev_candidates:
         how = Reading(candidates=source.dev_candidates, skip_bad=source.skip_bad)
         set_apart = _same_rows(set_apart, declared.load(path, "train", how))
     return _rows(whole, order[: source.train]), set_apart, held_out
