@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import random
-import sys
 from pathlib import Path
 from typing import Any
 
+import benchmark_module
 import pytest
 
 from srl_rlvr import config as configs
@@ -19,12 +18,7 @@ KINDS = {"guided": "srl", "steps": "srl", "own": "srl", "near": "srl", "whole": 
 
 @pytest.fixture(scope="module")
 def table() -> Any:
-    benchmarks = str(Path(__file__).parents[2] / "benchmarks")
-    sys.path.insert(0, benchmarks)
-    try:
-        return importlib.import_module("paper_table")
-    finally:
-        sys.path.remove(benchmarks)
+    return benchmark_module.load("paper_table")
 
 
 def scores(table: Any, solved: dict[str, float], seeds: dict[str, int] | None = None) -> dict[Any, Any]:
