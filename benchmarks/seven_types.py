@@ -63,7 +63,7 @@ EPOCHS = 4  # of SFT, where the policy writes
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the tasks of a policy have in common."""
+    """What the tasks of a type, or of a policy, have in common."""
 
     rates: dict[str, float]  # of a stage, by the task's
     shares: dict[str, float]  # of ours, of the time
@@ -82,7 +82,15 @@ RECIPES = {
         lora_rank=0,
         tokens_per_microbatch=4096,
     ),
-    "vision": Recipe(
+    "embeddings": Recipe(  # a whole batch: what does not fit is encoded twice
+        {"sft": 1.0, "srl": 0.5, "rlvr": 0.3},
+        {"sft": 0.6, "srl": 0.2, "rlvr": 0.2},
+        group_size=16,
+        srl_group_size=16,
+        lora_rank=0,
+        tokens_per_microbatch=24576,
+    ),
+    "multimodal_vision": Recipe(
         {"sft": 1.0, "srl": 0.3, "rlvr": 0.2},
         {"sft": 0.6, "srl": 0.2, "rlvr": 0.2},
         group_size=8,
@@ -117,6 +125,7 @@ class Task:
     learning_rate: float = 5e-5
     problems: int = 0  # of an update of SRL and RLVR, where they are not a batch
     dev_candidates: int = 0  # where they are not as many as in training
+    hardest: int = 0  # of the candidates that are wrong, those that each stage's first policy ranks highest
 
     @property
     def name(self) -> str:
@@ -124,7 +133,7 @@ class Task:
 
     @property
     def recipe(self) -> Recipe:
-        return RECIPES["vision" if self.model_type == VISION else model_types.find(self.model_type).policy]
+        return RECIPES[self.model_type if self.model_type in RECIPES else model_types.find(self.model_type).policy]
 
     def shares(self, sequence: str) -> dict[str, float]:
         """The stages of a sequence, and their share of the time."""
@@ -151,10 +160,11 @@ def router(data: str, rows: int) -> Task:
 
 
 def embedder(data: str, rows: int, max_context: int, updates: int) -> Task:
-    """Of two documents and those of the others, dev has nearly all right after 15 updates: it is asked with ten."""
+    """Of two documents and those of the others, dev has nearly all right after 15 updates: it is asked with ten, and
+    each stage goes on with the one of four wrong documents that it ranks highest at its start."""
     return Task(
-        "embeddings", data, rows, ("mnrl",), max_context, 32, ranking(updates), 10, dev=60, every=20, candidates=2,
-        dev_candidates=10,
+        "embeddings", data, rows, ("mnrl",), max_context, 32, ranking(updates), 10, dev=60, every=20, candidates=5,
+        dev_candidates=10, hardest=1,
     )  # fmt: skip
 
 
@@ -177,7 +187,7 @@ TASKS = {
     task.name: task
     for task in (
         router("banking77", 9178),
-        embedder("scifact", 705, 128, 90),
+        embedder("scifact", 705, 128, 120),
         Task("reranker", "selqa", 1507, ("bce", "lambda"), 128, 16, ranking(90), 10, dev=100, candidates=8),
         writer("extractor", "wnut17", 208, 8, (140, 92, 68), longest=40),
         writer("task_llm", "svamp", 160, 8, (140, 48, 32), longest=48),
@@ -186,7 +196,7 @@ TASKS = {
         vision("bccd", 205, 32, 200, dev=40),
         router("clinc150", 15039),
         router("hwu64", 8955),
-        embedder("covidqa", 711, 192, 60),
+        embedder("covidqa", 711, 192, 80),
         Task("reranker", "scifact", 705, ("bce", "lambda"), 192, 8, ranking(90), 10, dev=60, candidates=8),
         writer("extractor", "crossner", 320, 4, (160, 48, 32), longest=72),
         writer("extractor", "sroie_json", 640, 4, (50, 36, 14), longest=112, dev=16),
@@ -416,6 +426,7 @@ mlflow = false
 
 def stage(kind: str, task: Task, steps: int, rows: int) -> str:
     text = f'[[stages]]\nkind = "{kind}"\nlearning_rate = {task.learning_rate * task.recipe.rates[kind]:.2g}\n'
+    text += f"hardest = {task.hardest}\n" if task.hardest else ""
     if kind == "sft":
         epochs = max(1, round(steps * task.batch / rows))
         return f"{text}batch_size = {task.batch}\nexamples = {min(rows, steps * task.batch)}\nepochs = {epochs}\n"
