@@ -125,6 +125,7 @@ class Task:
     learning_rate: float = 5e-5
     problems: int = 0  # of an update of SRL and RLVR, where they are not a batch
     dev_candidates: int = 0  # where they are not as many as in training
+    patch: int = 8  # of the tower's images, in pixels
     hardest: int = 0  # of the candidates that are wrong, those that each stage's first policy ranks highest
 
     @property
@@ -177,10 +178,10 @@ def writer(
     return Task(model_type, data, rows, rivals, max_context, batch, updates, longest, dev, every, learning_rate=5e-4)
 
 
-def vision(data: str, rows: int, longest: int, updates: int, dev: int) -> Task:
+def vision(data: str, rows: int, longest: int, updates: int, dev: int, patch: int = 8) -> Task:
     """SRL and RLVR encode each image twice more, and have half."""
     steps = updates, updates // 2, updates // 2
-    return Task(VISION, data, rows, (), 256, 32, steps, longest, dev=dev, learning_rate=5e-4)
+    return Task(VISION, data, rows, (), 256, 32, steps, longest, dev=dev, learning_rate=5e-4, patch=patch)
 
 
 TASKS = {
@@ -201,7 +202,7 @@ TASKS = {
         writer("extractor", "crossner", 320, 4, (160, 48, 32), longest=72),
         writer("extractor", "sroie_json", 640, 4, (50, 36, 14), longest=112, dev=16),
         writer("task_llm", "gsm8k", 224, 8, (110, 48, 20), longest=96),
-        vision("omniglot", 3294, 16, 250, dev=150),
+        vision("omniglot", 3294, 32, 400, dev=150, patch=16),
         vision("nlvr", 3956, 72, 250, dev=150),
     )
 }
@@ -322,7 +323,7 @@ def vision_base_of(task: Task, folder: Path) -> Path:
 
     base = folder / "base"
     if not base.is_dir():
-        vision_base.build(base, texts=vision_base.texts_of([DATA / task.data]))
+        vision_base.build(base, texts=vision_base.texts_of([DATA / task.data]), patch=task.patch)
     return base
 
 

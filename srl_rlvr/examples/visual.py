@@ -4,7 +4,7 @@
     `image`, `sentence`, `label`      whether the sentence is true; steps: what stands in each box (`structured_rep`)
     `image`, `n_…`                    how many there are of each: a JSON object, a number a line
     `image`, `label`                  which of the labels in training
-    `image`, `character`              whether two rows show the same character
+    `image`, `character`              whether two rows show the same character; steps: which one each shows
 
 An image is its encoded bytes (Parquet), a path from the file's folder, or a `data:` address; `images` is a list of
 them. The expert's actions are the lines of the whole answer, the one with the result too.
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import json
 import random
 from collections import Counter
@@ -190,23 +191,25 @@ def _counts(row: Row, counted: Sequence[str], where: str) -> Problem:
 
 def _pairs(file: files.Source, skip_bad: bool) -> Callable[[int, Row, str], Problem]:
     """Every row beside another of its alphabet: rows in turn beside the same character and beside another one."""
-    of_alphabet: dict[str, list[tuple[int, Row]]] = {}
+    of_alphabet: dict[str, list[tuple[int, str, Any]]] = {}  # numbers of rows, what they show, their images
     for number, row in files.read_rows(file, skip_bad):
-        of_alphabet.setdefault(str(row.get("alphabet")), []).append((number, row))
+        with contextlib.suppress(InputError):  # said when it is that row's turn
+            shown = number, _text(row, "character", ""), row.get("image")
+            of_alphabet.setdefault(str(row.get("alphabet")), []).append(shown)
 
     def problem(number: int, row: Row, where: str) -> Problem:
         character, same = _text(row, "character", where), number % 2 == 0
         others = [
-            other.get("image")
-            for at, other in of_alphabet[str(row.get("alphabet"))]
-            if at != number and (other.get("character") == character) == same
+            (other, image)
+            for at, other, image in of_alphabet[str(row.get("alphabet"))]
+            if at != number and (other == character) == same
         ]
         if not others:
             raise InputError(f"{where}: no other row of its alphabet to show beside '{character}'")
-        result = "yes" if same else "no"
-        beside = random.Random(f"pair:{row.get('id', number)}").choice(others)
+        other, beside = random.Random(f"pair:{row.get('id', number)}").choice(others)
+        lines = [f"1: {character}", f"2: {other}", _answer("yes" if same else "no")]
         question = "Do both images show the same character, yes or no?"
-        return Problem(question, [_answer(result)], result, images=[beside])
+        return Problem(question, lines, "yes" if same else "no", images=[beside])
 
     return problem
 

@@ -103,8 +103,19 @@ def test_characters_stand_beside_the_same_and_beside_another_in_turn(tmp_path: P
     for example in found:
         first, second = (characters[image] for image in example["images"])
         assert example["reference"] == ("yes" if first == second else "no")
+        assert example["steps"] == [f"1: {first}", f"2: {second}", f"Answer: {example['reference']}"]
+        assert _is_right(example)
     assert [example["reference"] for example in found] == ["no", "yes", "no", "yes"]
     assert found == load(tmp_path, *rows)
+
+
+def test_no_row_stands_beside_one_without_a_character(tmp_path: Path) -> None:
+    shown = {"image": RED, "alphabet": "a"}
+    rows = [shown | {"character": "x"}, shown | {"character": "x"}, shown | {"character": None}]
+    with pytest.raises(InputError, match="row 1: no other row of its alphabet to show beside 'x'"):
+        load(tmp_path, *rows)
+    found = load(tmp_path, *rows, how=Reading(skip_bad=True))
+    assert [row["steps"] for row in found] == [["1: x", "2: x", "Answer: yes"]]
 
 
 def test_json_lines_name_images_by_path_or_hold_them(tmp_path: Path) -> None:
