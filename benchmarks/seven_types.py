@@ -125,12 +125,17 @@ class Task:
     learning_rate: float = 5e-5
     problems: int = 0  # of an update of SRL and RLVR, where they are not a batch
     dev_candidates: int = 0  # where they are not as many as in training
-    patch: int = 8  # of the tower's images, in pixels
+    patch: int = 0  # of the tower's images, in pixels, where they are not as vision_base has them
     hardest: int = 0  # of the candidates that are wrong, those that each stage's first policy ranks highest
 
     @property
     def name(self) -> str:
         return f"{self.model_type}-{self.data}"
+
+    @property
+    def drawn(self) -> str:
+        """Folder of a base that is newly drawn."""
+        return f"base-{self.patch}" if self.patch else "base"
 
     @property
     def recipe(self) -> Recipe:
@@ -178,7 +183,7 @@ def writer(
     return Task(model_type, data, rows, rivals, max_context, batch, updates, longest, dev, every, learning_rate=5e-4)
 
 
-def vision(data: str, rows: int, longest: int, updates: int, dev: int, patch: int = 8) -> Task:
+def vision(data: str, rows: int, longest: int, updates: int, dev: int, patch: int = 0) -> Task:
     """SRL and RLVR encode each image twice more, and have half."""
     steps = updates, updates // 2, updates // 2
     return Task(VISION, data, rows, (), 256, 32, steps, longest, dev=dev, learning_rate=5e-4, patch=patch)
@@ -321,9 +326,9 @@ def vision_base_of(task: Task, folder: Path) -> Path:
     """A small tower and a small Llama that know nothing yet, with a tokenizer of the data's texts."""
     from srl_rlvr import vision_base
 
-    base = folder / "base"
+    base, patch = folder / task.drawn, {"patch": task.patch} if task.patch else {}
     if not base.is_dir():
-        vision_base.build(base, texts=vision_base.texts_of([DATA / task.data]), patch=task.patch)
+        vision_base.build(base, texts=vision_base.texts_of([DATA / task.data]), **patch)
     return base
 
 
@@ -441,7 +446,7 @@ def stage(kind: str, task: Task, steps: int, rows: int) -> str:
 def recipe(cell: Cell, place: table.Place) -> str:
     """Names how a cell is run."""
     task = TASKS[cell.task]
-    text = run_file(task, cell, place, Path(task.data), Path("base")) + str(HELD_OUT)
+    text = run_file(task, cell, place, Path(task.data), Path(task.drawn)) + str(HELD_OUT)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
