@@ -326,9 +326,9 @@ def vision_base_of(task: Task, folder: Path) -> Path:
     """A small tower and a small Llama that know nothing yet, with a tokenizer of the data's texts."""
     from srl_rlvr import vision_base
 
-    base, patch = folder / task.drawn, {"patch": task.patch} if task.patch else {}
+    base = folder / task.drawn
     if not base.is_dir():
-        vision_base.build(base, texts=vision_base.texts_of([DATA / task.data]), **patch)
+        vision_base.build(base, texts=vision_base.texts_of([DATA / task.data]), patch=task.patch or vision_base.PATCH)
     return base
 
 

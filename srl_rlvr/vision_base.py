@@ -2,22 +2,25 @@
 
 Hugging Face's own classes (LLaVA over a SigLIP tower), so it is trained, saved and loaded as any downloaded one is. The
 language model is one that is there, or a Llama of 4 million parameters, newly drawn, too. The tower learns from the
-images of the run; `small_base` has the language model that knows moves before.
+images of the run, and from images alone before it where they are given (`vision_tower`); `small_base` has the language
+model that knows moves before.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from srl_rlvr import small_base
+from srl_rlvr import images as encoded
+from srl_rlvr import small_base, vision_tower
 from srl_rlvr.errors import InputError
 from srl_rlvr.examples import visual
 from srl_rlvr.policies import base_models
 
 IMAGE = "<image>"
+PATCH = 8
 _TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['content'] is string %}{{ m['content'] }}{% else %}"
     "{% for part in m['content'] %}{{ part['text'] if part['type'] == 'text' else '<image>' }}{% endfor %}{% endif %}"
@@ -31,16 +34,21 @@ def build(
     language: Path | None = None,
     texts: Sequence[str] = (),
     image_size: int = 64,
-    patch: int = 8,
+    patch: int = PATCH,
     width: int = 192,
     layers: int = 4,
     seed: int = 0,
+    images: Sequence[bytes] = (),
+    epochs: int = 0,
+    observe: Callable[[int, float], None] = lambda epoch, loss: None,
 ) -> None:
     """Write the model, its processor and its card to `folder`, in Hugging Face layout.
 
     An image is (image_size / patch)² tokens to the language model in the folder `language`; without one, a small
-    Llama is drawn whose tokenizer is of `texts`. `width` and `layers` are the tower's. The same seed gives the same.
-    Raises InputError where `language` cannot be loaded, or the patches do not fill the image.
+    Llama is drawn whose tokenizer is of `texts`. `width` and `layers` are the tower's. It has
+    seen each of these encoded `images` in so many `epochs` before. The same seed gives the same.
+    Raises InputError where `language` cannot be loaded, the patches do not fill the image, or there are fewer
+    than two images to learn from.
     """
     import torch
     from transformers import LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
@@ -70,11 +78,17 @@ def build(
     )
     network.model.language_model.load_state_dict(decoder.model.state_dict())
     network.lm_head.load_state_dict(decoder.lm_head.state_dict())
+    processor = _processor(tokenizer, image_size, patch)
+    if epochs:
+        shown = processor.image_processor([encoded.pixels(image) for image in images], return_tensors="pt")
+        vision_tower.pretrain(
+            network.model.vision_tower, shown["pixel_values"], epochs=epochs, seed=seed, observe=observe
+        )
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     network.save_pretrained(partial)
-    _processor(tokenizer, image_size, patch).save_pretrained(partial)
+    processor.save_pretrained(partial)
     partial.rename(folder)
 
 
@@ -82,6 +96,12 @@ def texts_of(paths: Sequence[Path]) -> list[str]:
     """Questions and answers of these train files."""
     tables = (visual.load(path, "train").select(["prompt", "steps"]) for path in paths)
     return [text for table in tables for row in table.to_pylist() for text in (row["prompt"], *row["steps"])]
+
+
+def images_of(paths: Sequence[Path]) -> list[bytes]:
+    """The images of these train files, each once."""
+    tables = (visual.load(path, "train").select(["images"]) for path in paths)
+    return list(dict.fromkeys(image for table in tables for row in table.to_pylist() for image in row["images"]))
 
 
 def _language(language: Path | None, texts: Sequence[str], seed: int) -> tuple[Any, Any]:

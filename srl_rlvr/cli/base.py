@@ -16,7 +16,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "never on solutions of several steps, so that training has to teach how to chain them.\n"
         "With --think it learns to think before each move: how the move is worked out, which experts do not write.\n"
         "With --vision DATA it draws a small vision tower in front of a small Llama, which knows nothing yet; the\n"
-        "tokenizer is of DATA's texts.",
+        "tokenizer is of DATA's texts. With --epochs the tower has learned to tell DATA's images apart.",
         epilog="examples:\n  srl-rlvr base build --out out/base\n"
         "  srl-rlvr train RUN.toml --set model.base=out/base\n"
         "  srl-rlvr base build --think --family basic_arithmetic --updates 1000 --out out/thinking-base\n"
@@ -37,6 +37,10 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "--vision", metavar="DATA", type=Path, action="append", help="files or folders of images with questions"
     )
     parser.add_argument("--image-size", metavar="N", type=int, default=64, help="pixels a side (default: 64)")
+    parser.add_argument("--patch", metavar="N", type=int, default=8, help="pixels a side of its parts (default: 8)")
+    parser.add_argument(
+        "--epochs", metavar="N", type=int, default=0, help="times that the tower sees each image before (default: 0)"
+    )
     parser.add_argument("--updates", metavar="N", type=int, default=2400, help="of 32 texts each (default: 2400)")
     parser.add_argument("--problems", metavar="N", type=int, default=10_000, help="of each family (default: 10000)")
     parser.add_argument("--seed", metavar="N", type=int, default=0)
@@ -47,9 +51,11 @@ def run(options: argparse.Namespace) -> int:
     from srl_rlvr import small_base
     from srl_rlvr.errors import InputError
 
-    for flag in ("updates", "problems", "image_size"):
-        if getattr(options, flag) < 1:
-            raise InputError(f"--{flag.replace('_', '-')} is {getattr(options, flag)}; it should be 1 or more")
+    for flag, least in (("updates", 1), ("problems", 1), ("image_size", 1), ("patch", 1), ("epochs", 0)):
+        if getattr(options, flag) < least:
+            raise InputError(f"--{flag.replace('_', '-')} is {getattr(options, flag)}; it should be {least} or more")
+    if options.epochs and not options.vision:
+        raise InputError("--epochs is for a tower: name its images by --vision")
     if options.vision and (options.think or options.families):
         raise InputError("--vision draws a base that knows nothing yet: leave out --think and --family")
     if options.out.exists():
@@ -82,6 +88,14 @@ def _build_vision(options: argparse.Namespace) -> None:
     from srl_rlvr import vision_base
     from srl_rlvr.model_types import multimodal_vision
 
-    texts = [multimodal_vision.TYPE.instruction, *vision_base.texts_of(options.vision)]
-    vision_base.build(options.out, texts=texts, image_size=options.image_size, seed=options.seed)
+    vision_base.build(
+        options.out,
+        texts=[multimodal_vision.TYPE.instruction, *vision_base.texts_of(options.vision)],
+        image_size=options.image_size,
+        patch=options.patch,
+        seed=options.seed,
+        images=vision_base.images_of(options.vision) if options.epochs else (),
+        epochs=options.epochs,
+        observe=lambda epoch, loss: print(f"epoch {epoch:>3} of {options.epochs}   loss {loss:.3f}", flush=True),
+    )
     print(f"model   {options.out}")
