@@ -82,14 +82,6 @@ RECIPES = {
         lora_rank=0,
         tokens_per_microbatch=4096,
     ),
-    "embeddings": Recipe(  # a whole batch: what does not fit is encoded twice
-        {"sft": 1.0, "srl": 0.5, "rlvr": 0.3},
-        {"sft": 0.6, "srl": 0.2, "rlvr": 0.2},
-        group_size=16,
-        srl_group_size=16,
-        lora_rank=0,
-        tokens_per_microbatch=24576,
-    ),
     "multimodal_vision": Recipe(
         {"sft": 1.0, "srl": 0.3, "rlvr": 0.2},
         {"sft": 0.6, "srl": 0.2, "rlvr": 0.2},
@@ -107,6 +99,8 @@ RECIPES = {
         tokens_per_microbatch=448,
     ),
 }
+# A whole batch: what does not fit is encoded twice.
+RECIPES["embeddings"] = replace(RECIPES["ranking"], tokens_per_microbatch=24576)
 
 
 @dataclass(frozen=True)
