@@ -21,7 +21,7 @@ train and of dev in percent: svamp 99 and 99, propbank_ewt 40 and 48, wnut17 36 
 61 and 79, gsm8k 57 and 59. Files are sorted by domain, so the order of their rows is drawn, once for all cells.
 
 The type that sees starts from a small tower and a small Llama, newly drawn, so that its SFT is the supervised training
-of the same network. It answers every question.
+of the same network. Omniglot's tower has seen its images before, without a label (SimCLR). It answers every question.
 
 Ours is SFT for three fifths of the time, half of it for types that write, then SRL and RLVR at lower rates. Sequences
 have about the same minutes. Rows of the data that are wrong are left out, of training and of the questions (one
@@ -119,7 +119,9 @@ class Task:
     learning_rate: float = 5e-5
     problems: int = 0  # of an update of SRL and RLVR, where they are not a batch
     dev_candidates: int = 0  # where they are not as many as in training
-    patch: int = 0  # of the tower's images, in pixels, where they are not as vision_base has them
+    side: int = 64  # of the tower's images, in pixels
+    patch: int = 8
+    epochs: int = 0  # in which the tower has seen the data's images before
     hardest: int = 0  # of the candidates that are wrong, those that each stage's first policy ranks highest
 
     @property
@@ -129,7 +131,8 @@ class Task:
     @property
     def drawn(self) -> str:
         """Folder of a base that is newly drawn."""
-        return f"base-{self.patch}" if self.patch else "base"
+        tower = self.side, self.patch, self.epochs
+        return "base" if tower == (64, 8, 0) else "base-" + "-".join(map(str, tower))
 
     @property
     def recipe(self) -> Recipe:
@@ -177,10 +180,10 @@ def writer(
     return Task(model_type, data, rows, rivals, max_context, batch, updates, longest, dev, every, learning_rate=5e-4)
 
 
-def vision(data: str, rows: int, longest: int, updates: int, dev: int, patch: int = 0) -> Task:
+def vision(data: str, rows: int, longest: int, updates: int, dev: int, **tower: int) -> Task:
     """SRL and RLVR encode each image twice more, and have half."""
     steps = updates, updates // 2, updates // 2
-    return Task(VISION, data, rows, (), 256, 32, steps, longest, dev=dev, learning_rate=5e-4, patch=patch)
+    return Task(VISION, data, rows, (), 256, 32, steps, longest, dev=dev, learning_rate=5e-4, **tower)
 
 
 TASKS = {
@@ -201,8 +204,8 @@ TASKS = {
         writer("extractor", "crossner", 320, 4, (160, 48, 32), longest=72),
         writer("extractor", "sroie_json", 640, 4, (50, 36, 14), longest=112, dev=16),
         writer("task_llm", "gsm8k", 224, 8, (110, 48, 20), longest=96),
-        vision("omniglot", 3294, 32, 400, dev=150, patch=16),
-        vision("nlvr", 3956, 72, 250, dev=150),
+        vision("omniglot", 3294, 32, 400, dev=150, patch=16, epochs=7),
+        vision("nlvr", 3956, 72, 250, dev=150, side=128, patch=16),
     )
 }
 QUICK = {"task_llm-svamp": (OURS, "base"), "intent_router-banking77": (OURS, "logistic")}
@@ -317,12 +320,20 @@ def own_peak_memory() -> float:
 
 
 def vision_base_of(task: Task, folder: Path) -> Path:
-    """A small tower and a small Llama that know nothing yet, with a tokenizer of the data's texts."""
+    """A small tower, which may have seen the data's images, and a small Llama that knows nothing yet, with a tokenizer
+    of the data's texts."""
     from srl_rlvr import vision_base
 
-    base = folder / task.drawn
+    base, data = folder / task.drawn, [DATA / task.data]
     if not base.is_dir():
-        vision_base.build(base, texts=vision_base.texts_of([DATA / task.data]), patch=task.patch or vision_base.PATCH)
+        vision_base.build(
+            base,
+            texts=vision_base.texts_of(data),
+            image_size=task.side,
+            patch=task.patch,
+            images=vision_base.images_of(data) if task.epochs else (),
+            epochs=task.epochs,
+        )
     return base
 
 
