@@ -69,9 +69,13 @@ class Encoder:
         return vectors, tokens
 
     async def rerank(self, query: str, documents: Sequence[str]) -> tuple[np.ndarray, int]:
-        """Of each document how relevant it is, in [0, 1], and how many tokens were read."""
-        logits, tokens = await self.encode([(query, document) for document in documents])
-        return 1 / (1 + np.exp(-logits[:, 0].astype(np.float64))), tokens
+        """Of each document how relevant it is, in [0, 1], and how many tokens were read; a model that was trained so
+        takes them to come in the order of a search."""
+        outputs, tokens = await self.encode([(query, document) for document in documents])
+        logits = outputs[:, 0].astype(np.float64)
+        if self.model.card.get("ordered"):
+            logits -= np.log(np.arange(1, len(documents) + 1))
+        return 1 / (1 + np.exp(-logits)), tokens
 
     async def route(
         self, texts: Sequence[str], labels: Mapping[str, str] | None, top_n: int

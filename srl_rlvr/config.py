@@ -65,6 +65,9 @@ class SourceConfig(Section):
     dev_candidates: int | None = Field(default=None, ge=2)
     """Documents that a dev problem of a ranking type is asked with; unset: as many as in training. Where these are few,
     it is too easy to tell which weights are best."""
+    ordered: bool = False
+    """The candidates of a reranker come in the order of a search, best first: it begins with that order, and learns
+    where to leave it. What asks it afterwards is to give candidates in such an order, too."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> SourceConfig:
@@ -330,6 +333,11 @@ class RunConfig(Section):
                     raise ValueError(f"{what} is for types that write text, and {self.model_type} ranks: leave it out")
         if self.model.dimensions and not declared.shortens:
             raise ValueError(f"model.dimensions are of embeddings, not of a {self.model_type}: leave them out")
+        ordered = {source.ordered for source in self.data}
+        if True in ordered and not declared.takes_order:
+            raise ValueError(f"data.ordered is for a reranker, not for a {self.model_type}: leave it out")
+        if len(ordered) > 1:
+            raise ValueError("data.ordered should be the same for all data")
         if declared.policy != "ranking" and any(stage.hardest for stage in self.stages):
             raise ValueError(f"'hardest' is for types that rank, and {self.model_type} writes text: leave it out")
         if "base" in labels:

@@ -244,6 +244,8 @@ def _write_results(run: pipeline.Run, base: Path, tracker: Tracker) -> None:
         "held_out": written["held_out"],
         "srl_rlvr": __version__,
     } | _type_card(run)
+    if any(source.ordered for source in config.data):
+        card["ordered"] = True
     _save_model(run, base, card)
     report.write_report(
         out / "report.html",

@@ -51,6 +51,7 @@ class Reading:
 
     limit: int | None = None  # the first so many
     candidates: int = 50  # of one question, at most
+    ordered: bool = False  # candidates come in the order of a search, which counts
     card: Mapping[str, Any] | None = None  # of the model that is asked
     unanswered: bool = False  # for prediction: rows need no answer
     skip_bad: bool = False  # rows that are wrong are left out and counted

@@ -46,12 +46,14 @@ def load(
     labels: Mapping[str, str] | None = None,
     unanswered: bool = False,
     skip_bad: bool = False,
+    ordered: bool = False,
 ) -> pa.Table:
     """The Examples of a folder's `split`, the first `limit`: each question with at most so many candidates.
 
     In the dev split the candidates are those that the data names, in their order: what answers a question is among them
     only if the data's own search found it. `labels` are a model's own, instead of the train file's; for prediction
-    rows may be `unanswered`. Raises InputError naming the file, and the row where there is one.
+    rows may be `unanswered`. Under `ordered` metadata has the candidates' `ranks`, their places in the data's own order
+    from 1 on; what it lacks comes after its last. Raises InputError naming the file, and the row where there is one.
     """
     corpus_file = None if verifier == "label" else _file(path, "corpus")
     if corpus_file is not None:
@@ -77,7 +79,9 @@ def load(
             asked["metadata"] = {"costs": costs.get(str(row.get("label")), {})}
         else:
             asked = _from_candidates(row, where, candidates, split, unanswered)
-        gains = asked["gains"]
+        gains, metadata = asked["gains"], asked.get("metadata", {})
+        if ordered and "ranks" in asked:
+            metadata = metadata | {"ranks": asked["ranks"]}
         return records.example(
             model_type=model_type,
             task=files.task_of(path, file),
@@ -85,7 +89,7 @@ def load(
             steps=[str(c) for c, _ in sorted(gains.items(), key=lambda item: (-item[1], item[0]))],
             reference=json.dumps({str(c): gain for c, gain in gains.items()}),
             verifier=verifier,
-            metadata=asked.get("metadata"),
+            metadata=metadata,
             difficulty=1.0,
             provenance={"source": file.name, "row": number, "id": row.get("id", row.get("query_id"))},
             candidates=asked["candidates"],
@@ -159,6 +163,7 @@ def _from_corpus(
     column = next((name for name in ("candidates", "bm25_top") if name in row), None)
     ranked = columns.take(row, column, _TEXTS, "a list of doc_id's", where) if column else list(corpus)[:size]
     _check_named(ranked, where, corpus)
+    place = {doc_id: number for number, doc_id in enumerate(dict.fromkeys(ranked), start=1)}
     chosen = list(dict.fromkeys(ranked if split == "dev" else (*positives, *ranked)))[:size]
     if not chosen:
         raise InputError(f"{where}: the candidate list is empty")
@@ -166,6 +171,7 @@ def _from_corpus(
         "question": question,
         "candidates": [corpus[doc_id] for doc_id in chosen],
         "gains": {i: positives[doc_id] for i, doc_id in enumerate(chosen) if doc_id in positives},
+        "ranks": [place.get(doc_id, len(place) + 1) for doc_id in chosen],
         "metadata": {"relevant": sorted(positives.values(), reverse=True)},
     }
 
@@ -204,6 +210,7 @@ def _from_candidates(row: Row, where: str, size: int, split: files.Split, unansw
         "question": columns.text(row, "query", where),
         "candidates": [texts[j] for j in order],
         "gains": {i: labels[j] for i, j in enumerate(order) if labels[j] > 0},
+        "ranks": [j + 1 for j in order],
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from srl_rlvr import model_types, records
 from srl_rlvr.config import SourceConfig
 from srl_rlvr.errors import InputError
 from srl_rlvr.examples import generated
-from srl_rlvr.examples.files import Reading
+from srl_rlvr.examples.files import WHOLE, Reading
 
 _GENERATED_BY_DEFAULT = 512
 
@@ -52,10 +53,11 @@ def _from_files(source: SourceConfig, model_type: str) -> tuple[pa.Table, pa.Tab
     The draw is the same for every seed of a run, so that all are judged by the same problems.
     """
     path, declared = Path(source.path), model_types.find(model_type)
-    whole = declared.load(path, "train", Reading(candidates=source.candidates, skip_bad=source.skip_bad))
+    reading = Reading(candidates=source.candidates, skip_bad=source.skip_bad, ordered=source.ordered)
+    whole = declared.load(path, "train", reading)
     order = _drawn(whole)
     if source.held_out_path or path.is_dir():
-        judged = declared.load(Path(source.held_out_path or path), "dev", Reading(skip_bad=source.skip_bad))
+        judged = declared.load(Path(source.held_out_path or path), "dev", replace(reading, candidates=WHOLE.candidates))
         held_out = _rows(judged, _drawn(judged)[: source.held_out])
     else:
         order, last = _split_end(order, source.held_out, path, "data.held_out", "lower it or name a held_out_path")
@@ -68,8 +70,8 @@ def _from_files(source: SourceConfig, model_type: str) -> tuple[pa.Table, pa.Tab
         order = order[answered]
     set_apart = _rows(whole, dev)
     if source.dev and source.dev_candidates:
-        how = Reading(candidates=source.dev_candidates, skip_bad=source.skip_bad)
-        set_apart = _same_rows(set_apart, declared.load(path, "train", how))
+        asked = replace(reading, candidates=source.dev_candidates)
+        set_apart = _same_rows(set_apart, declared.load(path, "train", asked))
     return _rows(whole, order[: source.train]), set_apart, held_out
 
 

@@ -43,6 +43,7 @@ class ModelType:
     step_verifier: str
     base: str  # where the run names none
     shortens: bool = False  # `model.dimensions` trains its vectors to be cut
+    takes_order: bool = False  # `data.ordered`: the order in which its candidates come counts
     calibrates: bool = False  # its card needs the trained model's answers to the dev problems
 
     def load(self, path: Source, split: Split, how: Reading = WHOLE) -> pa.Table:

@@ -3,4 +3,4 @@ Saved as a sentence-transformers cross-encoder."""
 
 from srl_rlvr.model_types.kinds.ranking import RankingType
 
-TYPE = RankingType(name="reranker", metric="ndcg@10", kind="cross")
+TYPE = RankingType(name="reranker", metric="ndcg@10", kind="cross", takes_order=True)

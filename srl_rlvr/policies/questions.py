@@ -13,23 +13,25 @@ class Question:
     question: tuple[int, ...]
     candidates: tuple[tuple[int, ...], ...]
     picked: tuple[int, ...] = ()  # candidates that come before the next pick
+    ranks: tuple[int, ...] = ()  # the places, from 1 on, at which a search had the candidates, where these count
 
 
 def pack(question: Question) -> list[int]:
-    """The tokens of a prompt: how many candidates, the length of each text, the texts, the picks."""
-    texts = (question.question, *question.candidates)
-    lengths = [len(text) for text in texts]
-    return [len(question.candidates), *lengths, *(token for text in texts for token in text), *question.picked]
+    """The tokens of a prompt: how many candidates, the length of the ranks and of each text, these, the picks."""
+    parts = (question.ranks, question.question, *question.candidates)
+    lengths = [len(part) for part in parts]
+    return [len(question.candidates), *lengths, *(number for part in parts for number in part), *question.picked]
 
 
 def unpack(tokens: Sequence[int]) -> Question:
     """What `pack` packed. Raises ValueError where the tokens are shorter than they say."""
     count = tokens[0]
-    lengths, at = tokens[1 : count + 2], count + 2
+    lengths, at = tokens[1 : count + 3], count + 3
     if len(tokens) < at + sum(lengths):
         raise ValueError(f"a ranking prompt of {len(tokens)} tokens should have {at + sum(lengths)} or more")
-    texts = []
+    parts = []
     for length in lengths:
-        texts.append(tuple(tokens[at : at + length]))
+        parts.append(tuple(tokens[at : at + length]))
         at += length
-    return Question(texts[0], tuple(texts[1:]), tuple(tokens[at:]))
+    ranks, question, *candidates = parts
+    return Question(question, tuple(candidates), tuple(tokens[at:]), ranks)

@@ -6,7 +6,9 @@ the logits z of the candidates that are left, the next pick is c with probabilit
 (Plackett 1975; as a policy, Oosterhuis 2021, and Neural PG-RANK, 2310.04407). One pick is a classifier.
 
 Two scorers: `bi` embeds question and candidates apart (logit: `SCALE` times the cosine), `cross` reads each candidate
-together with the question (logit: its output). Texts that prompts of a batch have in common are encoded once.
+together with the question (logit: its output). Texts that prompts of a batch have in common are encoded once. Where a
+search has ordered the candidates, -log of a candidate's place is added to its logit: a policy whose own logits are
+equal, as of a head newly drawn, begins with that order, and learns where to leave it.
 """
 
 from __future__ import annotations
@@ -106,7 +108,9 @@ class Scorer(torch.nn.Module):
         widest = max(len(q.candidates) for q in questions)
         rows = torch.zeros(len(questions), widest, dtype=torch.long)
         out = torch.zeros(len(questions), widest, dtype=torch.bool)
+        places = torch.ones(len(questions), widest)
         for index, q in enumerate(questions):
+            places[index, : len(q.ranks)] = torch.tensor(q.ranks)
             rows[index, : len(q.candidates)] = torch.tensor([row_of[text] for text in q.candidates])
             out[index, len(q.candidates) :] = True
             out[index, list(q.picked)] = True
@@ -116,7 +120,7 @@ class Scorer(torch.nn.Module):
         else:
             asked = outputs[torch.tensor([row_of[q.question] for q in questions], device=outputs.device)]
             logits = SCALE * torch.einsum("pdv,pv->pd", found_P_D_V, asked)
-        return logits.masked_fill(out.to(logits.device), -torch.inf)
+        return (logits - places.log().to(logits.device)).masked_fill(out.to(logits.device), -torch.inf)
 
 
 def log_probabilities(logits_S_D: torch.Tensor, picks: Sequence[Sequence[int]]) -> torch.Tensor:

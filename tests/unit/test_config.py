@@ -248,3 +248,10 @@ def test_a_type_that_is_not_declared_is_named_with_the_nearest(tmp_path: Path) -
 )
 def test_what_is_for_text_is_refused_where_candidates_are_ranked(tmp_path: Path, text: str, what: str) -> None:
     assert f"{what} is for types that write text" in refusal(tmp_path, 'model_type = "reranker"\n' + text)
+
+
+def test_an_order_of_candidates_is_a_rerankers_and_of_all_its_data(tmp_path: Path) -> None:
+    ordered = RUN.replace("[[data]]", "[[data]]\nordered = true")
+    assert "data.ordered is for a reranker, not for a task_llm" in refusal(tmp_path, ordered)
+    both = 'model_type = "reranker"\n' + ordered + '\n[[data]]\npath = "other.jsonl"\n'
+    assert "data.ordered should be the same for all data" in refusal(tmp_path, both)

@@ -60,6 +60,7 @@ class RankingType(ModelType):
     verifier: str = "ndcg"
     base: str = "all-minilm-l6-v2"
     shares_candidates: bool = False  # a batch's questions are asked with each other's candidates, too
+    takes_order: bool = False
     policy: ClassVar[str] = "ranking"
     engine: ClassVar[str] = "ranking"
     step_verifier: ClassVar[str] = "pick"
@@ -68,6 +69,7 @@ class RankingType(ModelType):
         return rankings.load(
             path, split, self.name, self.verifier, candidates=how.candidates, limit=how.limit,
             labels=(how.card or {}).get("labels"), unanswered=how.unanswered, skip_bad=how.skip_bad,
+            ordered=how.ordered or bool((how.card or {}).get("ordered")),
         )  # fmt: skip
 
     def policy_options(self) -> dict[str, Any]:
@@ -78,9 +80,10 @@ class RankingType(ModelType):
 
     def encode_prompt(self, tokenizer: CandidateTokenizer, example: Mapping[str, Any], think: bool) -> list[int]:
         asked, candidates = example["prompt"], example["candidates"]
+        ranks = tuple(json.loads(example["metadata"]).get("ranks", ()))
         if self.kind == "cross":
-            return pack(Question((), tuple(tokenizer.encode(asked, candidate) for candidate in candidates)))
-        return pack(Question(tokenizer.encode(asked), tuple(map(tokenizer.encode, candidates))))
+            return pack(Question((), tuple(tokenizer.encode(asked, text) for text in candidates), ranks=ranks))
+        return pack(Question(tokenizer.encode(asked), tuple(map(tokenizer.encode, candidates)), ranks=ranks))
 
     def encode_solution(self, tokenizer: CandidateTokenizer, example: Mapping[str, Any], think: bool) -> Solution:
         picks = [int(step) for step in example["steps"]]
@@ -122,6 +125,9 @@ class RankingType(ModelType):
             row["candidates"] = [row["candidates"][number] for number in kept]
             row["steps"] = [str(new[int(step)]) for step in row["steps"]]
             row["reference"] = json.dumps({str(new[number]): gain for number, gain in gains.items()})
+            metadata = json.loads(row["metadata"])
+            if "ranks" in metadata:
+                row["metadata"] = json.dumps(metadata | {"ranks": [metadata["ranks"][number] for number in kept]})
         return records.build("Example", rows)
 
     def together(self, batch: pa.Table, column: str) -> pa.Table:

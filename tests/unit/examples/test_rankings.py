@@ -47,6 +47,23 @@ def test_where_it_is_judged_the_candidates_are_what_the_search_found(tmp_path: P
     assert json.loads(example["metadata"]) == {"relevant": [1.0, 1.0]}
 
 
+def test_an_order_that_counts_gives_each_candidate_its_place(tmp_path: Path) -> None:
+    folder = corpus_folder(tmp_path)
+
+    def places(split: Any, path: Path = folder) -> list[int]:
+        how = Reading(candidates=4, ordered=True)
+        [example] = model_types.find("reranker").load(path, split, how).to_pylist()
+        return json.loads(example["metadata"])["ranks"]
+
+    assert places("train") == [2, 5, 1, 3]  # of d3, d1, d0 and d2: the search has not found d1
+    assert places("dev") == [1, 2, 3, 4]
+    write(folder, plain=[SENTENCES])
+    assert places("train", folder / "plain.jsonl") == [3, 1, 2] and places("dev", folder / "plain.jsonl") == [1, 2, 3]
+    of_model = Reading(card={"ordered": True}, unanswered=True)
+    [asked] = model_types.find("reranker").load(folder / "plain.jsonl", "dev", of_model).to_pylist()
+    assert json.loads(asked["metadata"]) == {"ranks": [1, 2, 3]}
+
+
 def test_gains_order_the_experts_picks(tmp_path: Path) -> None:
     graded = QUERY | {"positives": {"d3": 1, "d1": 3}}
     [example] = load(corpus_folder(tmp_path, queries_train=[graded]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ QUESTIONS = [
     Question(TEXTS[0], tuple(TEXTS[1:])),
     Question(TEXTS[1], tuple(TEXTS[2:5])),
     Question(TEXTS[0], tuple(TEXTS[1:]), (2,)),
+    Question(TEXTS[2], tuple(TEXTS[3:]), ranks=(4, 1, 9)),
 ]
 
 
@@ -52,7 +54,7 @@ def samples(*rows: tuple[int, list[int], float]) -> pa.Table:
     )  # fmt: skip
 
 
-BATCH = ((0, [3, 0, 4], 1.0), (0, [1, 2, 0], -1.0), (1, [2, 0], 0.5), (2, [4], -0.5))
+BATCH = ((0, [3, 0, 4], 1.0), (0, [1, 2, 0], -1.0), (1, [2, 0], 0.5), (2, [4], -0.5), (3, [1, 2], 1.0))
 
 
 def spec(**changes: Any) -> UpdateSpec:
@@ -134,6 +136,15 @@ def test_the_gradient_is_that_of_the_loss_however_many_passes_it_takes(
         assert ours.grad is not None
         torch.testing.assert_close(ours.grad, expected, atol=2e-6, rtol=1e-3)
     assert found["grad_norm"] > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_candidate_counts_by_its_place_in_the_order_of_a_search(tiny_encoder: Path, kind: Kind) -> None:
+    scorer, ranked = policy(tiny_encoder, kind).scorer, QUESTIONS[3]
+    questions = [QUESTIONS[0], ranked, replace(ranked, ranks=())]
+    texts = scorer.texts(questions)
+    _, found, without = scorer.logits(questions, texts, scorer.encode(texts))
+    assert (without - found)[:3].tolist() == pytest.approx(np.log(ranked.ranks).tolist(), abs=1e-5)
 
 
 def test_a_text_that_questions_share_is_encoded_once(tiny_encoder: Path) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from serve.config import ModelEntry
+from serve.replicas import Encoder
 
 JSON = {"content-type": "application/json"}
 HELLO = [{"role": "user", "content": "hi"}]
@@ -67,6 +72,21 @@ def test_documents_come_back_best_first_and_as_a_cross_encoder_scores_them(ask: 
     assert [row["document"]["text"] for row in found] == [documents[number] for number in order]
     np.testing.assert_allclose([row["relevance_score"] for row in found], scores[order], atol=1e-5)
     assert len(ask.post("/v2/rerank", json=body | {"top_n": 1}).json()["results"]) == 1
+
+
+def test_a_reranker_that_was_trained_so_takes_documents_in_the_order_of_a_search(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(folders["reranker"], tmp_path / "reranker")
+
+    def relevance() -> np.ndarray:
+        return asyncio.run(Encoder(ModelEntry(path=str(folder))).rerank("words", ["same", "same"]))[0]
+
+    plain, card = relevance(), json.loads((folder / "model_card.json").read_text())
+    (folder / "model_card.json").write_text(json.dumps(card | {"ordered": True}))
+    found = relevance()
+    odds = found / (1 - found)
+    assert plain[0] == plain[1] == found[0] and odds[0] / odds[1] == pytest.approx(2.0)
 
 
 def test_a_text_is_routed_with_alternatives_and_to_labels_of_the_request(ask: Any) -> None:
@@ -226,8 +246,6 @@ def test_of_two_models_of_a_type_one_has_to_be_named(settings: Any, replicas: di
 
 
 def test_an_answer_that_does_not_come_in_time_is_given_up(settings: Any) -> None:
-    import asyncio
-
     from starlette.testclient import TestClient
 
     from serve.gateway import create_app
