@@ -182,7 +182,7 @@ def writer(
     return Task(model_type, data, rows, rivals, max_context, batch, updates, longest, dev, every, learning_rate=5e-4)
 
 
-def vision(data: str, rows: int, longest: int, updates: int, dev: int, **tower: int) -> Task:
+def vision(data: str, rows: int, longest: int, updates: int, dev: int, **tower: Any) -> Task:
     """SRL and RLVR encode each image twice more, and have half."""
     steps = updates, updates // 2, updates // 2
     return Task(VISION, data, rows, (), 256, 32, steps, longest, dev=dev, learning_rate=5e-4, **tower)
