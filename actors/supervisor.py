@@ -197,7 +197,8 @@ def engine_of(config: RunConfig) -> tuple[str, dict[str, Any]]:
     model_type, engine = model_types.find(config.model_type), config.engine
     kind = model_type.engine or engine.kind
     max_context, tokens_per_pass = config.model.max_context, config.learner.tokens_per_microbatch
-    return kind, engines.arguments(kind, engine, max_context, tokens_per_pass) | model_type.policy_options()
+    arguments = engines.arguments(kind, engine, max_context, tokens_per_pass) | model_type.policy_options()
+    return kind, arguments | ({"matmul": config.model.matmul} if kind == "transformers" else {})
 
 
 def _threads(config: RunConfig) -> tuple[int, int]:
@@ -230,6 +231,7 @@ def _learner_spec(config: RunConfig, model: Path, storage: Path) -> LearnerSpec:
         policy |= {
             "lora_rank": config.model.lora_rank,
             "lora_alpha": config.model.lora_alpha,
+            "matmul": config.model.matmul,
             "activation_checkpointing": learner.activation_checkpointing,
             "strategy": "fsdp" if fsdp else "ddp",
             "seed": config.seed,

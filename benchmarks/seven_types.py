@@ -219,10 +219,9 @@ TASKS = {
             10,
             dev=60,
             every=27,
-            learning_rate=1e-4,
             dev_candidates=20,
             ordered=True,
-        ),
+        ),  # fmt: skip
         writer("extractor", "crossner", 320, 4, (160, 48, 32), longest=72),
         writer("extractor", "sroie_json", 640, 4, (50, 36, 14), longest=112, dev=16),
         writer("task_llm", "gsm8k", 224, 8, (110, 48, 20), longest=96),

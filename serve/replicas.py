@@ -71,10 +71,12 @@ class Encoder:
     async def rerank(self, query: str, documents: Sequence[str]) -> tuple[np.ndarray, int]:
         """Of each document how relevant it is, in [0, 1], and how many tokens were read; a model that was trained so
         takes them to come in the order of a search."""
+        from srl_rlvr.policies.ranking import ORDER
+
         outputs, tokens = await self.encode([(query, document) for document in documents])
         logits = outputs[:, 0].astype(np.float64)
         if self.model.card.get("ordered"):
-            logits -= np.log(np.arange(1, len(documents) + 1))
+            logits -= ORDER * np.log(np.arange(1, len(documents) + 1))
         return 1 / (1 + np.exp(-logits)), tokens
 
     async def route(

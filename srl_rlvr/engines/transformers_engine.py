@@ -20,7 +20,7 @@ from srl_rlvr.engines import Completion, SamplingSpec, check_room
 from srl_rlvr.engines.adapters import Adapter
 from srl_rlvr.engines.branch_cache import ATTENTION_NAME, BranchCache, Decode, Prefill
 from srl_rlvr.errors import InputError
-from srl_rlvr.policies import base_models, vision
+from srl_rlvr.policies import base_models, bfloat16, vision
 from srl_rlvr.policies.attention import UnsupportedAttention, obstacle_to_trees
 from srl_rlvr.policies.weights import Manifest, unflatten
 
@@ -61,10 +61,20 @@ class _Group:
 
 
 class TransformersEngine:
-    def __init__(self, model: Path, *, max_running: int, max_context: int, kv_cache_gib: float, **_vllm_only: Any):
+    def __init__(
+        self,
+        model: Path,
+        *,
+        max_running: int,
+        max_context: int,
+        kv_cache_gib: float,
+        matmul: str = "float32",
+        **_vllm_only: Any,
+    ):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = model
-        self.network = base_models.load_model(model).to(self.device)
+        self.network = base_models.load_model(model).to(self.device).requires_grad_(False)
+        self.in_bfloat16 = matmul == "bfloat16"
         self.tokenizer = base_models.load_tokenizer(model)
         self.reader = vision.reader_of(model, self.network)
         self.max_running = max_running
@@ -75,6 +85,8 @@ class TransformersEngine:
         self._holds_base = True
         self._cache: BranchCache | None = None
         self._adopt_branch_attention()
+        if self.in_bfloat16:
+            bfloat16.hold(self.network)
 
     def _adopt_branch_attention(self) -> None:
         """Raises InputError where attention through a BranchCache would change what the model computes."""
@@ -141,6 +153,8 @@ class TransformersEngine:
                 parameter.data = tensors[name].data
             else:
                 parameter.data.copy_(tensors[name])
+        if self.in_bfloat16:
+            bfloat16.hold(self.network)
 
     def _groups(self, prompts: list[list[int]], spec: SamplingSpec, images: Sequence[Sequence[bytes]]) -> list[_Group]:
         """A group for each prompt, each with the trunk it shares with its neighbours."""

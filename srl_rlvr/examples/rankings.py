@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import pyarrow as pa
 from pydantic import Field, TypeAdapter
@@ -27,12 +29,37 @@ from srl_rlvr.errors import InputError
 from srl_rlvr.examples import columns, files
 
 Row = dict[str, Any]
+_T = TypeVar("_T")
 OUT_OF_SCOPE = "oos"
 _TEXTS = TypeAdapter(list[str])
 _SOME_TEXTS = TypeAdapter(Annotated[list[str], Field(min_length=1)])
 _NUMBERS = TypeAdapter(list[columns.Number])
 _GAINS = TypeAdapter(dict[str, columns.NotNegative])
 _COST = TypeAdapter(columns.NotNegative)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """Of the candidates that a question is asked with."""
+
+    size: int
+    split: files.Split
+    ordered: bool
+
+    def of(self, question: str, ranked: Sequence[_T], answers: Sequence[_T]) -> list[_T]:
+        """`size` of what a search `ranked`. In training what answers comes first, whether it was found or not.
+
+        Where the order counts it is kept, and what answers is there as far as it was found, with others drawn from the
+        whole order: beside the first of it, a text from further down would always be the right one.
+        """
+        if self.split == "dev":
+            return list(ranked)[: self.size]
+        others = [candidate for candidate in ranked if candidate not in answers]
+        if not self.ordered:
+            return [*answers, *others][: self.size]
+        found = [candidate for candidate in ranked if candidate in answers][: self.size]
+        drawn = random.Random(f"candidates:{question}").sample(others, min(len(others), self.size - len(found)))
+        return sorted([*found, *drawn], key=ranked.index)
 
 
 def load(
@@ -52,8 +79,8 @@ def load(
 
     In the dev split the candidates are those that the data names, in their order: what answers a question is among them
     only if the data's own search found it. `labels` are a model's own, instead of the train file's; for prediction
-    rows may be `unanswered`. Under `ordered` metadata has the candidates' `ranks`, their places in the data's own order
-    from 1 on; what it lacks comes after its last. Raises InputError naming the file, and the row where there is one.
+    rows may be `unanswered`. Under `ordered` metadata has the `ranks` of the candidates: their places in the data's own
+    order, from 1 on. Raises InputError naming the file, and the row where there is one.
     """
     corpus_file = None if verifier == "label" else _file(path, "corpus")
     if corpus_file is not None:
@@ -69,16 +96,17 @@ def load(
             labels = read_labels(path, skip_bad)
     number_of = {name: number for number, name in enumerate(labels or ())}
     costs = _read_costs(path, number_of)
+    choice = _Choice(candidates, split, ordered)
 
     def example(number: int, row: Row) -> Row:
         where = f"{file}, row {number}"
         if corpus_file is not None:
-            asked = _from_corpus(row, where, corpus, answers, candidates, split)
+            asked = _from_corpus(row, where, corpus, answers, choice)
         elif labels is not None:
             asked = _from_label(row, where, labels, number_of, unanswered)
             asked["metadata"] = {"costs": costs.get(str(row.get("label")), {})}
         else:
-            asked = _from_candidates(row, where, candidates, split, unanswered)
+            asked = _from_candidates(row, where, choice, unanswered)
         gains, metadata = asked["gains"], asked.get("metadata", {})
         if ordered and "ranks" in asked:
             metadata = metadata | {"ranks": asked["ranks"]}
@@ -155,23 +183,22 @@ def _from_corpus(
     where: str,
     corpus: Mapping[str, str],
     answers: Mapping[str, Mapping[str, float]],
-    size: int,
-    split: files.Split,
+    choice: _Choice,
 ) -> Row:
     question, positives = columns.text(row, "query", where), _positives(row, where, corpus)
     positives |= answers[question]  # of its other rows, too; its own come first
     column = next((name for name in ("candidates", "bm25_top") if name in row), None)
-    ranked = columns.take(row, column, _TEXTS, "a list of doc_id's", where) if column else list(corpus)[:size]
+    ranked = columns.take(row, column, _TEXTS, "a list of doc_id's", where) if column else list(corpus)[: choice.size]
     _check_named(ranked, where, corpus)
     place = {doc_id: number for number, doc_id in enumerate(dict.fromkeys(ranked), start=1)}
-    chosen = list(dict.fromkeys(ranked if split == "dev" else (*positives, *ranked)))[:size]
+    chosen = choice.of(question, list(place), list(positives))
     if not chosen:
         raise InputError(f"{where}: the candidate list is empty")
     return {
         "question": question,
         "candidates": [corpus[doc_id] for doc_id in chosen],
         "gains": {i: positives[doc_id] for i, doc_id in enumerate(chosen) if doc_id in positives},
-        "ranks": [place.get(doc_id, len(place) + 1) for doc_id in chosen],
+        "ranks": [place.get(doc_id) for doc_id in chosen],
         "metadata": {"relevant": sorted(positives.values(), reverse=True)},
     }
 
@@ -195,7 +222,7 @@ def read_corpus(file: Path, skip_bad: bool = False) -> dict[str, str]:
     return corpus
 
 
-def _from_candidates(row: Row, where: str, size: int, split: files.Split, unanswered: bool) -> Row:
+def _from_candidates(row: Row, where: str, choice: _Choice, unanswered: bool) -> Row:
     texts = columns.take(row, "candidates", _SOME_TEXTS, "a list of texts that is not empty", where)
     expected = f"one number for each of the {len(texts)} candidates"
     labels = [0.0] * len(texts) if unanswered else columns.take(row, "labels", _NUMBERS, expected, where)
@@ -203,11 +230,11 @@ def _from_candidates(row: Row, where: str, size: int, split: files.Split, unansw
         raise InputError(f"{where}: column 'labels' should be {expected}, not {len(labels)}")
     for number, candidate in enumerate(texts, start=1):
         columns.bounded(candidate, f"candidate {number}", where)
-    order = list(range(len(texts)))
-    if split == "train":
-        order = sorted(order, key=lambda i: -labels[i])[:size]
+    question, answers = columns.text(row, "query", where), [i for i in range(len(texts)) if labels[i] > 0]
+    choice = choice if choice.split == "train" else replace(choice, size=len(texts))
+    order = choice.of(question, range(len(texts)), sorted(answers, key=lambda i: -labels[i]))
     return {
-        "question": columns.text(row, "query", where),
+        "question": question,
         "candidates": [texts[j] for j in order],
         "gains": {i: labels[j] for i, j in enumerate(order) if labels[j] > 0},
         "ranks": [j + 1 for j in order],

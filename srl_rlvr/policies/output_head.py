@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from srl_rlvr.policies import bfloat16
+
 # Rows computed at once: 128 × 49,152 logits in fp32 are 25 MB.
 _CHUNK = 128
 
@@ -19,7 +21,9 @@ def head_logprobs(
     head: torch.nn.Linear, hidden_T: torch.Tensor, targets_T: torch.Tensor, temperature: float
 ) -> torch.Tensor:
     """log softmax(head(hidden) / temperature)[target] in float32: [T, hidden size], [T] → [T]."""
-    return _HeadLogprobs.apply(hidden_T, head.weight, head.bias, targets_T, temperature)  # type: ignore[return-value]
+    weight, bias = bfloat16.of(head)
+    hidden_T = hidden_T.to(weight.dtype)
+    return _HeadLogprobs.apply(hidden_T, weight, bias, targets_T, temperature)  # type: ignore[return-value]
 
 
 class _HeadLogprobs(torch.autograd.Function):

@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
 from srl_rlvr.errors import InputError
-from srl_rlvr.policies import base_models, vision, weights
+from srl_rlvr.policies import base_models, bfloat16, vision, weights
 from srl_rlvr.policies.attention import TreePass, TrunkMemory, adopt_tree_attention
 from srl_rlvr.policies.losses import (
     SUMS,
@@ -84,6 +84,7 @@ class TextPolicy:
         *,
         lora_rank: int = 0,
         lora_alpha: float = 32.0,
+        matmul: Literal["float32", "bfloat16"] = "float32",
         tokens_per_microbatch: int = 1024,
         weight_decay: float = 0.0,
         max_grad_norm: float = 1.0,
@@ -118,6 +119,8 @@ class TextPolicy:
                 network,
                 LoraConfig(r=lora_rank, lora_alpha=lora_alpha, target_modules="all-linear"),  # type: ignore[arg-type]
             )
+        if matmul == "bfloat16":
+            bfloat16.hold(network)
         if activation_checkpointing:
             for layer in _decoder_layers(_inner(network)):
                 layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)

@@ -255,3 +255,8 @@ def test_an_order_of_candidates_is_a_rerankers_and_of_all_its_data(tmp_path: Pat
     assert "data.ordered is for a reranker, not for a task_llm" in refusal(tmp_path, ordered)
     both = 'model_type = "reranker"\n' + ordered + '\n[[data]]\npath = "other.jsonl"\n'
     assert "data.ordered should be the same for all data" in refusal(tmp_path, both)
+
+
+def test_what_is_trained_is_multiplied_in_float32(tmp_path: Path) -> None:
+    said = refusal(tmp_path, '[model]\nmatmul = "bfloat16"\n' + RUN)
+    assert "model.matmul = 'bfloat16' is for weights that are not trained: set model.lora_rank" in said

@@ -24,8 +24,11 @@ PROMPTS = [[10, 11, 12, 13, 14, 15, 16], [20, 21], [30, 31, 32, 33], [40]]
 STEP_PROMPTS = [[10, 11, 12], [10, 11, 12, 13, 14, 15], [10, 11, 12, 13, 14, 15, 16], [20, 21], [20, 21, 30, 31, 32]]
 
 
-def make(model: Path, max_running: int = 64, max_context: int = 512, kv_cache_gib: float = 1.0) -> TransformersEngine:
-    return TransformersEngine(model, max_running=max_running, max_context=max_context, kv_cache_gib=kv_cache_gib)
+def make(
+    model: Path, max_running: int = 64, max_context: int = 512, kv_cache_gib: float = 1.0, **options: Any
+) -> TransformersEngine:
+    room = {"max_running": max_running, "max_context": max_context, "kv_cache_gib": kv_cache_gib}
+    return TransformersEngine(model, **room, **options)
 
 
 @pytest.fixture(scope="module")
@@ -233,10 +236,16 @@ def test_batches_larger_than_what_runs_at_once_are_cut(tiny_model: Path) -> None
     assert [len(group) for group in larger_than_all] == [3] * 4
 
 
-@pytest.mark.parametrize("lora_rank", [0, 4], ids=["full", "lora"])
-def test_loaded_weights_are_served_and_their_checksum_returned(tiny_model: Path, lora_rank: int) -> None:
-    engine = make(tiny_model)
-    policy = TextPolicy(tiny_model, lora_rank=lora_rank)
+@pytest.mark.parametrize(
+    ("lora_rank", "matmul", "off"),
+    [(0, "float32", 1e-4), (4, "float32", 1e-4), (4, "bfloat16", 0.02)],
+    ids=["full", "lora", "bfloat16"],
+)
+def test_loaded_weights_are_served_and_their_checksum_returned(
+    tiny_model: Path, lora_rank: int, matmul: Any, off: float
+) -> None:
+    engine = make(tiny_model, matmul=matmul)
+    policy = TextPolicy(tiny_model, lora_rank=lora_rank, matmul=matmul)
     before = engine.sample(PROMPTS, SamplingSpec(2, 1.0, 12))
     for version in (1, 2):  # adapters are added to the base, not to what was loaded before
         with torch.no_grad():
@@ -251,7 +260,7 @@ def test_loaded_weights_are_served_and_their_checksum_returned(tiny_model: Path,
         assert after != before
         found = policy.logprobs(samples(PROMPTS, after))
         for learner, completion in zip(found, (c for group in after for c in group), strict=True):
-            np.testing.assert_allclose(completion.logprobs, learner, atol=1e-4)
+            np.testing.assert_allclose(completion.logprobs, learner, atol=off)
         before = after
 
 

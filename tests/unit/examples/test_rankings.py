@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,15 +51,23 @@ def test_where_it_is_judged_the_candidates_are_what_the_search_found(tmp_path: P
 def test_an_order_that_counts_gives_each_candidate_its_place(tmp_path: Path) -> None:
     folder = corpus_folder(tmp_path)
 
-    def places(split: Any, path: Path = folder) -> list[int]:
-        how = Reading(candidates=4, ordered=True)
-        [example] = model_types.find("reranker").load(path, split, how).to_pylist()
+    def read(path: Path, split: Any, candidates: int = 4) -> list[dict[str, Any]]:
+        how = Reading(candidates=candidates, ordered=True)
+        return model_types.find("reranker").load(path, split, how).to_pylist()
+
+    def places(example: Mapping[str, Any]) -> list[int]:
         return json.loads(example["metadata"])["ranks"]
 
-    assert places("train") == [2, 5, 1, 3]  # of d3, d1, d0 and d2: the search has not found d1
-    assert places("dev") == [1, 2, 3, 4]
+    [train], [dev] = read(folder, "train"), read(folder, "dev")
+    assert train["candidates"] == dev["candidates"] == ["T\ntext 0", "text 3", "text 2", "text 4"]
+    assert places(train) == places(dev) == [1, 2, 3, 4] and train["steps"] == ["1"]  # d1 has not been found
+    many = [QUERY | {"query": f"q{n}", "bm25_top": ["d3", "d0", "d1", "d2", "d4", "d5"]} for n in range(200)]
+    rows = read(corpus_folder(folder, queries_train=many), "train", 3)
+    drawn = Counter(place for row in rows for place in places(row))
+    assert drawn[1] == drawn[3] == 200 and all(30 < drawn[place] < 70 for place in (2, 4, 5, 6))
     write(folder, plain=[SENTENCES])
-    assert places("train", folder / "plain.jsonl") == [3, 1, 2] and places("dev", folder / "plain.jsonl") == [1, 2, 3]
+    [alone] = read(folder / "plain.jsonl", "train")
+    assert places(alone) == [1, 2, 3] and alone["steps"] == ["2"]
     of_model = Reading(card={"ordered": True}, unanswered=True)
     [asked] = model_types.find("reranker").load(folder / "plain.jsonl", "dev", of_model).to_pylist()
     assert json.loads(asked["metadata"]) == {"ranks": [1, 2, 3]}

@@ -18,7 +18,7 @@ from srl_rlvr.engines import SamplingSpec
 from srl_rlvr.engines.ranking_engine import RankingEngine
 from srl_rlvr.policies.losses import UpdateSpec
 from srl_rlvr.policies.questions import Question, pack, unpack
-from srl_rlvr.policies.ranking import Kind, RankingPolicy, draw, log_probabilities
+from srl_rlvr.policies.ranking import ORDER, Kind, RankingPolicy, draw, log_probabilities
 
 KINDS: tuple[Kind, ...] = ("bi", "cross")
 TEXTS = [(2, 40 + i, 50 + 2 * i, *range(60, 60 + i), 3) for i in range(6)]
@@ -144,7 +144,7 @@ def test_a_candidate_counts_by_its_place_in_the_order_of_a_search(tiny_encoder: 
     questions = [QUESTIONS[0], ranked, replace(ranked, ranks=())]
     texts = scorer.texts(questions)
     _, found, without = scorer.logits(questions, texts, scorer.encode(texts))
-    assert (without - found)[:3].tolist() == pytest.approx(np.log(ranked.ranks).tolist(), abs=1e-5)
+    assert (without - found)[:3].tolist() == pytest.approx((ORDER * np.log(ranked.ranks)).tolist(), abs=1e-5)
 
 
 def test_a_text_that_questions_share_is_encoded_once(tiny_encoder: Path) -> None:

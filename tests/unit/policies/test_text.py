@@ -507,3 +507,23 @@ def test_samples_may_come_in_several_chunks(tiny_model: Path) -> None:
     chunked = pa.concat_tables([cases.table(TREE[:5]), cases.table(TREE[5:])])
     one, two = make_policy(tiny_model), make_policy(tiny_model)
     assert one.update(chunked, spec()) == two.update(cases.table(TREE), spec())
+
+
+def test_what_multiplies_in_bfloat16_learns_nearly_the_same(tiny_model: Path) -> None:
+    torch.manual_seed(1)
+    plain, half = make_policy(tiny_model, 3), make_policy(tiny_model, 3, matmul="bfloat16")
+    for name, parameter in trained(plain.network).items():
+        parameter.data.normal_(std=0.1)
+        trained(half.network)[name].data.copy_(parameter.data)
+    base = copies(half.network)
+    table = cases.table(TREE)
+    for ours, theirs in zip(half.logprobs(table), plain.logprobs(table), strict=True):
+        assert 0 < np.abs(ours - theirs).max() < 0.05
+    plain.update(table, spec())
+    half.update(table, spec(learning_rate=1e-3))
+    for name, parameter in trained(half.network).items():
+        expected = trained(plain.network)[name].grad
+        assert parameter.grad is not None and expected is not None
+        assert float((parameter.grad - expected).norm() / expected.norm()) < 0.1, name
+    moved = {name for name, tensor in copies(half.network).items() if not tensor.equal(base[name])}
+    assert moved == trained(half.network).keys()

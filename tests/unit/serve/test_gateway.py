@@ -16,6 +16,7 @@ from PIL import Image
 
 from serve.config import ModelEntry
 from serve.replicas import Encoder
+from srl_rlvr.policies.ranking import ORDER
 
 JSON = {"content-type": "application/json"}
 HELLO = [{"role": "user", "content": "hi"}]
@@ -86,7 +87,7 @@ def test_a_reranker_that_was_trained_so_takes_documents_in_the_order_of_a_search
     (folder / "model_card.json").write_text(json.dumps(card | {"ordered": True}))
     found = relevance()
     odds = found / (1 - found)
-    assert plain[0] == plain[1] == found[0] and odds[0] / odds[1] == pytest.approx(2.0)
+    assert plain[0] == plain[1] == found[0] and odds[0] / odds[1] == pytest.approx(2**ORDER)
 
 
 def test_a_text_is_routed_with_alternatives_and_to_labels_of_the_request(ask: Any) -> None:
