@@ -26,6 +26,7 @@ KINDS: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int)
     options = parser.parse_args()
     in_the_actors_environment()
@@ -53,7 +54,7 @@ def main() -> None:
     }
     rates: dict[tuple[str, str], list[float]] = {(what, kind): [] for what in ("sample", "learn") for kind in KINDS}
     apart = {kind: 0.0 for kind in sides}
-    for turn in range((1 if options.quick else 5) + 1):  # the first round warms up
+    for turn in range((1 if options.quick else options.rounds) + 1):  # the first round warms up
         for kind, (engine, policy) in sides.items():
             began = time.perf_counter()
             groups = engine.sample(prompts, spec)

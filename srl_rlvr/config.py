@@ -36,8 +36,8 @@ class ModelConfig(Section):
     lora_alpha: float = Field(default=32.0, gt=0)
     """Scale of the adapters: they are added times alpha / rank."""
     matmul: Literal["float32", "bfloat16"] = "float32"
-    """What learner and transformers engine multiply the weights in that LoRA leaves as they are. bfloat16 is about
-    twice as fast on a CPU with instructions for it (avx512_bf16, amx_bf16), and far slower on others."""
+    """What learner and transformers engine multiply the weights in that LoRA leaves as they are. bfloat16 is
+    faster on a CPU with instructions for it (avx512_bf16, amx_bf16), and far slower on others."""
     dimensions: list[Annotated[int, Field(ge=1)]] = []
     """Embeddings: lengths to which they may be cut afterwards; the loss is of these, too."""
 

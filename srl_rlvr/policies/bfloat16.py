@@ -1,5 +1,5 @@
-"""Linear layers that multiply in bfloat16: half the bits, and on CPUs with instructions for it (avx512_bf16, amx_bf16)
-about twice the speed. All that lies between them, attention, norms, LoRA's adapters and the loss, stays in float32.
+"""Linear layers that multiply in bfloat16: half the bits, and faster on CPUs with instructions for it (avx512_bf16,
+amx_bf16). All that lies between them, attention, norms, LoRA's adapters and the loss, stays in float32.
 """
 
 from __future__ import annotations
