@@ -2,7 +2,7 @@
 
     python benchmarks/bfloat16.py            five rounds, each side once in each: 8 prompts × 8 samples
     python benchmarks/bfloat16.py --quick    one round, 8 tokens each
-    python benchmarks/bfloat16.py --threads 1    on one core
+    python benchmarks/bfloat16.py --rounds 1 --threads 1    of so many rounds and threads
 
 The transformers engine and the learner with SmolLM2-135M-Instruct, the prompts and lengths of `rollout.py`; the learner
 learns from what was sampled. Prints a table and one JSON line: ratios of medians, and the largest difference between
@@ -15,12 +15,12 @@ import argparse
 import json
 import statistics
 import time
-from typing import Any, Literal
+from typing import Any
 
 from _machine import commit, in_the_actors_environment, machine
 from rollout import COMPLETION, ENGINE, GROUP, MODEL, PROMPT, PROMPTS
 
-KINDS: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
+KINDS: tuple[str, ...] = ("float32", "bfloat16")
 
 
 def main() -> None:
@@ -53,7 +53,7 @@ def main() -> None:
         for kind in KINDS
     }
     rates: dict[tuple[str, str], list[float]] = {(what, kind): [] for what in ("sample", "learn") for kind in KINDS}
-    apart = {kind: 0.0 for kind in sides}
+    apart = dict.fromkeys(KINDS, 0.0)
     for turn in range((1 if options.quick else options.rounds) + 1):  # the first round warms up
         for kind, (engine, policy) in sides.items():
             began = time.perf_counter()

@@ -208,20 +208,11 @@ TASKS = {
         router("clinc150", 15039),
         router("hwu64", 8955),
         embedder("covidqa", 711, 192, 80),
-        Task(
-            "reranker",
-            "scifact",
-            705,
-            ("bce", "lambda"),
-            128,
-            8,
-            ranking(135),
-            10,
-            dev=60,
-            every=27,
+        replace(
+            Task("reranker", "scifact", 705, ("bce", "lambda"), 128, 8, ranking(135), 10, dev=60, every=27),
             dev_candidates=20,
             ordered=True,
-        ),  # fmt: skip
+        ),
         writer("extractor", "crossner", 320, 4, (160, 48, 32), longest=72),
         writer("extractor", "sroie_json", 640, 4, (50, 36, 14), longest=112, dev=16),
         writer("task_llm", "gsm8k", 224, 8, (110, 48, 20), longest=96),

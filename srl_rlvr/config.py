@@ -342,8 +342,11 @@ class RunConfig(Section):
             raise ValueError(f"data.ordered is for a reranker, not for a {self.model_type}: leave it out")
         if len(ordered) > 1:
             raise ValueError("data.ordered should be the same for all data")
-        if declared.policy != "ranking" and any(stage.hardest for stage in self.stages):
-            raise ValueError(f"'hardest' is for types that rank, and {self.model_type} writes text: leave it out")
+        if any(stage.hardest for stage in self.stages):
+            if declared.policy != "ranking":
+                raise ValueError(f"'hardest' is for types that rank, and {self.model_type} writes text: leave it out")
+            if True in ordered:  # of which candidates are drawn evenly, for the order to mean in training what it says
+                raise ValueError("'hardest' does not go with data.ordered: leave one of them out")
         if "base" in labels:
             raise ValueError("a stage cannot be called 'base': results use it for the model before training")
         for stage in self.stages:

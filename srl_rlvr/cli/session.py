@@ -102,9 +102,10 @@ def _starting_point(
         raise InputError(
             f"{out} holds a run already ({folder.name}): go on with --resume, or name another folder by --out"
         )
-    before = json.loads((folder / "config.json").read_text())
-    now = config.model_dump(mode="json")
-    changed = [key for key in now if key not in _MAY_CHANGE and now[key] != before.get(key)]
+    # Parsed, so that keys which have come since have their defaults.
+    begun = configs.parse(json.loads((folder / "config.json").read_text()), str(folder / "config.json"))
+    before, now = (each.model_dump(mode="json") for each in (begun, config))
+    changed = [key for key in now if key not in _MAY_CHANGE and now[key] != before[key]]
     if changed:
         raise InputError(
             f"{out} was begun with another '{changed[0]}': resume with the same run file, or use another --out"

@@ -17,7 +17,7 @@ import itertools
 import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -47,13 +47,13 @@ class _Choice:
     ordered: bool
 
     def of(self, question: str, ranked: Sequence[_T], answers: Sequence[_T]) -> list[_T]:
-        """`size` of what a search `ranked`. In training what answers comes first, whether it was found or not.
+        """What a search `ranked`. In training `size` of it, and what answers comes first, whether it was found or not.
 
         Where the order counts it is kept, and what answers is there as far as it was found, with others drawn from the
         whole order: beside the first of it, a text from further down would always be the right one.
         """
         if self.split == "dev":
-            return list(ranked)[: self.size]
+            return list(ranked)
         others = [candidate for candidate in ranked if candidate not in answers]
         if not self.ordered:
             return [*answers, *others][: self.size]
@@ -191,7 +191,7 @@ def _from_corpus(
     ranked = columns.take(row, column, _TEXTS, "a list of doc_id's", where) if column else list(corpus)[: choice.size]
     _check_named(ranked, where, corpus)
     place = {doc_id: number for number, doc_id in enumerate(dict.fromkeys(ranked), start=1)}
-    chosen = choice.of(question, list(place), list(positives))
+    chosen = choice.of(question, list(place), list(positives))[: choice.size]
     if not chosen:
         raise InputError(f"{where}: the candidate list is empty")
     return {
@@ -231,7 +231,6 @@ def _from_candidates(row: Row, where: str, choice: _Choice, unanswered: bool) ->
     for number, candidate in enumerate(texts, start=1):
         columns.bounded(candidate, f"candidate {number}", where)
     question, answers = columns.text(row, "query", where), [i for i in range(len(texts)) if labels[i] > 0]
-    choice = choice if choice.split == "train" else replace(choice, size=len(texts))
     order = choice.of(question, range(len(texts)), sorted(answers, key=lambda i: -labels[i]))
     return {
         "question": question,

@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -84,7 +84,7 @@ class TextPolicy:
         *,
         lora_rank: int = 0,
         lora_alpha: float = 32.0,
-        matmul: Literal["float32", "bfloat16"] = "float32",
+        matmul: str = "float32",
         tokens_per_microbatch: int = 1024,
         weight_decay: float = 0.0,
         max_grad_norm: float = 1.0,

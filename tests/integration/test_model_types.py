@@ -102,8 +102,13 @@ def test_a_type_is_trained_scored_and_asked(
         built = srl_rlvr("base", "build", "--vision", data, "--image-size", "32", "--out", start, cwd=tmp_path)
         assert built.code == 0, built.err
     base = f'[model]\nbase = "{start}"\nmax_context = {64 if ranks else 512}\n'
-    stages = STAGES.replace('kind = "rlvr"', 'kind = "rlvr"\nhardest = 3') if ranks else STAGES
-    source = f'[[data]]\npath = "{data}"\nheld_out = 10\ndev = 10\n'
+    stages, source = STAGES, f'[[data]]\npath = "{data}"\nheld_out = 10\ndev = 10\n'
+    if model_type == "reranker":
+        source += "ordered = true\n"
+    elif ranks:
+        stages = STAGES.replace('kind = "rlvr"', 'kind = "rlvr"\nhardest = 3')
+    elif model_type == "extractor":
+        base += 'lora_rank = 2\nmatmul = "bfloat16"\n'
     rest = '[evaluation]\nmax_tokens = 40\n[engine]\nkind = "transformers"\n[tracking]\nmlflow = false\n'
     (tmp_path / "run.toml").write_text(f'model_type = "{model_type}"\n{base}{source}{stages}{rest}')
     trained = srl_rlvr("train", tmp_path / "run.toml", "--out", "out", cwd=tmp_path)

@@ -255,6 +255,8 @@ def test_an_order_of_candidates_is_a_rerankers_and_of_all_its_data(tmp_path: Pat
     assert "data.ordered is for a reranker, not for a task_llm" in refusal(tmp_path, ordered)
     both = 'model_type = "reranker"\n' + ordered + '\n[[data]]\npath = "other.jsonl"\n'
     assert "data.ordered should be the same for all data" in refusal(tmp_path, both)
+    mined = 'model_type = "reranker"\n' + ordered + "\nhardest = 3\n"
+    assert "'hardest' does not go with data.ordered" in refusal(tmp_path, mined)
 
 
 def test_what_is_trained_is_multiplied_in_float32(tmp_path: Path) -> None:

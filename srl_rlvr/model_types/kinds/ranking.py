@@ -125,9 +125,6 @@ class RankingType(ModelType):
             row["candidates"] = [row["candidates"][number] for number in kept]
             row["steps"] = [str(new[int(step)]) for step in row["steps"]]
             row["reference"] = json.dumps({str(new[number]): gain for number, gain in gains.items()})
-            metadata = json.loads(row["metadata"])
-            if "ranks" in metadata:
-                row["metadata"] = json.dumps(metadata | {"ranks": [metadata["ranks"][number] for number in kept]})
         return records.build("Example", rows)
 
     def together(self, batch: pa.Table, column: str) -> pa.Table:
