@@ -1,4 +1,4 @@
-"""What a structured answer is worth: JSON that is valid, times F1 over its parts.
+"""What a structured answer is worth: JSON that is valid, times F1 over its parts, kind by kind.
 
 A part counts as found once, where the expert has it once. JSON that does not parse, or breaks its schema, is `invalid`.
 """
@@ -33,8 +33,9 @@ def fields(text: str, reference: str, metadata: dict[str, Any]) -> Score:
 
 
 def frames(text: str, reference: str, metadata: dict[str, Any]) -> Score:
-    """F1 over predicates and roles. A role counts where its frame, its name and its whole span are right (the measure
-    of CoNLL-2005 and 2012); `text` in the metadata is the sentence, in which every span has to stand."""
+    """The mean of F1 over predicates and F1 over roles. F1 over both together is highest without roles, as long as they
+    are seldom right. A role counts where its frame, its name and its whole span are right (the measure of CoNLL-2005
+    and 2012); `text` in the metadata is the sentence, in which every span has to stand."""
     found, fault = _parsed(text, list)
     if not fault:
         fault = next(filter(None, (_frame_fault(frame, metadata["text"]) for frame in found)), "")
@@ -100,15 +101,17 @@ def _normal(value: Any, kind: Mapping[str, Any]) -> Any:
 
 
 def _scored(parts: Mapping[str, tuple[Counter[Part], Counter[Part]]], exact: bool) -> Score:
-    """Counts of each kind are components, so that F1 over many answers can be had from them."""
+    """The mean of F1 over each kind; one neither given nor wanted does not count. Counts are components, so that
+    F1 over many answers can be had from them."""
     components: dict[str, float] = {"valid": 1.0, "exact": float(exact)}
-    right = given = wanted = 0
+    of_kinds: list[float] = []
     for name, (found, expected) in parts.items():
         counts = (found & expected).total(), found.total(), expected.total()
         components |= dict(zip((f"{name}_right", f"{name}_given", f"{name}_wanted"), map(float, counts), strict=True))
-        right, given, wanted = right + counts[0], given + counts[1], wanted + counts[2]
-    reward = 2 * right / (given + wanted) if given + wanted else 1.0
-    return Score(SCORED, reward, components)
+        right, given, wanted = counts
+        if given + wanted:
+            of_kinds.append(2 * right / (given + wanted))
+    return Score(SCORED, sum(of_kinds) / len(of_kinds) if of_kinds else 1.0, components)
 
 
 def _invalid(metadata: Mapping[str, Any], fault: str, reference: str, *names: str) -> Score:

@@ -34,7 +34,18 @@ def test_a_role_counts_only_with_its_frame_its_name_and_its_whole_span() -> None
     found = [{"predicate": "likes", "ARG0": "She", "ARG1": "to"}, {"predicate": "likes", "ARG0": "he", "ARG2": "jazz"}]
     score = frames(json.dumps(found), GOLD, SENTENCE)
     assert score.components["role_right"] == 2 and score.components["predicate_right"] == 2
-    assert score.reward == pytest.approx(2 * 4 / (6 + 6)) and score.components["exact"] == 0
+    assert score.reward == pytest.approx((1 + 2 * 2 / (4 + 4)) / 2) and score.components["exact"] == 0
+
+
+def test_leaving_out_roles_costs_half_however_many_predicates_are_right() -> None:
+    """F1 over both together would pay 2 / 3 for predicates alone."""
+    assert frames('[{"predicate": "likes"}, {"predicate": "likes"}]', GOLD, SENTENCE).reward == 0.5
+
+
+def test_roles_that_are_neither_there_nor_wanted_do_not_count() -> None:
+    bare = '[{"predicate": "likes"}]'
+    assert frames(bare, '[{"predicate": "likes"}, {"predicate": "sing"}]', SENTENCE).reward == pytest.approx(2 / 3)
+    assert frames('[{"predicate": "likes", "ARG0": "She"}]', bare, SENTENCE).reward == 0.5
 
 
 def test_frames_of_one_predicate_are_told_apart_by_their_order() -> None:
