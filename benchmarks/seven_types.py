@@ -25,12 +25,12 @@ The type that sees starts from a small tower and a small Llama, newly drawn, so 
 of the same network. Omniglot's tower has seen its images before, without a label (SimCLR). It answers every question.
 
 Ours is SFT for three fifths of the time, half of it for types that write, four fifths for the one that sees, which
-nothing has taught before; then SRL and RLVR at lower rates. Sequences
-have about the same minutes. Rows of the data that are wrong are left out, of training and of the questions (one
-question of covidqa has no candidate).
+nothing has taught before; then SRL and RLVR at lower rates. Sequences have about the same minutes. Rows of the data
+that are wrong are left out, of training and of the questions (one question of covidqa has no candidate).
 
 The lead is that of SRL → RLVR over the best rival, paired by question and bootstrapped over seeds and questions; the
 rival is chosen anew in each draw. The same on half of the rows, in the same time, is shown beside it and is no rival.
+Tables are Markdown, as docs/results.md has them.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import resource
 import shutil
 import time
@@ -60,6 +61,12 @@ HALF = "srl-rlvr-half"  # ours on half of the rows, in the same time
 VISION = "multimodal_vision"
 HELD_OUT = 200  # questions of a type that writes, at most
 EMPTY = ("[]", "{}")  # answers with nothing in them
+RIVALS = {  # by `_rivals`, as the table names them
+    "logistic": "logistic regression on embeddings",
+    "mnrl": "sentence-transformers, MultipleNegativesRanking ({})",
+    "bce": "sentence-transformers, binary cross-entropy ({})",
+    "lambda": "sentence-transformers, LambdaLoss ({})",
+}
 EPOCHS = 4  # of SFT, where the policy writes
 
 
@@ -156,6 +163,14 @@ class Task:
     def steps(self, stage: str, share: float) -> int:
         """Updates of a stage that has this share of the time."""
         return max(1, round(self.updates[("sft", "srl", "rlvr").index(stage)] * share))
+
+    def training_rows(self, sequence: str, updates: float = 1) -> int:
+        rows = min(self.rows - self.dev, self.steps("sft", updates) * self.batch)
+        return rows // 2 if sequence == HALF else rows
+
+    def epochs_of_sft(self, steps: int, rows: int) -> int:
+        """Whole ones, of about so many updates."""
+        return max(1, round(steps * self.batch / rows))
 
 
 def ranking(updates: int) -> tuple[int, int, int]:
@@ -404,9 +419,7 @@ def as_given(questions: list[dict[str, Any]]) -> tuple[list[float], dict[str, fl
 
 def run_file(task: Task, cell: Cell, place: table.Place, data: Path, base: Path) -> str:
     recipe = task.recipe
-    rows = min(task.rows - task.dev, task.steps("sft", place.updates) * task.batch)
-    if cell.sequence == HALF:
-        rows //= 2
+    rows = task.training_rows(cell.sequence, place.updates)
     asked = f"dev_candidates = {task.dev_candidates}\n" if task.dev_candidates else ""
     asked += "ordered = true\n" if task.ordered else ""
     sequence = task.shares(cell.sequence)
@@ -455,8 +468,8 @@ def stage(kind: str, task: Task, steps: int, rows: int) -> str:
     text = f'[[stages]]\nkind = "{kind}"\nlearning_rate = {task.learning_rate * task.recipe.rates[kind]:.2g}\n'
     text += f"hardest = {task.hardest}\n" if task.hardest else ""
     if kind == "sft":
-        epochs = max(1, round(steps * task.batch / rows))
-        return f"{text}batch_size = {task.batch}\nexamples = {min(rows, steps * task.batch)}\nepochs = {epochs}\n"
+        examples, epochs = min(rows, steps * task.batch), task.epochs_of_sft(steps, rows)
+        return f"{text}batch_size = {task.batch}\nexamples = {examples}\nepochs = {epochs}\n"
     samples = (task.problems or task.batch) * task.recipe.group_size
     group_size = task.recipe.srl_group_size if kind == "srl" else task.recipe.group_size
     text += f"steps = {steps}\nprompts_per_step = {samples // group_size}\ngroup_size = {group_size}\n"
@@ -481,39 +494,70 @@ def read(place: table.Place) -> dict[Cell, Any]:
 
 
 def report(found: dict[Cell, Any]) -> dict[str, float]:
-    """A line for each sequence; the figures of each type: means over its data, of those that ours has run."""
+    """Prints a table of the sequences and one of what ours has over its rivals. Returns the figures of each type: means
+    over its data, of those that ours has run."""
     of: dict[str, dict[str, list[Any]]] = {}
     for cell, line in found.items():
         of.setdefault(cell.task, {}).setdefault(cell.sequence, []).append(line)
-    print(f"{'':<28}{'sequence':<15}{'seeds':>6}{'n':>6}{'score':>8}{'minutes':>9}{'GiB':>6}  others")
-    for name, sequences in of.items():
-        for sequence, lines in sequences.items():
-            shown = (f"{np.mean([line[what] for line in lines]):.1f}" for what in ("minutes", "peak_memory_gib"))
-            minutes, memory = shown
-            mean = np.mean([line["scores"] for line in lines])
-            others = {key: np.mean([line["metrics"][key] for line in lines]) for key in lines[0]["metrics"]}
-            rest = " ".join(f"{key} {value:.3f}" for key, value in others.items())
-            n = len(lines[0]["scores"])
-            print(f"{name:<28}{sequence:<15}{len(lines):>6}{n:>6}{mean:>8.3f}{minutes:>9}{memory:>6}  {rest}")
+    kinds = dict.fromkeys(task.model_type for task in TASKS.values())
+    tasks = [task for kind in kinds for task in TASKS.values() if task.model_type == kind and task.name in of]
+    print("| type, data (questions) | sequence (updates) | seeds | score | 95 % | minutes | GiB | others |")
+    print("|---|---|---|---|---|---|---|---|")
+    solved: dict[str, dict[str, np.ndarray]] = {}
+    for task in tasks:
+        rows = {name: np.array([line["scores"] for line in lines]) for name, lines in of[task.name].items()}
+        best = max(float(values.mean()) for values in rows.values())
+        for name in sorted(rows, key=lambda name: -float(rows[name].mean())):
+            print(row(task, name, of[task.name][name], rows[name], best))
+        if OURS in rows and rows.keys() - {OURS, HALF} and len({values.shape for values in rows.values()}) == 1:
+            solved[task.name] = rows
+    print("\n| type, data | ours | best rival | lead | on half of the rows | lead |\n|---|---|---|---|---|---|")
+    for name, rows in solved.items():
+        leads = [lead([rows], ours) for ours in (OURS, HALF) if ours in rows]
+        over = ["{lead:+.1%} ({lead_low:+.1%} to {lead_high:+.1%})".format(**at) for at in leads]
+        first = name.replace("-", ", ", 1), f"{leads[0]['score']:.1%}", f"{leads[0]['rival']:.1%}", over[0]
+        half = (f"{leads[1]['score']:.1%}", over[1]) if HALF in rows else ("–", "–")
+        print(f"| {' | '.join((*first, *half))} |")
     figures: dict[str, float] = {}
-    for model_type in dict.fromkeys(task.model_type for task in TASKS.values()):
-        of_type = [task.name for task in TASKS.values() if task.model_type == model_type]
-        names = [name for name in of_type if OURS in (ran := of.get(name, {})) and ran.keys() - {OURS, HALF}]
-        solved = {
-            name: {sequence: np.array([line["scores"] for line in lines]) for sequence, lines in of[name].items()}
-            for name in names
-        }
-        solved = {name: rows for name, rows in solved.items() if len({of_it.shape for of_it in rows.values()}) == 1}
-        for name, rows in solved.items():
-            for ours in (OURS, HALF):
-                if ours in rows:
-                    at = lead([rows], ours)
-                    gain, low, high = (f"{100 * at[key]:+.1f}" for key in ("lead", "lead_low", "lead_high"))
-                    print(f"{name:<28}{ours:<15} less the best rival {gain} points ({low} to {high})")
-        if solved:
-            at = lead(list(solved.values()), OURS)
-            figures |= {f"{model_type}_{key}": at[key] for key in ("score", "rival", "lead_low")}
+    for kind in kinds:
+        of_kind = [solved[task.name] for task in tasks if task.model_type == kind and task.name in solved]
+        if of_kind:
+            at = lead(of_kind, OURS)
+            figures |= {f"{kind}_{key}": at[key] for key in ("score", "rival", "lead_low")}
     return figures
+
+
+def row(task: Task, sequence: str, lines: list[Any], scores: np.ndarray, best: float) -> str:
+    """Of the table of sequences; `scores` are [seeds, questions]."""
+    low, mean, high = table.bootstrap([{"score": scores}], lambda of: of["score"])
+    minutes, memory = (float(np.mean([line[key] for line in lines])) for key in ("minutes", "peak_memory_gib"))
+    others = {key: np.mean([line["metrics"][key] for line in lines]) for key in lines[0]["metrics"]}
+    columns = (
+        f"{task.model_type}, {task.data} ({scores.shape[1]:,})",
+        described(task, sequence),
+        str(len(lines)),
+        f"**{mean:.1%}**" if mean == best else f"{mean:.1%}",
+        f"{100 * low:.0f} to {100 * high:.0f}",
+        f"{minutes:.1f}" if minutes else "–",
+        f"{memory:.1f}" if memory else "–",
+        ", ".join(f"{key} {value:.2f}" for key, value in others.items() if abs(value - mean) > 1e-3),
+    )
+    return f"| {' | '.join(columns)} |"
+
+
+def described(task: Task, sequence: str) -> str:
+    """A sequence with its updates; a run has a few less where rows are wrong."""
+    if sequence == "base":
+        return {"reranker": "as given", VISION: "newly drawn"}.get(task.model_type, "base")
+    if sequence in RIVALS:
+        return RIVALS[sequence].format(task.steps("sft", 1))
+    rows, stages = task.training_rows(sequence), []
+    for kind, share in task.shares(sequence).items():
+        steps = task.steps(kind, share)
+        if kind == "sft":
+            steps = math.ceil(min(rows, steps * task.batch) / task.batch) * task.epochs_of_sft(steps, rows)
+        stages.append(f"{kind.upper()} ({steps})")
+    return " → ".join(stages) + (", half of the rows" if sequence == HALF else "")
 
 
 def lead(solved: list[dict[str, np.ndarray]], ours: str) -> dict[str, float]:
