@@ -328,11 +328,16 @@ class RunConfig(Section):
         declared = model_types.find(self.model_type)
         if declared.policy == "ranking":
             kinds = {stage.kind for stage in self.stages}
+            by_lines = any(isinstance(stage, SrlStage) and stage.lines_per_action != 1 for stage in self.stages)
             for asked, what in (
                 (self.think, "think = true"), (self.model.lora_rank > 0, "model.lora_rank"), ("dpo" in kinds, "dpo"),
+                (by_lines, "lines_per_action"),
             ):  # fmt: skip
                 if asked:
                     raise ValueError(f"{what} is for types that write text, and {self.model_type} ranks: leave it out")
+            for stage in self.stages:
+                if isinstance(stage, RlvrStage):  # picks that the verifier does not read would be paid all the same
+                    stage.max_tokens = min(stage.max_tokens, declared.picks or stage.max_tokens)
         if self.model.dimensions and not declared.shortens:
             raise ValueError(f"model.dimensions are of embeddings, not of a {self.model_type}: leave them out")
         if self.model.matmul == "bfloat16" and not self.model.lora_rank:

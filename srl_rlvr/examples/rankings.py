@@ -1,7 +1,8 @@
 """Files of questions with candidates → Example tables of the ranking types.
 
     a folder with corpus.jsonl.gz       queries_train and queries_dev: `query`, `positives` (doc_id's, or an object of
-                                        doc_id's and gains), `bm25_top` or another `candidates` list of doc_id's
+                                        doc_id's and gains), `bm25_top` or another `candidates` list of doc_id's;
+                                        without one documents are drawn
     train and dev with `candidates`     `query`, `candidates` (texts), `labels` (a gain each)
     train and dev with `label`          `text`, `label`; the labels of the train file are the candidates, each by its
                                         description where a `labels.jsonl` beside it has one (`label`, `description`)
@@ -47,7 +48,7 @@ class _Choice:
     ordered: bool
 
     def of(self, question: str, ranked: Sequence[_T], answers: Sequence[_T]) -> list[_T]:
-        """What a search `ranked`. In training `size` of it, and what answers comes first, whether it was found or not.
+        """What a search `ranked`. In training `size` of it, or as many as answer: these come first, found or not.
 
         Where the order counts it is kept, and what answers is there as far as it was found, with others drawn from the
         whole order: beside the first of it, a text from further down would always be the right one.
@@ -56,7 +57,7 @@ class _Choice:
             return list(ranked)
         others = [candidate for candidate in ranked if candidate not in answers]
         if not self.ordered:
-            return [*answers, *others][: self.size]
+            return [*answers, *others][: max(self.size, len(answers))]
         found = [candidate for candidate in ranked if candidate in answers][: self.size]
         drawn = random.Random(f"candidates:{question}").sample(others, min(len(others), self.size - len(found)))
         return sorted([*found, *drawn], key=ranked.index)
@@ -96,12 +97,12 @@ def load(
             labels = read_labels(path, skip_bad)
     number_of = {name: number for number, name in enumerate(labels or ())}
     costs = _read_costs(path, number_of)
-    choice = _Choice(candidates, split, ordered)
+    choice, doc_ids = _Choice(candidates, split, ordered), list(corpus)
 
     def example(number: int, row: Row) -> Row:
         where = f"{file}, row {number}"
         if corpus_file is not None:
-            asked = _from_corpus(row, where, corpus, answers, choice)
+            asked = _from_corpus(row, where, corpus, doc_ids, answers, choice)
         elif labels is not None:
             asked = _from_label(row, where, labels, number_of, unanswered)
             asked["metadata"] = {"costs": costs.get(str(row.get("label")), {})}
@@ -182,16 +183,24 @@ def _from_corpus(
     row: Row,
     where: str,
     corpus: Mapping[str, str],
+    doc_ids: Sequence[str],
     answers: Mapping[str, Mapping[str, float]],
     choice: _Choice,
 ) -> Row:
     question, positives = columns.text(row, "query", where), _positives(row, where, corpus)
     positives |= answers[question]  # of its other rows, too; its own come first
     column = next((name for name in ("candidates", "bm25_top") if name in row), None)
-    ranked = columns.take(row, column, _TEXTS, "a list of doc_id's", where) if column else list(corpus)[: choice.size]
-    _check_named(ranked, where, corpus)
+    if column:
+        ranked = columns.take(row, column, _TEXTS, "a list of doc_id's", where)
+        _check_named(ranked, where, corpus)
+    elif choice.ordered:
+        raise InputError(f"{where}: it has no list of 'candidates', whose order is to count")
+    else:
+        ranked = _any_of(doc_ids, question, positives, choice.size)
     place = {doc_id: number for number, doc_id in enumerate(dict.fromkeys(ranked), start=1)}
-    chosen = choice.of(question, list(place), list(positives))[: choice.size]
+    chosen = choice.of(question, list(place), list(positives))
+    if choice.split == "dev":
+        chosen = chosen[: choice.size]
     if not chosen:
         raise InputError(f"{where}: the candidate list is empty")
     return {
@@ -201,6 +210,15 @@ def _from_corpus(
         "ranks": [place.get(doc_id) for doc_id in chosen],
         "metadata": {"relevant": sorted(positives.values(), reverse=True)},
     }
+
+
+def _any_of(doc_ids: Sequence[str], question: str, answers: Iterable[str], size: int) -> list[str]:
+    """What answers a question that comes without candidates, among documents drawn from the corpus."""
+    rng = random.Random(f"candidates:{question}")
+    drawn = rng.sample(doc_ids, min(size, len(doc_ids)))
+    kept = list(dict.fromkeys([*answers, *drawn]))[:size]
+    rng.shuffle(kept)
+    return kept
 
 
 def read_corpus(file: Path, skip_bad: bool = False) -> dict[str, str]:
@@ -253,7 +271,7 @@ def _from_label(row: Row, where: str, labels: Mapping[str, str], number_of: Mapp
 
 def _read_costs(path: files.Source, number_of: Mapping[str, int]) -> dict[str, dict[str, float]]:
     """By right label: what each wrong one costs, by its number."""
-    file = _file(path, "costs") if path.is_dir() else None
+    file = _file(_beside(path), "costs")
     costs: dict[str, dict[str, float]] = {}
     for number, row in () if file is None else files.read_rows(file):
         where = f"{file}, row {number}"
@@ -276,7 +294,7 @@ def read_labels(path: files.Source, skip_bad: bool = False) -> dict[str, str]:
         return name
 
     names = sorted({name for _, name in files.each(train, label, files.left_out(skip_bad))} - {OUT_OF_SCOPE})
-    file = _file(path, "labels") if path.is_dir() else None
+    file = _file(_beside(path), "labels")
 
     def description(number: int, row: Row) -> tuple[str, str]:
         where = f"{file}, row {number}"
@@ -286,7 +304,13 @@ def read_labels(path: files.Source, skip_bad: bool = False) -> dict[str, str]:
     return {name: described.get(name, name.replace("_", " ")) for name in names}
 
 
+def _beside(path: files.Source) -> files.Source:
+    """Where what belongs to a train file stands: its folder."""
+    return path if isinstance(path, files.InMemory) or path.is_dir() else path.parent
+
+
 def _file(path: files.Source, name: str) -> Path | None:
+    """A folder's file of that name."""
     if isinstance(path, files.InMemory):
         return None
     found: Sequence[Path] = [path / f"{name}{suffix}" for suffix in files.SUFFIXES]

@@ -22,14 +22,14 @@ _GENERATED_BY_DEFAULT = 512
 def load_all(
     sources: Sequence[SourceConfig], seed: int, model_type: str = "task_llm"
 ) -> tuple[pa.Table, pa.Table, pa.Table]:
-    """(train, dev, held-out) Example tables of all sources, without a common id.
+    """(train, dev, held-out) Example tables of all sources, without a common problem.
 
     Raises InputError where a source is missing, wrong or empty.
     """
     parts = [_generated(source, seed) if source.family else _from_files(source, model_type) for source in sources]
-    taken: set[str] = set()
+    ranks, taken = model_types.find(model_type).policy == "ranking", set[str]()
     held_out, dev, train = (
-        _distinct(records.concat("Example", [tables[i] for tables in parts]), taken) for i in (2, 1, 0)
+        _distinct(records.concat("Example", [tables[i] for tables in parts]), taken, ranks) for i in (2, 1, 0)
     )
     if not train.num_rows:
         raise InputError("no problem is left to train on: all of them are held out; lower data.held_out or data.dev")
@@ -56,12 +56,17 @@ def _from_files(source: SourceConfig, model_type: str) -> tuple[pa.Table, pa.Tab
     reading = Reading(candidates=source.candidates, skip_bad=source.skip_bad, ordered=source.ordered)
     whole = declared.load(path, "train", reading)
     order = _drawn(whole)
+    as_judged = replace(reading, candidates=WHOLE.candidates)
     if source.held_out_path or path.is_dir():
-        judged = declared.load(Path(source.held_out_path or path), "dev", replace(reading, candidates=WHOLE.candidates))
+        if source.held_out_path:  # what may be asked for, as labels and fields, is known of what is trained on
+            as_judged = replace(as_judged, card=declared.card([path], []))
+        judged = declared.load(Path(source.held_out_path or path), "dev", as_judged)
         held_out = _rows(judged, _drawn(judged)[: source.held_out])
     else:
         order, last = _split_end(order, source.held_out, path, "data.held_out", "lower it or name a held_out_path")
         held_out = _rows(whole, last)
+        if declared.policy == "ranking":  # with all of its candidates, as they come
+            held_out = _same_rows(held_out, declared.load(path, "dev", as_judged))
     order, dev = _split_end(order, source.dev, path, "data.dev", "lower it")
     if source.with_steps or declared.policy == "ranking":  # nothing answers what is out of scope
         answered = pc.greater(pc.list_value_length(whole["steps"]), 0).to_numpy()[order]  # type: ignore[attr-defined]
@@ -98,10 +103,14 @@ def _split_end(order: np.ndarray, last: int, path: Path, key: str, remedy: str) 
     return order[: n - last], order[n - last :]
 
 
-def _distinct(examples: pa.Table, taken: set[str]) -> pa.Table:
-    rows = []
-    for row, example_id in enumerate(examples["id"].to_pylist()):
-        if example_id not in taken:
-            taken.add(example_id)
+def _distinct(examples: pa.Table, taken: set[str], ranks: bool) -> pa.Table:
+    """Each problem that no other split has `taken`, once. A ranking's is its question, whatever its candidates."""
+    ids = examples["id"].to_pylist()
+    problems = [" ".join(prompt.split()) for prompt in examples["prompt"].to_pylist()] if ranks else ids
+    rows, own = [], set[str]()
+    for row, (example_id, problem) in enumerate(zip(ids, problems, strict=True)):
+        if problem not in taken and example_id not in own:
+            own.add(example_id)
             rows.append(row)
+    taken.update(problems)
     return examples.take(pa.array(rows, pa.int64()))

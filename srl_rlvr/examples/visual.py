@@ -15,6 +15,7 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+import itertools
 import json
 import random
 from collections import Counter
@@ -103,17 +104,22 @@ def _reader(
         return _statement
     if "character" in row:
         return _pairs(file, how.skip_bad)
-    counted = [name for name, value in row.items() if name.startswith(_COUNT) and name != _OBJECTS]
-    if counted:
-        return lambda number, row, where: _counts(row, counted, where)
+    known = (how.card or {}).get("metadata", {})
+    in_train = (of for _, of in files.read_rows(train, how.skip_bad))
+    if _counted(row):
+        things = known["schema"]["properties"] if "schema" in known else itertools.chain(*map(_counted, in_train))
+        names = list(dict.fromkeys(things))
+        return lambda number, row, where: _counts(row, names, where)
     if "label" in row:
-        known = (how.card or {}).get("metadata", {}).get("labels")
-        labels = known or sorted(
-            {str(of["label"]) for _, of in files.read_rows(train, how.skip_bad) if of.get("label")}
-        )
+        labels = known.get("labels") or sorted({str(of["label"]) for of in in_train if of.get("label")})
         return lambda number, row, where: _label(row, labels, where)
     raise InputError(f"{where}: beside 'image' there should be 'question' and 'answer', 'sentence' and 'label', "
                      "'label', 'character', or counts as 'n_…'")  # fmt: skip
+
+
+def _counted(row: Row) -> list[str]:
+    """The things that the row counts."""
+    return [name.removeprefix(_COUNT) for name in row if name.startswith(_COUNT) and name != _OBJECTS]
 
 
 def _answer(result: str) -> str:
@@ -176,9 +182,8 @@ def _boxes(drawn: Any, where: str) -> list[str]:
 _COLOURS = {"#0099ff": "blue"}
 
 
-def _counts(row: Row, counted: Sequence[str], where: str) -> Problem:
-    names = [column.removeprefix(_COUNT) for column in counted]
-    counts = [columns.take(row, name, _COUNT_OF, "a number of things, 0 or more", where) for name in counted]
+def _counts(row: Row, names: Sequence[str], where: str) -> Problem:
+    counts = [columns.take(row, _COUNT + name, _COUNT_OF, "a number of things, 0 or more", where) for name in names]
     lines = as_lines(dict(zip(names, counts, strict=True)))
     schema = {
         "type": "object",

@@ -42,6 +42,7 @@ class ModelType:
     metric: str  # of the held-out problems: what the verifier's rewards are the mean of
     step_verifier: str
     base: str  # where the run names none
+    picks: int = 0  # of an ordering, that its verifier reads; 0: no limit is known, or it writes text
     shortens: bool = False  # `model.dimensions` trains its vectors to be cut
     takes_order: bool = False  # `data.ordered`: the order in which its candidates come counts
     calibrates: bool = False  # its card needs the trained model's answers to the dev problems

@@ -20,6 +20,7 @@ import numpy as np
 
 from srl_rlvr.examples import rankings
 from srl_rlvr.model_types.kinds.ranking import RankingType
+from srl_rlvr.records import FAILED
 
 _BINS = 15  # of the calibration error
 _CLIP = 1e-6
@@ -40,7 +41,8 @@ class RouterType(RankingType):
         return bool(example["steps"])
 
     def metrics(self, predictions: Sequence[Mapping[str, Any]], card: Mapping[str, Any]) -> dict[str, float]:
-        """In-scope accuracy with and without rejection, out-of-scope recall, and the expected calibration error."""
+        """Accuracy of what is in scope; the share of it that is accepted, and right; out-of-scope recall; and the
+        expected calibration error."""
         right, in_scope, probabilities = _columns(predictions)
         found = {"accuracy": float(right[in_scope].mean())} if in_scope.any() else {}
         if "calibration" in card:
@@ -101,10 +103,11 @@ def expected_calibration_error(confidence: np.ndarray, right: np.ndarray) -> flo
 
 
 def _columns(predictions: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(right, in scope, probability of the pick) of each."""
-    right = [json.loads(prediction["components"]).get("accuracy", 0.0) > 0 for prediction in predictions]
-    in_scope = [prediction["reference"] != "{}" for prediction in predictions]
-    probabilities = [math.exp(prediction["logprobs"][0]) for prediction in predictions]
+    """(right, in scope, probability of the pick) of each that was verified."""
+    verified = [prediction for prediction in predictions if prediction["outcome"] != FAILED]
+    right = [json.loads(prediction["components"])["accuracy"] > 0 for prediction in verified]
+    in_scope = [prediction["reference"] != "{}" for prediction in verified]
+    probabilities = [math.exp(prediction["logprobs"][0]) for prediction in verified]
     return np.array(right, bool), np.array(in_scope, bool), np.array(probabilities)
 
 

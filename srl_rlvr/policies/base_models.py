@@ -122,7 +122,7 @@ def load_encoder(model: Path, kind: str) -> Any:
     with _loading(model, "it as an encoder"), torch.random.fork_rng():
         torch.manual_seed(0)
         load = SentenceTransformer if kind == "bi" else partial(CrossEncoder, num_labels=1)
-        encoder = load(str(model), device="cpu")
+        encoder = load(str(model), device="cpu").float()
     for parameter in encoder.parameters():
         parameter.data = parameter.data.clone()  # where a tensor lies in its file would decide how its products round
     return encoder.eval()

@@ -349,14 +349,11 @@ class RankingPolicy:
 
 
 def _questions(rows: list[dict[str, Any]]) -> tuple[list[Question], torch.Tensor]:
-    """The questions of samples once, and which of them each sample is of."""
-    index: dict[str, int] = {}
-    questions = []
-    for row in rows:
-        if row["prompt_id"] not in index:
-            index[row["prompt_id"]] = len(questions)
-            questions.append(unpack(row["prompt_ids"]))
-    return questions, torch.tensor([index[row["prompt_id"]] for row in rows])
+    """The questions of samples once, and which of them each sample is of. One that was drawn again, with candidates of
+    other questions, is another."""
+    asked = [tuple(row["prompt_ids"]) for row in rows]
+    index = {prompt: number for number, prompt in enumerate(dict.fromkeys(asked))}
+    return [unpack(prompt) for prompt in index], torch.tensor([index[prompt] for prompt in asked])
 
 
 def _loss(

@@ -244,10 +244,17 @@ def test_a_type_that_is_not_declared_is_named_with_the_nearest(tmp_path: Path) -
         ("think = true\n" + RUN, "think = true"),
         ("[model]\nlora_rank = 4\n" + RUN, "model.lora_rank"),
         (RUN + '\n[[stages]]\nkind = "dpo"\n', "dpo"),
+        (RUN + '\n[[stages]]\nkind = "srl"\nname = "all"\nlines_per_action = 0\n', "lines_per_action"),
     ],
 )
 def test_what_is_for_text_is_refused_where_candidates_are_ranked(tmp_path: Path, text: str, what: str) -> None:
     assert f"{what} is for types that write text" in refusal(tmp_path, 'model_type = "reranker"\n' + text)
+
+
+@pytest.mark.parametrize(("model_type", "picks"), [("intent_router", 1), ("reranker", 10), ("task_llm", 128)])
+def test_rlvr_draws_no_more_picks_than_are_verified(tmp_path: Path, model_type: str, picks: int) -> None:
+    found = load(tmp_path, f'model_type = "{model_type}"\n{DATA}[[stages]]\nkind = "rlvr"\n')
+    assert found.stages[0].kind == "rlvr" and found.stages[0].max_tokens == picks
 
 
 def test_an_order_of_candidates_is_a_rerankers_and_of_all_its_data(tmp_path: Path) -> None:

@@ -21,17 +21,18 @@ from srl_rlvr.examples.files import WHOLE, Reading, Source, Split
 from srl_rlvr.model_types import ModelType, Solution
 from srl_rlvr.policies import base_models
 from srl_rlvr.policies.questions import Question, pack, unpack
+from srl_rlvr.verifiers.orderings import CUTOFF
 
 
 class CandidateTokenizer:
     """Texts to tokens, each text once; orderings to text."""
 
     def __init__(self, tokenizer: Any, max_context: int):
-        self.tokenizer, self.max_context = tokenizer, max_context
+        self.tokenizer, self.max_context = tokenizer, min(max_context, tokenizer.model_max_length)
         self._tokens: dict[tuple[str, ...], tuple[int, ...]] = {}
 
     def encode(self, *texts: str) -> tuple[int, ...]:
-        """A text, or a pair of texts, with the model's special tokens, cut to the context."""
+        """A text, or a pair of texts, with the model's special tokens, cut to the context and to the model's own."""
         if texts not in self._tokens:
             found = self.tokenizer(*texts, truncation=True, max_length=self.max_context)["input_ids"]
             self._tokens[texts] = tuple(found)
@@ -71,6 +72,10 @@ class RankingType(ModelType):
             labels=(how.card or {}).get("labels"), unanswered=how.unanswered, skip_bad=how.skip_bad,
             ordered=how.ordered or bool((how.card or {}).get("ordered")),
         )  # fmt: skip
+
+    @property
+    def picks(self) -> int:
+        return {"label": 1, "ndcg": CUTOFF, "reciprocal_rank": CUTOFF}.get(self.verifier, 0)
 
     def policy_options(self) -> dict[str, Any]:
         return {"kind": self.kind}
@@ -114,7 +119,7 @@ class RankingType(ModelType):
     def narrowed(self, examples: pa.Table, orderings: Mapping[str, Sequence[int]], others: int) -> pa.Table:
         """Each example with what answers it and the first so many other candidates of its ordering, by id.
 
-        Ids stay; candidates, the expert's picks and the reference are numbered anew.
+        Ids stay; candidates, the expert's picks, the reference and costs are numbered anew.
         """
         rows = examples.to_pylist()
         for row in rows:
@@ -125,6 +130,11 @@ class RankingType(ModelType):
             row["candidates"] = [row["candidates"][number] for number in kept]
             row["steps"] = [str(new[int(step)]) for step in row["steps"]]
             row["reference"] = json.dumps({str(new[number]): gain for number, gain in gains.items()})
+            metadata = json.loads(row["metadata"])
+            costs = {int(number): cost for number, cost in metadata.get("costs", {}).items()}
+            if costs:
+                metadata["costs"] = {str(new[number]): cost for number, cost in costs.items() if number in new}
+                row["metadata"] = json.dumps(metadata)
         return records.build("Example", rows)
 
     def together(self, batch: pa.Table, column: str) -> pa.Table:

@@ -79,6 +79,22 @@ def test_gains_order_the_experts_picks(tmp_path: Path) -> None:
     assert example["steps"] == ["1", "0"] and json.loads(example["reference"]) == {"0": 1.0, "1": 3.0}
 
 
+def test_a_question_without_candidates_is_asked_with_documents_that_are_drawn(tmp_path: Path) -> None:
+    asked = [{"query": f"q{n}", "positives": ["d3"]} for n in range(40)]
+    folder = corpus_folder(tmp_path, queries_train=asked, queries_dev=asked)
+    drawn = Counter(text for row in load(folder, candidates=3) for text in row["candidates"][1:])
+    assert len(drawn) == 5 and {row["candidates"][0] for row in load(folder, candidates=3)} == {"text 3"}
+    places = Counter(row["steps"][0] for row in load(folder, "dev", candidates=3))
+    assert set(places) == {"0", "1", "2"} and load(folder, "dev", candidates=3) == load(folder, "dev", candidates=3)
+    with pytest.raises(InputError, match=r"queries_train.jsonl, row 1: it has no list of 'candidates'"):
+        rankings.load(folder, "train", "reranker", "ndcg", ordered=True)
+
+
+def test_all_that_answers_a_question_is_there_however_few_candidates_it_has(tmp_path: Path) -> None:
+    [example] = load(corpus_folder(tmp_path), candidates=1)
+    assert example["candidates"] == ["text 3", "text 1"]
+
+
 def test_a_document_is_a_candidate_once_and_answers_nothing_with_a_gain_of_zero(tmp_path: Path) -> None:
     asked = QUERY | {"positives": {"d3": 1, "d1": 0}, "bm25_top": ["d0", "d3", "d0", "d1"]}
     folder = corpus_folder(tmp_path, queries_train=[asked], queries_dev=[asked])

@@ -69,11 +69,37 @@ def test_dev_is_asked_with_candidates_of_its_own_number(tmp_path: Path) -> None:
     source = SourceConfig(path=str(tmp_path / "mine.jsonl"), dev=10, held_out=5, candidates=2, skip_bad=True)
     as_trained = load_all([source], 0, "reranker")
     parts = load_all([source.model_copy(update={"dev_candidates": 6})], 0, "reranker")
-    assert [set(map(len, part["candidates"].to_pylist())) for part in parts] == [{2}, {6}, {2}]
+    assert [set(map(len, part["candidates"].to_pylist())) for part in parts] == [{2}, {6}, {9}]
     assert [part["prompt"].to_pylist() for part in parts] == [part["prompt"].to_pylist() for part in as_trained]
     for asked in parts[1].to_pylist():
         [(number, _)] = json.loads(asked["reference"]).items()
         assert asked["candidates"][int(number)].endswith(" 8")
+
+
+def test_a_question_is_in_one_split_whatever_its_candidates(tmp_path: Path) -> None:
+    def rows(*names: str) -> str:
+        asked = [
+            {"query": name, "candidates": [f"{name} {n}", "other"], "labels": [1, 0]} for name in names for n in (1, 2)
+        ]
+        return "".join(json.dumps(row) + "\n" for row in asked)
+
+    (tmp_path / "train.jsonl").write_text(rows(*(f"q{n}" for n in range(30))))
+    (tmp_path / "dev.jsonl").write_text(rows("q1", "q2 ", "q99"))
+    parts = load_all([SourceConfig(path=str(tmp_path), dev=10, dev_candidates=2)], 0, "reranker")
+    train, dev, held_out = ({prompt.strip() for prompt in part["prompt"].to_pylist()} for part in parts)
+    assert held_out == {"q1", "q2", "q99"} and not train & dev and not (train | dev) & held_out
+    assert len(train | dev) == 28 and parts[0].num_rows > len(train)  # both rows of a question stay
+
+
+def test_what_may_be_answered_is_known_of_the_train_file(tmp_path: Path) -> None:
+    for name, labels in (("mine", "abc"), ("judged", "bc")):
+        rows = [{"text": f"{name} {label} {n}", "label": label} for label in labels for n in range(5)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "labels.jsonl").write_text('{"label": "a", "description": "the first"}\n')
+    source = SourceConfig(path=str(tmp_path / "mine.jsonl"), held_out_path=str(tmp_path / "judged.jsonl"))
+    train, _, held_out = load_all([source], 0, "intent_router")
+    assert {*map(tuple, train["candidates"].to_pylist())} == {*map(tuple, held_out["candidates"].to_pylist())}
+    assert held_out["candidates"][0].as_py() == ["the first", "b", "c"]
 
 
 def test_two_sources_that_share_problems_hold_back_what_either_holds_back(tmp_path: Path) -> None:

@@ -86,6 +86,16 @@ def test_counts_are_an_object_a_number_a_line(tmp_path: Path) -> None:
     assert "rbc, wbc" in row["prompt"] and _is_right(row)
 
 
+def test_what_the_train_file_counts_is_counted_in_every_row(tmp_path: Path) -> None:
+    image = "data:image/png;base64," + base64.b64encode(RED).decode()
+    rows = [{"image": image, "n_cats": 1}, {"image": image, "n_cats": 1, "n_dogs": 2}]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match=r"train.jsonl, row 1: column 'n_dogs' should be a number of things"):
+        TYPE.load(tmp_path, "train")
+    [row] = TYPE.load(tmp_path, "train", Reading(skip_bad=True)).to_pylist()
+    assert row["steps"] == ['{"cats": 1,', '"dogs": 2}']
+
+
 def test_a_statement_has_a_line_for_each_box(tmp_path: Path) -> None:
     things = [{"type": "square", "color": "#0099ff"}, {"type": "square", "color": "#0099ff"},
               {"type": "circle", "color": "Black"}]  # fmt: skip

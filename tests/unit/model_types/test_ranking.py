@@ -69,6 +69,8 @@ def test_questions_of_a_batch_share_candidates_and_keep_the_numbers_of_their_own
 def test_a_text_is_cut_to_the_context(tiny_encoder: Path) -> None:
     tokenizer = model_types.find("embeddings").load_tokenizer(tiny_encoder, 8)
     assert len(tokenizer.encode("a" * 100_000)) == 8
+    longer = model_types.find("embeddings").load_tokenizer(tiny_encoder, 100_000)
+    assert len(longer.encode("a" * 100_000)) == longer.tokenizer.model_max_length < 100_000
 
 
 def test_embeddings_are_judged_over_the_whole_corpus_where_there_is_one(tiny_encoder: Path, tmp_path: Path) -> None:
@@ -88,3 +90,12 @@ def test_the_hardest_candidates_are_wrong_ones_and_what_answers_stays(examples: 
     narrowed = model_types.find("embeddings").narrowed(table, {row["id"]: [4, 3, 0, 2, 1]}, 2).to_pylist()[0]
     assert narrowed["candidates"] == ["a", "b", "d", "e"] and narrowed["id"] == row["id"]
     assert narrowed["steps"] == ["2", "1"] and json.loads(narrowed["reference"]) == {"2": 2.0, "1": 1.0}
+
+
+def test_costs_go_with_the_candidates_that_are_kept(examples: Any) -> None:
+    row = example("q", "a", "b", "c", "d", gains='{"3": 1.0}', steps=("3",)) | {
+        "metadata": '{"costs": {"0": 9, "1": 2}}'
+    }
+    table = records.build("Example", [row])
+    [narrowed] = model_types.find("intent_router").narrowed(table, {row["id"]: [3, 1, 0, 2]}, 1).to_pylist()
+    assert narrowed["candidates"] == ["b", "d"] and json.loads(narrowed["metadata"]) == {"costs": {"0": 2}}

@@ -147,6 +147,15 @@ def test_a_candidate_counts_by_its_place_in_the_order_of_a_search(tiny_encoder: 
     assert (without - found)[:3].tolist() == pytest.approx((ORDER * np.log(ranked.ranks)).tolist(), abs=1e-5)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_question_that_is_drawn_again_with_other_candidates_is_another(tiny_encoder: Path, kind: Kind) -> None:
+    twice = [row | {"prompt_id": "the same"} for row in samples((1, [0], 1.0), (0, [4], -1.0)).to_pylist()]
+    learner = policy(tiny_encoder, kind)
+    together = learner.logprobs(records.build("Sample", twice), 1.0)
+    alone = [learner.logprobs(records.build("Sample", [row]), 1.0)[0] for row in twice]
+    assert np.concatenate(together) == pytest.approx(np.concatenate(alone))
+
+
 def test_a_text_that_questions_share_is_encoded_once(tiny_encoder: Path) -> None:
     assert sorted(policy(tiny_encoder, "bi").scorer.texts(QUESTIONS)) == sorted(TEXTS)
 
