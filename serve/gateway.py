@@ -20,7 +20,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from serve import guard, pictures, runs
+from serve import guard, pictures, runs, spans
 from serve.config import GatewaySettings, Limits, Served
 from serve.errors import Refusal, error_form, refused
 from serve.journal import Journal
@@ -236,7 +236,7 @@ def create_app(
         texts = _listed(asked.input, limits)
         answers = await asyncio.gather(*(ask(replica, "answer", {"text": text}) for text in texts))
         data = [
-            api.Parse(index=number, frames=[_frame(frame, text) for frame in found["answer"]])
+            api.Parse(index=number, frames=spans.placed(found["answer"], text))
             for number, (text, found) in enumerate(zip(texts, answers, strict=True))
         ]
         return api.Parses(model=name, data=data)
@@ -344,22 +344,6 @@ def _check_schema(schema: Mapping[str, Any]) -> None:
         Draft202012Validator.check_schema(schema)
     except SchemaError as error:
         raise Refusal(400, f"schema is no JSON Schema: {error.message[:200]}", param="schema") from None
-
-
-def _frame(frame: Mapping[str, Any], text: str) -> api.Frame:
-    spans = [
-        (role, span)
-        for role, value in frame.items()
-        if role != "predicate"
-        for span in (value if isinstance(value, list) else [value])
-    ]
-    roles = [api.Role(role=role, **_span(str(span), text)) for role, span in spans]
-    return api.Frame(predicate=api.Span(**_span(frame["predicate"], text)), roles=roles)
-
-
-def _span(span: str, text: str) -> dict[str, Any]:
-    start = text.find(span)
-    return {"text": span} | ({"start": start, "end": start + len(span)} if start >= 0 else {})
 
 
 def _handle_errors(app: FastAPI) -> None:

@@ -27,6 +27,8 @@ from srl_rlvr.config import EngineConfig
 from srl_rlvr.engines import SamplingSpec
 from srl_rlvr.errors import InputError
 from srl_rlvr.examples.files import InMemory, Reading
+from srl_rlvr.verifiers.answers import without_thoughts
+from srl_rlvr.verifiers.structures import read_json
 
 Tokens = tuple[int, ...]
 _LABELS_KEPT = 8
@@ -220,6 +222,7 @@ class PlainWriter(Writer):
     async def complete(self, body: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(body["prompt"], str):
             raise Refusal(400, "this model completes one prompt at a time: 'prompt' should be text", param="prompt")
+        self._check_text(body["prompt"], "prompt")
         tokens = self._plain_tokenizer.encode(body["prompt"])
         text, count, reason = await self._generate(body, tokens, [], body.get("max_tokens"))
         return self._form(
@@ -249,6 +252,13 @@ class PlainWriter(Writer):
         processor = getattr(self.tokenizer, "processor", None)
         return self.tokenizer if processor is None else processor.tokenizer
 
+    def _check_text(self, text: str, param: str) -> None:
+        """Raises Refusal where it has the token in it that stands for images."""
+        processor = getattr(self.tokenizer, "processor", None)
+        if processor is not None and processor.image_token in text:
+            said = f"{param}: a text has {processor.image_token} in it, which stands for images"
+            raise Refusal(400, said, param=param)
+
     def _conversation(self, messages: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[bytes]]:
         """Its tokens and its images, in order. A text model's contents are texts."""
         processor = getattr(self.tokenizer, "processor", None)
@@ -260,6 +270,7 @@ class PlainWriter(Writer):
             told: list[dict[str, Any]] = []
             for part in parts:
                 if part.get("type") == "text" and isinstance(part.get("text"), str):
+                    self._check_text(part["text"], "messages")
                     told.append({"type": "text", "text": part["text"]})
                 elif part.get("type") == "image_url" and processor is not None:
                     images.append(base64.b64decode(part["image_url"]["url"].partition(",")[2]))
@@ -356,12 +367,13 @@ def _repaired(text: str, schema: Mapping[str, Any]) -> tuple[str, bool]:
     from jsonschema.exceptions import SchemaError, ValidationError
     from partial_json_parser import loads
 
+    text = without_thoughts(text)
     begin = min((at for at in (text.find("{"), text.find("[")) if at >= 0), default=0)
     try:
         try:
-            found, repaired = json.loads(text), False
+            found, repaired = read_json(text), False
         except ValueError:
-            found, repaired = loads(text[begin:]), True
+            found, repaired = read_json(json.dumps(loads(text[begin:]))), True
         Draft202012Validator(schema).validate(found)
     except SchemaError as error:
         raise Refusal(400, f"the schema is no JSON Schema: {error.message[:200]}", param="schema") from None

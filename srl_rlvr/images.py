@@ -1,6 +1,7 @@
 """Encoded images, as files hold them: which are taken, and their pixels. Pillow only; knows no model.
 
-A photograph is upright: where EXIF says how it was held, its size and its pixels are those of the turned image.
+A photograph is upright: where EXIF before its pixels says how it was held, its size and its pixels are those of the
+turned image.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow reads others, 
 MAX_PIXELS = 50_000_000
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 _BROKEN = (OSError, SyntaxError, ValueError, TypeError, OverflowError, struct.error)  # Pillow's, of broken bytes
+_BITS_PER_SAMPLE = 258  # TIFF's tag
 _ORIENTATION = 0x0112  # EXIF's tag; from 5 on width and height change places
 _TURNS = dict(enumerate(
     ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90"), start=2
@@ -34,8 +36,10 @@ def pixels(data: bytes) -> Any:
     """The image in RGB, on white where it is transparent. Raises ValueError as `check` does."""
     from PIL import Image
 
-    image = _loaded(_opened(data))
-    if turn := _TURNS.get(_orientation(image)):
+    image = _opened(data)
+    turn = _TURNS.get(_orientation(image))  # before loading, which may find EXIF that `size` does not
+    image = _loaded(image)
+    if turn:
         image = image.transpose(Image.Transpose[turn])
     if not image.has_transparency_data:
         return image.convert("RGB")
@@ -62,10 +66,18 @@ def _opened(data: bytes) -> Any:
         raise ValueError(f"has {width:,} × {height:,} pixels; {MAX_PIXELS:,} in all are the most: scale it down before")
     if frames > 1:
         raise ValueError(f"is an animation of {frames} frames: give the one that is meant")
+    if _is_deep(image):
+        raise ValueError("has 16 or more bits a channel: save it in RGB, 8 bits a channel")
     if image.mode not in _MODES:
-        kind = "has 16 or more bits a channel" if image.mode[0] in "IF" else f"is in {image.mode}"
-        raise ValueError(f"{kind}: save it in RGB, 8 bits a channel")
+        raise ValueError(f"is in {image.mode}: save it in RGB, 8 bits a channel")
     return image
+
+
+def _is_deep(image: Any) -> bool:
+    """Whether a channel has more than 8 bits in the file: colours of 16 have Pillow's mode of 8, and would be cut."""
+    if image.format == "TIFF":
+        return max(image.tag_v2.get(_BITS_PER_SAMPLE, (1,))) > 8
+    return image.format == "PNG" and image.tile[0].args.endswith(";16B")
 
 
 def _loaded(image: Any) -> Any:

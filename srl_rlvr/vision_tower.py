@@ -53,6 +53,7 @@ def pretrain(
             if len(batch) < 2:
                 continue
             both = torch.cat([view(pixels[batch]), view(pixels[batch])])
+            # After post_layernorm, which LLaVA does not read: it acts as part of the head that SimCLR throws away.
             embedded = functional.normalize(head(tower(pixel_values=both).last_hidden_state.mean(1)), dim=1)
             similarity = (embedded @ embedded.T / TEMPERATURE).fill_diagonal_(-math.inf)
             partners = torch.arange(len(both)).roll(len(batch))

@@ -38,14 +38,17 @@ def run(options: argparse.Namespace) -> int:
     model_type, card = model.model_type, model.card
     how = Reading(options.limit, card=card, unanswered=True, skip_bad=options.skip_bad)
     examples = model_type.load(options.data, "dev", how)
+    longest = model.max_tokens
+    if model_type.policy == "ranking" and model_type.picks != 1:  # an order is of all candidates
+        longest = max(map(len, examples["candidates"].to_pylist()), default=longest)
     with inference.open_model(model, options.engine) as opened:
         prompts = rlvr.prompts(examples, opened.tokenizer, "prediction", model.think)
         inference.check_fits(prompts, model)
-        rollouts = opened.answer(prompts, SamplingSpec(1, 0.0, model.max_tokens))
+        rollouts = opened.answer(prompts, SamplingSpec(1, 0.0, longest))
     rows = []
     for example, rollout in zip(examples.to_pylist(), rollouts.to_pylist(), strict=True):
         own_id = json.loads(example["provenance"]).get("id")
-        row = {"id": own_id or example["id"], "prompt": example["prompt"], "text": rollout["text"]}
+        row = {"id": example["id"] if own_id is None else own_id, "prompt": example["prompt"], "text": rollout["text"]}
         prediction = {"text": rollout["text"], "logprobs": rollout["logprobs"]}
         rows.append(json.dumps(row | {"answer": model_type.present(example, prediction, card)}, ensure_ascii=False))
     text = "\n".join(rows) + "\n"

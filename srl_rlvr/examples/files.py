@@ -308,7 +308,7 @@ def _from_conclusion(row: Row) -> Problem:
     if row["label"] not in FOLIO_LABELS:
         raise ValueError(f"column 'label' is '{row['label']}'; it should be one of {', '.join(FOLIO_LABELS)}")
     question = f"Conclusion: {row['conclusion']}\nIs the conclusion True, False or Unknown?"
-    return Problem("\n".join([*row["premises"], question]), (), row["label"], "choice", {"choices": list(FOLIO_LABELS)})
+    return Problem("\n".join([*row["premises"], question]), (), row["label"], "choice", {"labels": list(FOLIO_LABELS)})
 
 
 def _from_options(row: Row) -> Problem:
@@ -324,7 +324,7 @@ def _from_options(row: Row) -> Problem:
         )
     lines = one_line_each(row.get("rationale", "").splitlines())
     steps = [line for line in lines if not _NOT_A_STEP.fullmatch(line)]
-    return Problem("\n".join([row["question"], *options]), steps, answer, "choice", {"choices": letters})
+    return Problem("\n".join([row["question"], *options]), steps, answer, "choice", {"labels": letters})
 
 
 def _from_equation(row: Row) -> Problem:

@@ -16,7 +16,7 @@ import decimal
 import functools
 import itertools
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from pydantic import AliasChoices, BaseModel, Field, TypeAdapter
 from srl_rlvr import records
 from srl_rlvr.errors import InputError
 from srl_rlvr.examples import columns, files
+from srl_rlvr.verifiers.structures import alternatives, read_json
 
 Row = Mapping[str, Any]
 _TEXT = {"type": "string"}
@@ -39,6 +40,7 @@ FRAMES = {
         "additionalProperties": {"anyOf": [_TEXT, _TEXTS]},
     },
 }
+_MOST_SHOWN, _DEEPEST_SHOWN = 10_000, 16  # fields: references can make a small schema endless
 
 
 class _Role(BaseModel):
@@ -67,34 +69,33 @@ def load(
     split: files.Split,
     model_type: str,
     verifier: str,
-    limit: int | None = None,
-    unanswered: bool = False,
-    schema: dict[str, Any] | None = None,
-    skip_bad: bool = False,
+    how: files.Reading = files.WHOLE,
 ) -> pa.Table:
-    """The Examples of a file or of a folder's `split`, the first `limit`, each once.
+    """The Examples of a file or of a folder's `split`, each once.
 
-    For prediction rows may be `unanswered`, and `schema` is that of rows without their own.
+    Fields of rows without a `schema` are those of the model's card, where there is one, else of the train file.
     Raises InputError naming the file, the row and the column.
     """
     file = files.find(path, split)
-    schema_of = None
-    if verifier == "fields":
-        train = files.find(path, "train") if path.is_dir() else file
-        schema_of = _given(schema) if unanswered else _schemas(train, skip_bad)
+    known = how.card or {}
+    if verifier == "fields" and "schema" not in known and not how.unanswered:
+        known = _known([files.find(path, "train") if path.is_dir() else file], how.skip_bad)
 
     def example(number: int, row: dict[str, Any]) -> dict[str, Any]:
         where = f"{file}, row {number}"
         text = _text(row, where)
-        if schema_of is None:
+        if row.get("verifier", verifier) not in (None, verifier):
+            raise InputError(f"{where}: column 'verifier' is for types of text; an answer of {model_type} is verified "
+                             f"by '{verifier}'")  # fmt: skip
+        if verifier == "frames":
             prompt = " ".join(_tokens(row) or text.split())
             metadata: Row = {"text": prompt}
-            steps = as_lines([] if unanswered else _frames(row, prompt, where))
+            steps = as_lines([] if how.unanswered else _frames(row, prompt, where))
         else:
-            of_row = schema_of(row, where)
+            of_row = _schema_of(row, known, where)
             prompt = f"{json.dumps(_short(of_row))}\n{text}"
             metadata = {"schema": of_row}
-            steps = as_lines({} if unanswered else _fields(row, of_row, text, where))
+            steps = as_lines({} if how.unanswered else _fields(row, of_row, text, where))
         return records.example(
             model_type=model_type,
             task=files.task_of(path, file),
@@ -107,7 +108,7 @@ def load(
             provenance={"source": file.name, "row": number, "id": row.get("id")},
         )
 
-    return files.collect(file, example, limit=limit, skip_bad=skip_bad, keep_repeated=unanswered)
+    return files.collect(file, example, limit=how.limit, skip_bad=how.skip_bad, keep_repeated=how.unanswered)
 
 
 def _text(row: Row, where: str) -> str:
@@ -152,33 +153,26 @@ def _frames(row: Row, text: str, where: str) -> list[dict[str, Any]]:
 
 
 def card(paths: Sequence[Path]) -> dict[str, Any]:
-    """The JSON Schema of all fields in these train files, for an extractor's card."""
-    domains = [_domains(files.find(path, "train"), skip_bad=True).values() for path in paths]
-    return {"schema": _object(_merged(*itertools.chain(*domains)))}
+    """For an extractor's card: the JSON Schema of all fields in these train files, and where rows name several domains
+    (`domain`) that of each."""
+    return _known([files.find(path, "train") for path in paths], skip_bad=True)
 
 
-def _given(schema: Row | None) -> Callable[[Row, str], dict[str, Any]]:
-    """A row's JSON Schema is its own, else this one."""
-
-    def schema_of(row: Row, where: str) -> dict[str, Any]:
-        found = row.get("schema") or schema
-        if found is None:
-            raise InputError(f"{where}: it has no 'schema', and the model's card names none")
-        return _checked(found, where)
-
-    return schema_of
-
-
-def _schemas(train: files.Source, skip_bad: bool) -> Callable[[Row, str], dict[str, Any]]:
-    """A row's JSON Schema is its own, else one of the fields (of entities: of its domain) in the train file."""
-    domains = _domains(train, skip_bad)
+def _known(train: Iterable[files.Source], skip_bad: bool) -> dict[str, Any]:
+    domains: dict[str, dict[str, Any]] = {}
+    for file in train:
+        for domain, fields in _domains(file, skip_bad).items():
+            domains[domain] = _merged(domains.get(domain, {}), fields)
     of_domain = {domain: _object(fields) for domain, fields in domains.items()}
-    everything = _object(_merged(*domains.values()))
+    return {"schema": _object(_merged(*domains.values()))} | ({"domains": of_domain} if len(domains) > 1 else {})
 
-    def schema_of(row: Row, where: str) -> dict[str, Any]:
-        return _checked(row.get("schema") or of_domain.get(str(row.get("domain", "")), everything), where)
 
-    return schema_of
+def _schema_of(row: Row, known: Row, where: str) -> dict[str, Any]:
+    """A row's JSON Schema is its own, else that of its domain, else that of all fields that are known."""
+    found = row.get("schema") or known.get("domains", {}).get(str(row.get("domain", ""))) or known.get("schema")
+    if found is None:
+        raise InputError(f"{where}: it has no 'schema', and the model's card names none")
+    return _checked(found, where)
 
 
 def _checked(schema: Any, where: str) -> dict[str, Any]:
@@ -301,19 +295,39 @@ def _as_json(target: Row, where: str) -> dict[str, Any]:
         raise TypeError(f"{type(value).__name__} is no JSON")
 
     try:
-        return json.loads(json.dumps(target, default=plain, allow_nan=False))
-    except (TypeError, ValueError) as error:
+        return read_json(json.dumps(target, default=plain))
+    except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"{where}: column 'target' should be a JSON object: {error}") from None
 
 
 def _short(schema: Row) -> dict[str, Any]:
-    """A JSON Schema's fields as the model is shown them."""
+    """A JSON Schema's fields as the model is shown them: a type, or a list of several; an array as a list of what its
+    items are; an object by its fields; what is one of some values by these."""
+    shown = 0
 
-    def kind(field: Row) -> Any:
-        types = field.get("type", "string")
-        return [kind(field.get("items", {}))] if types == "array" or "array" in types else types
+    def kind(field: Any, above: tuple[Row, ...]) -> Any:
+        nonlocal shown
+        shown += 1
+        kinds: list[Any] = []
+        for of in alternatives(field, schema):
+            found = kind_of(of, above)
+            kinds += [found] if found not in kinds else []
+        return kinds[0] if len(kinds) == 1 else kinds
 
-    return {name: kind(field) for name, field in schema["properties"].items()}
+    def kind_of(field: Row, above: tuple[Row, ...]) -> Any:
+        if "enum" in field or "const" in field:
+            return {"enum": field.get("enum", [field.get("const")])}
+        types = field.get("type", "object" if "properties" in field else "string")
+        repeated = any(field is one for one in above)
+        if repeated or shown > _MOST_SHOWN or len(above) > _DEEPEST_SHOWN:
+            return types
+        if types == "array" or "array" in types:
+            return [kind(field.get("items", {}), (*above, field))]
+        if types == "object" and field.get("properties"):
+            return {name: kind(of, (*above, field)) for name, of in field["properties"].items()}
+        return types
+
+    return {name: kind(field, ()) for name, field in schema["properties"].items()}
 
 
 def _fields(row: Row, schema: Row, text: str, where: str) -> dict[str, Any]:
@@ -331,7 +345,7 @@ def _fields(row: Row, schema: Row, text: str, where: str) -> dict[str, Any]:
     _check_valid(values, schema, where)
 
     def place(value: Any) -> int:
-        at = text.find(str(value[0] if isinstance(value, list) else value))
+        at = text.find(str(value[0] if isinstance(value, list) and value else value))
         return at if at >= 0 else len(text)
 
     return {name: values[name] for name in sorted(values, key=lambda name: place(values[name]))}

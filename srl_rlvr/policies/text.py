@@ -439,7 +439,10 @@ class TextPolicy:
         if strategy == "fsdp":
             return _shard(module)
         # Models' buffers are constants (rotary frequencies): nothing to broadcast at each forward pass.
-        return torch.nn.parallel.DistributedDataParallel(module, forward_sync_buffers=False)
+        # DDP must not wait for what no loss reaches: LLaVA reads SigLIP before its last norm.
+        return torch.nn.parallel.DistributedDataParallel(
+            module, forward_sync_buffers=False, find_unused_parameters=self.reader is not None
+        )
 
     def _no_sync(self) -> Any:
         return self.forward.no_sync() if hasattr(self.forward, "no_sync") else contextlib.nullcontext()

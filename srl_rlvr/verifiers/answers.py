@@ -53,7 +53,7 @@ def numeric(text: str, reference: str, metadata: dict[str, Any]) -> Score:
     if metadata.get("finish_reason") == "length":
         return unanswered(metadata, CUT_OFF)
     answer = extract_answer(text)
-    number = _last_number(_without_thoughts(text)) if answer is None else read_number(answer)
+    number = _last_number(without_thoughts(text)) if answer is None else read_number(answer)
     if answer is None and number is None:
         return unanswered(metadata, "no answer: not a number in the text")
     if number is None:
@@ -84,7 +84,7 @@ def extract_answer(text: str) -> str | None:
     Outside the thoughts: what follows the last "Answer:" on its line (where that is empty: the lines up to
     the next blank one), else the last `\\boxed{…}`, else the last "#### …".
     """
-    text = _without_thoughts(text)
+    text = without_thoughts(text)
     marks = list(_ANSWER.finditer(text))
     if marks:
         answer = _line_or_paragraph(text[marks[-1].end() :])
@@ -123,7 +123,8 @@ def _fraction(match: re.Match[str]) -> Fraction | None:
     return -value if (match["sign"] or "").startswith("-") else value
 
 
-def _without_thoughts(text: str) -> str:
+def without_thoughts(text: str) -> str:
+    """What stands outside <think> and </think>."""
     text = _THINK.sub("", text)
     return text.rpartition("</think>")[2].partition("<think>")[0]  # tags without a partner
 

@@ -1,34 +1,41 @@
 """What a structured answer is worth: JSON that is valid, times F1 over its parts, kind by kind.
 
-A part counts as found once, where the expert has it once. JSON that does not parse, or breaks its schema, is `invalid`.
+A part counts as found once, where the expert has it once. JSON that does not parse, that readers take differently, or
+that breaks its schema is `invalid`.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+from urllib.parse import unquote
 
+from srl_rlvr.verifiers.answers import without_thoughts
 from srl_rlvr.verifiers.base import INVALID, SCORED, Score
 
 Part = tuple[Any, ...]
 
+_DATE = re.compile(r"\D*(\d{1,9})\D+(\d{1,9})\D+(\d{1,9})\D*")
+_DEEPEST = 64  # a bound, so that neither the schema's check nor the comparison runs out of stack
+
 
 def fields(text: str, reference: str, metadata: dict[str, Any]) -> Score:
     """F1 over fields and items of arrays; numbers are compared by value, dates by their digits, texts without regard
-    to case and white space. `schema` in the metadata is the JSON Schema."""
+    to case and white space, objects without regard to order. `schema` in the metadata is the JSON Schema."""
     found, fault = _parsed(text, dict)
     if fault:
         return _invalid(metadata, fault, reference, "field")
     from jsonschema import Draft202012Validator
 
-    error = next(Draft202012Validator(metadata["schema"]).iter_errors(found), None)
+    schema = metadata["schema"]
+    error = next(Draft202012Validator(schema).iter_errors(found), None)
     if error is not None:
         return _invalid(metadata, f"not valid by the schema: {error.message[:120]}", reference, "field")
-    properties = metadata["schema"].get("properties", {})
-    parts = [Counter(_field_parts(of, properties)) for of in (found, json.loads(reference))]
+    parts = [Counter(_field_parts(of, schema)) for of in (found, json.loads(reference))]
     return _scored({"field": (parts[0], parts[1])}, exact=parts[0] == parts[1])
 
 
@@ -45,13 +52,50 @@ def frames(text: str, reference: str, metadata: dict[str, Any]) -> Score:
     return _scored({name: (ours[name], theirs[name]) for name in ours}, exact=ours == theirs)
 
 
+def read_json(text: str) -> Any:
+    """The value, where all readers of JSON take it for the same. Raises ValueError saying what it is not: numbers are
+    finite, names come once, and texts can be written as UTF-8."""
+    try:
+        found = json.loads(
+            text, object_pairs_hook=_object, parse_int=_number, parse_float=_number, parse_constant=_number
+        )
+        json.dumps(found, ensure_ascii=False).encode()
+    except json.JSONDecodeError:
+        raise ValueError("not JSON") from None
+    except UnicodeEncodeError:
+        raise ValueError("JSON with half of a surrogate pair") from None
+    except RecursionError:
+        raise ValueError("JSON that is nested too deeply") from None
+    level = [found]
+    for _ in range(_DEEPEST):
+        level = [each for value in level for each in _children(value)]
+    if level:
+        raise ValueError("JSON that is nested too deeply")
+    return found
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("JSON with a name that comes twice in one object")
+    return found
+
+
+def _number(text: str) -> int | float:
+    if not math.isfinite(float(text)):
+        raise ValueError("JSON with a number that is not finite")
+    return int(text) if text.removeprefix("-").isdigit() else float(text)
+
+
+def _children(value: Any) -> Sequence[Any]:
+    return [*value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
 def _parsed(text: str, kind: type) -> tuple[Any, str]:
     try:
-        found = json.loads(text)
-    except ValueError:
-        return None, "not JSON"
-    except RecursionError:
-        return None, "JSON that is nested too deeply"
+        found = read_json(without_thoughts(text))
+    except ValueError as error:
+        return None, str(error)
     return (found, "") if isinstance(found, kind) else (None, f"not a JSON {'object' if kind is dict else 'array'}")
 
 
@@ -81,23 +125,69 @@ def _frame_parts(frames_: list[dict[str, Any]]) -> dict[str, Counter[Part]]:
     return parts
 
 
-def _field_parts(found: Mapping[str, Any], properties: Mapping[str, Any]) -> Iterator[Part]:
+def _field_parts(found: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[Part]:
+    properties = schema.get("properties", {})
     for name, value in found.items():
-        kind = properties.get(name, {})
+        normal = _normal(value, properties.get(name), schema)
         if isinstance(value, list):
-            yield from ((name, _normal(item, kind.get("items", {}))) for item in value)
+            yield from ((name, item) for item in normal)
         else:
-            yield name, _normal(value, kind)
+            yield name, normal
 
 
-def _normal(value: Any, kind: Mapping[str, Any]) -> Any:
-    types = kind.get("type", ())
-    types = (types,) if isinstance(types, str) else types
-    if value is None or (isinstance(value, int | float) and ("number" in types or "integer" in types)):
-        return value
-    if kind.get("format") == "date":
-        return tuple(map(int, re.findall(r"\d+", str(value))))
-    return " ".join(str(value).split()).casefold()
+def _normal(value: Any, schema: Any, whole: Mapping[str, Any]) -> Any:
+    """The same for values that count as the same, and hashable."""
+    match value:
+        case bool():  # Python takes True for 1
+            return bool, value
+        case str():
+            is_date = any(of.get("format") == "date" for of in alternatives(schema, whole))
+            if is_date and (date := _DATE.fullmatch(value)):
+                return "-".join(str(int(digits)) for digits in date.groups())
+            return " ".join(value.split()).casefold()
+        case list():
+            items = {"anyOf": [of["items"] for of in alternatives(schema, whole) if "items" in of]}
+            return tuple(_normal(item, items, whole) for item in value)
+        case dict():
+            fields_ = [of.get("properties", {}) for of in alternatives(schema, whole)]
+            of_name = {name: {"anyOf": [of[name] for of in fields_ if name in of]} for name in value}
+            return frozenset((name, _normal(item, of_name[name], whole)) for name, item in value.items())
+    return value
+
+
+def alternatives(schema: Any, whole: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The schemas that a value may have: this one, or those that it names by `anyOf`, `oneOf` or a reference within
+    the `whole`. True, false and what a reference does not find are schemas that say nothing."""
+    found: list[Mapping[str, Any]] = []
+    met: list[Any] = []
+    todo = [schema]
+    while todo:
+        of = todo.pop(0)
+        if any(of is one for one in met):  # a reference to itself
+            continue
+        met.append(of)
+        named = _named(of, whole) if isinstance(of, Mapping) else []
+        todo[:0] = named
+        if not named:
+            found.append(of if isinstance(of, Mapping) else {})
+    return found or [{}]
+
+
+def _named(schema: Mapping[str, Any], whole: Mapping[str, Any]) -> Sequence[Any]:
+    if "$ref" in schema:
+        return [_referred(schema["$ref"], whole)]
+    if schema.keys() & {"type", "properties", "enum"}:
+        return []
+    return schema.get("anyOf") or schema.get("oneOf") or []
+
+
+def _referred(reference: str, whole: Mapping[str, Any]) -> Any:
+    """What stands at a JSON Pointer such as #/$defs/name."""
+    found: Any = whole
+    for name in reference.split("/")[1:]:
+        name = unquote(name).replace("~1", "/").replace("~0", "~")
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return found
 
 
 def _scored(parts: Mapping[str, tuple[Counter[Part], Counter[Part]]], exact: bool) -> Score:

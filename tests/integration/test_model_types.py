@@ -94,7 +94,8 @@ def test_a_type_is_trained_scored_and_asked(
         names = {"train": "queries_train", "dev": "queries_dev"}
         _write(data / "corpus.jsonl", ({"doc_id": word, "text": f"the {word}"} for word in WORDS))
     for split, name in names.items():
-        _write(data / f"{name}.jsonl", _rows(model_type, split, 30 if split == "train" else 10))
+        rows = _rows(model_type, split, 30 if split == "train" else 10)
+        _write(data / f"{name}.jsonl", (row | {"id": number} for number, row in enumerate(rows)))
     ranks = model_type in ("intent_router", "embeddings", "reranker")
     start = tiny_encoder if ranks else tiny_model
     if model_type == "multimodal_vision":
@@ -109,7 +110,8 @@ def test_a_type_is_trained_scored_and_asked(
         stages = STAGES.replace('kind = "rlvr"', 'kind = "rlvr"\nhardest = 3')
     elif model_type == "extractor":
         base += 'lora_rank = 2\nmatmul = "bfloat16"\n'
-    rest = '[evaluation]\nmax_tokens = 40\n[engine]\nkind = "transformers"\n[tracking]\nmlflow = false\n'
+    rest = f"[evaluation]\nmax_tokens = {2 if ranks else 40}\n"
+    rest += '[engine]\nkind = "transformers"\n[tracking]\nmlflow = false\n'
     (tmp_path / "run.toml").write_text(f'model_type = "{model_type}"\n{base}{source}{stages}{rest}')
     trained = srl_rlvr("train", tmp_path / "run.toml", "--out", "out", cwd=tmp_path)
     assert trained.code == 0, trained.err
@@ -124,8 +126,9 @@ def test_a_type_is_trained_scored_and_asked(
     assert found["metrics"][next(iter(found["metrics"]))] == pytest.approx(held_out["rlvr"]["score"], abs=1e-6)
 
     srl_rlvr("predict", model, "--data", data, "--out", "a.jsonl", "--engine", "transformers", cwd=tmp_path)
-    answers = [json.loads(line)["answer"] for line in (tmp_path / "a.jsonl").read_text().splitlines()]
-    assert len(answers) == 10
+    predicted = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    answers = [row["answer"] for row in predicted]
+    assert [row["id"] for row in predicted] == list(range(10))
     if model_type == "intent_router":
         assert all(set(answer) == {"label", "confidence"} and answer["label"] != "oos" for answer in answers)
     elif ranks:

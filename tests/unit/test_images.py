@@ -20,14 +20,28 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _huge_png() -> bytes:
-    """A header of 20,000 × 20,000 pixels with next to nothing behind it."""
+def _chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
-    header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+def _png(size: tuple[int, int], depth: int, colour: int, rows: bytes, *after: bytes) -> bytes:
+    """`rows` as they lie in the file, and chunks that follow the pixels."""
+    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", *size, depth, colour, 0, 0, 0))
+    body = [header, _chunk(b"IDAT", zlib.compress(rows)), *after, _chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(body)
+
+
+def _deep_png(colour: int, channels: int) -> bytes:
+    return _png((2, 2), 16, colour, (b"\0" + bytes(2 * 2 * channels)) * 2)
+
+
+def _deep_tiff(planar: int) -> bytes:
+    """The header of one in 16-bit RGB, its channels side by side (1) or in planes (2), which Pillow does not write."""
+    whole = encoded(SMALL, "TIFF", tiffinfo={284: planar})
+    return whole.replace(struct.pack("<3H", 8, 8, 8), struct.pack("<3H", 16, 16, 16))
+
+
+HUGE = _png((20_000, 20_000), 8, 2, b"")  # with next to nothing behind its header
 
 
 SMALL = Image.new("RGB", (8, 6), "red")
@@ -41,9 +55,21 @@ FRAMES = encoded(SMALL, "GIF", save_all=True, append_images=[Image.new("RGB", (8
         (b"no image at all", "is no image that can be read"),
         (b"", "is no image that can be read"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is no image that can be read: PNG, JPEG, WEBP, GIF"),
-        (_huge_png(), "has 20,000 × 20,000 pixels; 50,000,000 in all are the most: scale it down before"),
+        (HUGE, "has 20,000 × 20,000 pixels; 50,000,000 in all are the most: scale it down before"),
         (encoded(Image.new("CMYK", (4, 4)), "JPEG"), "is in CMYK: save it in RGB, 8 bits a channel"),
-        (encoded(DEEP), "has 16 or more bits a channel: save it in RGB, 8 bits a channel"),
+        *(
+            (data, "has 16 or more bits a channel: save it in RGB, 8 bits a channel")
+            for data in (
+                encoded(DEEP),
+                encoded(DEEP, "TIFF"),
+                _deep_png(2, 3),
+                _deep_png(4, 2),
+                _deep_png(6, 4),
+                _deep_tiff(1),
+                _deep_tiff(2),
+                encoded(Image.new("F", (2, 2)), "TIFF"),
+            )
+        ),
         (FRAMES, "is an animation of 2 frames: give the one that is meant"),
         (encoded(Image.effect_noise((64, 64), 50))[:900], "cannot be read to its end"),
     ],
@@ -78,6 +104,20 @@ def test_a_photograph_is_upright(kind: str, orientation: int) -> None:
     found, right = images.pixels(data), ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
     assert images.size(data) == found.size == right.size
     assert found.tobytes() == right.tobytes()
+
+
+def test_exif_behind_the_pixels_turns_neither_the_size_nor_the_pixels() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = _png((4, 2), 8, 2, (b"\0" + bytes(4 * 3)) * 2, _chunk(b"eXIf", exif.tobytes()[6:]))
+    assert ImageOps.exif_transpose(Image.open(io.BytesIO(data))).size == (2, 4)  # it is there
+    assert images.size(data) == images.pixels(data).size == (4, 2)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_8_bits_a_channel_are_not_taken_for_more(kind: str, mode: str) -> None:
+    images.check(encoded(SMALL.convert(mode), kind))
 
 
 @pytest.mark.filterwarnings("ignore")

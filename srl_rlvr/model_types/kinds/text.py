@@ -18,8 +18,9 @@ from srl_rlvr.examples import files, structures
 from srl_rlvr.examples.files import WHOLE, Reading, Source, Split
 from srl_rlvr.model_types import ModelType, Solution
 from srl_rlvr.policies import base_models
-from srl_rlvr.records import PASSED
-from srl_rlvr.verifiers.answers import extract_answer
+from srl_rlvr.records import FAILED, PASSED
+from srl_rlvr.verifiers.answers import extract_answer, without_thoughts
+from srl_rlvr.verifiers.structures import read_json
 
 _THINKING = " Before each step think between <think> and </think>."
 
@@ -94,8 +95,7 @@ class StructuredType(TextType):
         return list(example["steps"])
 
     def load(self, path: Source, split: Split, how: Reading = WHOLE) -> pa.Table:
-        schema = (how.card or {}).get("schema")
-        return structures.load(path, split, self.name, self.verifier, how.limit, how.unanswered, schema, how.skip_bad)
+        return structures.load(path, split, self.name, self.verifier, how)
 
     def card(self, paths: Sequence[Path], predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The fields, for texts that come without a schema."""
@@ -104,7 +104,7 @@ class StructuredType(TextType):
     def present(self, example: Mapping[str, Any], prediction: Mapping[str, Any], card: Mapping[str, Any]) -> Any:
         """The JSON, or null where it is none."""
         try:
-            return json.loads(prediction["text"])
+            return read_json(without_thoughts(prediction["text"]))
         except ValueError:
             return None
 
@@ -112,12 +112,14 @@ class StructuredType(TextType):
         return json.loads(example["metadata"]).get("schema", structures.FRAMES)
 
     def metrics(self, predictions: Sequence[Mapping[str, Any]], card: Mapping[str, Any]) -> dict[str, float]:
-        """F1 of each kind of part over all answers together, and the shares of valid and of wholly right ones."""
+        """F1 of each kind of part over all answers together, and the shares of valid and of wholly right ones. A
+        verification that failed does not count."""
+        judged = [prediction for prediction in predictions if prediction["outcome"] != FAILED]
         counts: dict[str, float] = {}
-        for prediction in predictions:
+        for prediction in judged:
             for name, value in json.loads(prediction["components"]).items():
                 counts[name] = counts.get(name, 0.0) + value
-        total = max(len(predictions), 1)
+        total = max(len(judged), 1)
         found = {name: counts.get(name, 0.0) / total for name in ("valid", "exact")}
         for name in self.parts:
             right, given, wanted = (counts.get(f"{name}_{what}", 0.0) for what in ("right", "given", "wanted"))

@@ -12,6 +12,7 @@ import pytest
 from srl_rlvr import records
 from srl_rlvr.errors import InputError
 from srl_rlvr.examples.files import load
+from srl_rlvr.verifiers import find_verifier
 
 DATA = Path(__file__).resolve().parents[3].parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the development data is not beside this checkout")
@@ -71,7 +72,7 @@ def test_options_are_part_of_the_prompt_and_headings_or_lines_that_only_name_the
     )
     assert row["prompt"] == "q\nA) 540\nB) 6"
     assert row["steps"] == ["9 * 60 = 540"]
-    assert (row["reference"], row["verifier"], json.loads(row["metadata"])) == ("A", "choice", {"choices": ["A", "B"]})
+    assert (row["reference"], row["verifier"], json.loads(row["metadata"])) == ("A", "choice", {"labels": ["A", "B"]})
 
 
 def test_options_without_letters_get_them(tmp_path: Path):
@@ -86,6 +87,20 @@ def test_premises_and_conclusion_become_one_question(tmp_path: Path):
     )
     assert row["prompt"].startswith("All a are b.\nc is a.\nConclusion: c is b.\n")
     assert (row["steps"], row["reference"], row["verifier"]) == ([], "True", "choice")
+
+
+@pytest.mark.parametrize(
+    ("row", "all_of_them"),
+    [
+        ({"premises": [], "conclusion": "a", "label": "True"}, "True or False or Unknown"),
+        ({"question": "q", "options": ["A)1", "F)2"], "answer": "F"}, "A or F"),
+    ],
+)
+def test_naming_every_choice_is_no_answer(tmp_path: Path, row: dict[str, Any], all_of_them: str):
+    example = only(tmp_path / "a.jsonl", row)
+    reference, metadata = example["reference"], json.loads(example["metadata"])
+    answers = [f"Answer: {answer}" for answer in (reference, all_of_them)]
+    assert [find_verifier("choice")(answer, reference, metadata).reward for answer in answers] == [1.0, 0.0]
 
 
 @pytest.mark.parametrize(

@@ -6,16 +6,17 @@ import datetime
 import decimal
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import BaseModel
 
 from srl_rlvr import model_types
 from srl_rlvr.errors import InputError
 from srl_rlvr.examples import structures
-from srl_rlvr.examples.files import Reading
+from srl_rlvr.examples.files import Reading, Split
 from srl_rlvr.examples.structures import as_lines
 from srl_rlvr.verifiers import find_verifier
 
@@ -83,6 +84,48 @@ def test_true_and_false_are_schemas_of_fields(tmp_path: Path) -> None:
     assert scored[0].reward == 1 and not scored[1].components["valid"]
 
 
+class Party(BaseModel):
+    name: str
+    part_of: Party | None = None
+
+
+class Bill(BaseModel):
+    total: float | None
+    kind: Literal["bill", "offer"]
+    seller: Party
+    buyer: Party | None = None
+    lines: list[Party]
+    due: datetime.date | None = None
+    paid: bool
+
+
+def test_the_schema_of_a_pydantic_model_is_shown_whole(tmp_path: Path) -> None:
+    target = {"total": 5, "kind": "bill", "seller": {"name": "ACME"}, "lines": [], "paid": True}
+    row = {"text": "ACME total 5", "target": target, "schema": Bill.model_json_schema()}
+    [example] = load(tmp_path, "extractor", row)
+    party = {"name": "string", "part_of": ["object", "null"]}
+    assert json.loads(example["prompt"].splitlines()[0]) == {
+        "total": ["number", "null"],
+        "kind": {"enum": ["bill", "offer"]},
+        "seller": party,
+        "buyer": [party, "null"],
+        "lines": [party],
+        "due": ["string", "null"],
+        "paid": "boolean",
+    }
+
+
+def test_references_do_not_make_a_prompt_endless(tmp_path: Path) -> None:
+    number_of = {f"d{n}": {"properties": {f"f{k}": {"$ref": f"#/$defs/d{n + 1}"} for k in range(9)}} for n in range(40)}
+    number_of |= {"list": {"type": "array", "items": {"$ref": "#/$defs/list"}}}
+    itself = {"loop": {"anyOf": [{"$ref": "#/$defs/loop"}]}}
+    names = ("list", "loop", "d0")
+    schema = {"properties": {n: {"$ref": f"#/$defs/{n}"} for n in names}, "$defs": number_of | itself}
+    [example] = load(tmp_path, "extractor", {"text": "a", "target": {}, "schema": schema})
+    shown = json.loads(example["prompt"].splitlines()[0])
+    assert (shown["list"], shown["loop"]) == (["array"], "string") and len(example["prompt"]) < 1_000_000
+
+
 OFFER = {
     "text": "Total 5\n3 May",
     "target": {"total": 5, "tax": None, "due": "3 May", "net": None},
@@ -96,6 +139,13 @@ OFFER = {
         },
         "required": ["total", "tax"],
     },
+}
+
+
+LABELED = {
+    "text": "a",
+    "target": {"tags": []},
+    "schema": {"properties": {"tags": {"type": "array", "items": {"type": "string"}}}, "required": ["tags"]},
 }
 
 
@@ -143,6 +193,7 @@ def test_a_field_that_has_to_be_there_is_written_without_a_value(tmp_path: Path)
         ("extractor", RECEIPT),
         ("extractor", NEWS),
         ("extractor", OFFER),
+        ("extractor", LABELED),
     ],
 )
 def test_the_experts_own_answer_is_worth_one(tmp_path: Path, model_type: str, row: dict[str, Any]) -> None:
@@ -162,6 +213,38 @@ def test_for_prediction_a_text_is_enough_where_the_card_has_the_schema(tmp_path:
     assert example["prompt"] == '{"company": "string", "tax": "string", "total": "string"}\nSHOP'
     with pytest.raises(InputError, match="row 1: it has no 'schema'"):
         extractor.load(tmp_path / "new.jsonl", "dev", Reading(unanswered=True))
+
+
+@pytest.mark.parametrize("split", ["train", "dev"])
+def test_held_out_rows_are_asked_for_the_fields_that_are_known(tmp_path: Path, split: Split) -> None:
+    load(tmp_path, "extractor", RECEIPT)
+    extractor = model_types.find("extractor")
+    card = extractor.card([tmp_path / "mine.jsonl"], [])
+    own = {"properties": {"n": {"type": "number"}}}
+    judged = [
+        {"text": "SHOP", "target": {"company": "SHOP"}},
+        {"text": "a", "target": {"fax": "a"}},
+        {"text": "7", "target": {"n": 7}, "schema": own},
+    ]
+    (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in judged))
+    for path in (tmp_path, tmp_path / f"{split}.jsonl"):
+        first, last = extractor.load(path, split, Reading(card=card, skip_bad=True)).to_pylist()
+        assert first["prompt"] == '{"company": "string", "tax": "string", "total": "string"}\nSHOP'
+        assert last["prompt"] == '{"n": "number"}\n7'
+        with pytest.raises(InputError, match="row 2: field 'fax' is not in the schema: company, tax, total"):
+            extractor.load(path, split, Reading(card=card))
+    [*_, of_its_own] = extractor.load(tmp_path / f"{split}.jsonl", split, Reading(card={"name": "a base"})).to_pylist()
+    assert of_its_own["prompt"] == '{"n": "number"}\n7'
+
+
+def test_a_card_knows_the_fields_of_each_domain_as_training_did(tmp_path: Path) -> None:
+    rows = [RECEIPT | {"domain": "shop"}, NEWS | {"domain": "news"}]
+    trained = load(tmp_path, "extractor", *rows)
+    extractor = model_types.find("extractor")
+    card = extractor.card([tmp_path / "mine.jsonl"], [])
+    for unanswered in (False, True):
+        asked = extractor.load(tmp_path / "mine.jsonl", "dev", Reading(card=card, unanswered=unanswered))
+        assert asked["prompt"].to_pylist() == [example["prompt"] for example in trained]
 
 
 def test_for_prediction_no_answer_is_read(tmp_path: Path) -> None:
@@ -214,6 +297,9 @@ def spans(start: int, end: int) -> dict[str, Any]:
             {"text": "5", "target": {"n": 5}, "schema": {"properties": {"n": {"$ref": "#/$defs/n"}}}},
             "refers to '/\\$defs/n', which is not in it",
         ),
+        ("extractor", RECEIPT | {"verifier": "exact"}, "'verifier' is for types of text; .* is verified by 'fields'"),
+        ("srl_parser", SENTENCE | {"verifier": "my:own"}, "an answer of srl_parser is verified by 'frames'"),
+        ("extractor", {"text": "5", "target": {"n": 10**400}}, "'target' should be .*: JSON with a number that is not"),
         ("extractor", {"text": " ", "target": {}}, "'text' that is not empty"),
         ("extractor", {"text": "a" * 100_000, "target": {"a": "b"}}, "the text has 100,000 characters; it should"),
         ("extractor", {"text": "a"}, "should have 'target', 'entities' or 'slots'"),

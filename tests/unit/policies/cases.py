@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import random
 from typing import Any
 
 import pyarrow as pa
+from PIL import Image
 
 from srl_rlvr import records
 
@@ -48,6 +50,18 @@ BATCHES: dict[str, list[Sample]] = {
 }  # fmt: skip
 
 
+def seen(image_token: int, places: int) -> list[Sample]:
+    """Two trees, each with an image of its own in front of its trunk."""
+    found = []
+    for number, samples in enumerate((tree("a", [7], [[5, 3]], 10), tree("b", [5, 9], [[8, 2], [4, 1]], 11))):
+        buffer = io.BytesIO()
+        Image.linear_gradient("L").rotate(90 * number).convert("RGB").save(buffer, "PNG")
+        for sample in samples:
+            prompt = [image_token] * places + sample["prompt"]
+            found.append(sample | {"prompt": prompt, "images": [buffer.getvalue()]})
+    return found
+
+
 def table(samples: list[Sample]) -> pa.Table:
     return records.build(
         "Sample",
@@ -61,6 +75,7 @@ def table(samples: list[Sample]) -> pa.Table:
                 "completion_ids": sample["completion"],
                 "behavior_logprobs": sample["behavior"],
                 "advantage": sample["advantage"],
+                "images": sample.get("images", []),
             }
             for i, sample in enumerate(samples)
         ],

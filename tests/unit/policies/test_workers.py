@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import workers
 
+from srl_rlvr import vision_base
+
 pytestmark = pytest.mark.integration
 
 
@@ -43,6 +45,30 @@ def test_two_workers_learn_what_one_does(tiny_model: Path, tmp_path: Path, strat
         np.testing.assert_allclose(two, one, atol=1e-4)
     saved = [tmp_path / str(world) / "model" / "model.safetensors" for world in (1, 2)]
     assert saved[0].stat().st_size == saved[1].stat().st_size
+
+
+def test_two_workers_learn_to_see_as_one_does(tmp_path: Path) -> None:
+    """Under DDP, with the vision base, whose tower has weights that no loss reaches."""
+    import torch
+    from torch.multiprocessing.spawn import spawn
+
+    model = tmp_path / "base"
+    vision_base.build(model, texts=["one two", "yes no"], image_size=32, width=32, layers=1)
+    results: list[dict[str, Any]] = []
+    for world in (1, 2):
+        folder = tmp_path / str(world)
+        folder.mkdir()
+        arguments = (world, str(model), str(folder))
+        if world == 1:
+            workers.see(0, *arguments)
+        else:
+            spawn(workers.see, arguments, nprocs=world)
+        results.append(torch.load(folder / "found.pt", weights_only=False))
+    alone, group = results
+    for one, two in zip(alone["metrics"], group["metrics"], strict=True):
+        assert two == pytest.approx(one, rel=1e-3, abs=1e-5)
+    for one, two in zip(alone["logprobs"], group["logprobs"], strict=True):
+        np.testing.assert_allclose(two, one, atol=1e-4)
 
 
 @pytest.mark.parametrize("strategies", [("ddp", "fsdp"), ("fsdp", "ddp")], ids="to ".join)

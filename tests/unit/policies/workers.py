@@ -102,3 +102,33 @@ def hand_over(rank: int, world: int, strategies: tuple[str, str], model: str, ou
             torch.save(buffer.clone(), folder / f"{name}.pt")
     del first, second, policy
     dist.destroy_process_group()
+
+
+def see(rank: int, world: int, model: str, out: str) -> None:
+    """Updates of a policy that sees, the last of one tree; rank 0 leaves what came of it in `out`."""
+    import torch
+    import torch.distributed as dist
+
+    sys.path.insert(0, str(Path(__file__).parent))
+    import cases
+
+    from srl_rlvr.policies.losses import UpdateSpec
+    from srl_rlvr.policies.text import TextPolicy
+
+    torch.set_num_threads(1)
+    folder = Path(out)
+    if world > 1:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    policy = TextPolicy(Path(model), tokens_per_microbatch=30)
+    policy.begin_stage(keep_reference=True)
+    config = policy.network.config
+    samples = cases.seen(config.image_token_id, config.image_seq_length)
+    spec = UpdateSpec(loss="policy_gradient", learning_rate=1e-4, kl=0.2)
+    batches = [cases.table(batch) for batch in (samples, samples, samples[:2])]
+    metrics = [policy.update(batch, spec) for batch in batches]
+    found = {"metrics": metrics, "logprobs": policy.logprobs(batches[0])}
+    if rank == 0:
+        torch.save(found, folder / "found.pt")
+    del policy
+    if world > 1:
+        dist.destroy_process_group()

@@ -131,6 +131,37 @@ def test_images_are_asked_about_directly_and_in_a_chat(ask: Any) -> None:
     assert refused.status_code == 400 and "image_url" in message(refused)
 
 
+def test_a_text_with_the_token_that_stands_for_images_is_refused(ask: Any) -> None:
+    text = "what <image> is it?"
+    seen = ask.post("/v1/vision", json={"image": picture(), "question": text})
+    shown = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture()}"}}
+    refused = [seen, ask.post("/v1/completions", json={"model": "multimodal_vision", "prompt": text})]
+    for content in ([{"type": "text", "text": text}, shown], text):
+        body = {"model": "multimodal_vision", "messages": [{"role": "user", "content": content}]}
+        refused += [ask.post("/v1/chat/completions", json=body | {"stream": stream}) for stream in (False, True)]
+    for response in refused:
+        assert response.status_code == 400
+        assert "text has <image> in it, which stands for images" in message(response)
+
+
+def test_a_parse_points_into_the_text_as_it_was_sent(settings: Any) -> None:
+    from starlette.testclient import TestClient
+
+    from serve.gateway import create_app
+
+    class Parser:
+        name = "parser"
+
+        async def call(self, *arguments: Any) -> Any:
+            return {"answer": [{"predicate": "likes", "ARG0": "She", "ARG1": "New York"}]}
+
+    parsers: Any = {model.name: Parser() for model in settings.models}
+    with TestClient(create_app(settings, parsers.__getitem__)) as client:
+        [found] = client.post("/v1/parse", json={"input": "She likes New\nYork"}).json()["data"]
+    assert found["frames"][0]["predicate"] == {"text": "likes", "start": 4, "end": 9}
+    assert found["frames"][0]["roles"][1] == {"role": "ARG1", "text": "New York", "start": 10, "end": 18}
+
+
 @pytest.mark.parametrize(("endpoint", "body"), [("parse", {"input": "he ran"}), ("extract", {"input": "Rome 1960"})])
 def test_an_answer_that_is_no_json_is_said_to_be_none(ask: Any, endpoint: str, body: dict[str, Any]) -> None:
     response = ask.post(f"/v1/{endpoint}", json=body)  # by random weights, and no guided decoding here

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from srl_rlvr.verifiers.structures import fields, frames
+from srl_rlvr.verifiers.structures import fields, frames, read_json
 
 SENTENCE = {"text": "She likes to sing and he likes jazz"}
 GOLD = json.dumps(
@@ -62,6 +62,7 @@ def test_frames_of_one_predicate_are_told_apart_by_their_order() -> None:
         ('[{"predicate": "likes", "ARG0": "Tom"}]', "a span that is not in the text: Tom"),
         ('[{"predicate": "likes", "ARG0": 7}]', "a span that is not in the text: 7"),
         ("[" * 100_000, "JSON"),
+        ('[{"predicate": "likes", "ARG0": "She", "ARG0": "he"}]', "a name that comes twice"),
     ],
 )
 def test_frames_that_are_wrong_in_form_earn_the_stages_penalty(text: str, fault: str) -> None:
@@ -91,6 +92,88 @@ def test_a_number_that_may_be_null_is_still_compared_by_value() -> None:
     assert rewards == [1, 0, 0] and fields('{"total": null}', '{"total": null}', schema).reward == 1
 
 
+ITEM = {"type": "object", "properties": {"q": {"type": "number"}, "due": {"type": "string", "format": "date"}}}
+DATE = {"type": "string", "format": "date"}
+OR_NULL = {"type": "null"}
+
+
+@pytest.mark.parametrize(
+    ("schema", "found", "wanted", "same"),
+    [
+        ({"anyOf": [{"type": "number"}, OR_NULL]}, 5, 5.0, True),
+        ({"anyOf": [{"type": "number"}, OR_NULL]}, None, None, True),
+        ({"anyOf": [{"type": "number"}, OR_NULL]}, None, 0, False),
+        ({"enum": [5]}, 5, 5.0, True),
+        (True, True, 1, False),
+        (True, [True], [1], False),
+        (True, True, "true", False),
+        (True, "5", 5, False),
+        ({"type": "string"}, "5", "5.0", False),
+        (True, {"a": 1, "b": " X"}, {"b": "x", "a": 1.0}, True),
+        (True, {"a": [1, 2]}, {"a": [2, 1]}, False),
+        ({"type": "array", "items": ITEM}, [{"q": 2}], [{"q": 2.0}], True),
+        ({"$ref": "#/$defs/item"}, {"due": "2024-01-02"}, {"due": "2024-1-2"}, True),
+        ({"type": "array", "items": {"$ref": "#/$defs/item"}}, [{"due": "2024-01-02"}], [{"due": "2024-1-2"}], True),
+        ({"anyOf": [DATE, OR_NULL]}, "2024-01-02", "2024-1-2", True),
+        ({"anyOf": [{"type": "array", "items": DATE}, OR_NULL]}, ["2024-01-02"], ["2024/1/2"], True),
+        (DATE, "March 5, 2024", "May 5, 2024", False),
+        (DATE, "tomorrow", "unknown", False),
+        (DATE, "3  May", "3 may", True),
+        (DATE, "1" * 5000, "2" * 5000, False),
+    ],
+)
+def test_values_are_compared_by_what_they_are(schema: Any, found: Any, wanted: Any, same: bool) -> None:
+    whole = {"schema": {"properties": {"p": schema}, "$defs": {"item": ITEM}}}
+    one, other = (json.dumps({"p": value}) for value in (found, wanted))
+    assert fields(one, other, whole).reward == fields(other, one, whole).reward == float(same)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ('{"p": NaN}', "a number that is not finite"),
+        ('{"p": -Infinity}', "a number that is not finite"),
+        ('{"p": 1e400}', "a number that is not finite"),
+        ('{"p": ' + "9" * 400 + "}", "a number that is not finite"),
+        ('{"p": ' + "9" * 5000 + "}", "a number that is not finite"),
+        ('{"p": "\\ud800"}', "half of a surrogate pair"),
+        ('{"\\ud800": 1}', "half of a surrogate pair"),
+        ('{"p": 7, "p": 1}', "a name that comes twice"),
+        ('{"p": {"q": 7, "q": 1}}', "a name that comes twice"),
+        ('{"p": ' + "[" * 100 + "]" * 100 + "}", "nested too deeply"),
+        ('{"p": ' + "[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_json_that_readers_take_differently_is_invalid(text: str, fault: str) -> None:
+    score = fields(text, '{"p": 1}', {"schema": {"properties": {"p": {"multipleOf": 0.5}}}})
+    assert score.outcome == "invalid" and fault in score.detail
+    with pytest.raises(ValueError, match=fault):
+        read_json(text)
+
+
+def test_json_is_what_stands_outside_the_thoughts() -> None:
+    text = '<think>{"total": 1}, or</think>{"total": 4.5,\n<think>two</think>"who": ["Ada", "Bob"]}'
+    assert fields(text, '{"total": 4.5, "who": ["Ada", "Bob"]}', SCHEMA).reward == 1
+    assert frames(f"<think>two of them</think>{GOLD}", GOLD, SENTENCE).reward == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ('<think>a</think>{"p": 1}', {"p": 1}),
+        ("[" * 1000, None),
+        ('{"p": NaN}', None),
+        ('{"p": "\\ud800"}', None),
+        ("none", None),
+    ],
+)
+def test_what_is_shown_is_the_json_or_null(text: str, answer: Any) -> None:
+    from srl_rlvr import model_types
+
+    found = model_types.find("extractor").present({}, {"text": text}, {})
+    assert found == answer and json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
+
+
 def test_nothing_where_nothing_was_wanted_is_right() -> None:
     assert fields("{}", "{}", SCHEMA).reward == 1.0
 
@@ -105,5 +188,7 @@ def test_f1_over_many_answers_counts_parts_and_not_answers() -> None:
     from srl_rlvr import model_types
 
     scores: list[Any] = [fields('{"total": 4.5}', RECEIPT, SCHEMA), fields("{", RECEIPT, SCHEMA)]
-    found = model_types.find("extractor").metrics([{"components": json.dumps(dict(s.components))} for s in scores], {})
+    predictions = [{"outcome": s.outcome, "components": json.dumps(dict(s.components))} for s in scores]
+    predictions.append({"outcome": "failed", "components": "{}"})  # counts for nothing
+    found = model_types.find("extractor").metrics(predictions, {})
     assert found == {"valid": 0.5, "exact": 0.0, "field_f1": pytest.approx(2 * 1 / (1 + 8))}
