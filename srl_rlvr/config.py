@@ -222,7 +222,7 @@ class LearnerConfig(Section):
     workers: int = Field(default=1, ge=1)
     """Data-parallel training processes."""
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
-    """auto: DDP on CPUs and single GPUs, FSDP2 on several GPUs."""
+    """auto: DDP on CPUs and single GPUs, FSDP2 on several GPUs. What sees images is trained by DDP always."""
     tokens_per_microbatch: int = Field(default=448, ge=16)
     """Tokens of one forward and backward pass; gradients accumulate over the batch. The more, the faster, and the more
     memory; a single longer sequence is not cut."""

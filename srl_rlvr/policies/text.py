@@ -436,7 +436,7 @@ class TextPolicy:
     def _distribute(self, module: CompletionLogprobs, strategy: str) -> Any:
         if self.world == 1:
             return module
-        if strategy == "fsdp":
+        if strategy == "fsdp" and self.reader is None:  # a worker's pass without images would wait for the tower's
             return _shard(module)
         # Models' buffers are constants (rotary frequencies): nothing to broadcast at each forward pass.
         # DDP must not wait for what no loss reaches: LLaVA reads SigLIP before its last norm.
