@@ -133,3 +133,12 @@ def test_a_card_is_read_where_there_is_one(copy: Path) -> None:
         (copy / "model_card.json").write_text(text)
         with pytest.raises(InputError, match=f"model_card.json: {said}"):
             base_models.read_card(copy)
+
+
+@pytest.mark.parametrize("kind", ["bi", "cross"])
+def test_an_encoder_learns_in_float32_however_it_was_saved(tiny_encoder: Path, tmp_path: Path, kind: str) -> None:
+    import torch
+
+    base_models.load_encoder(tiny_encoder, kind).to(torch.bfloat16).save_pretrained(str(tmp_path))
+    loaded = base_models.load_encoder(tmp_path, kind)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
