@@ -54,6 +54,7 @@ class Learner:
         self.entries: list[_Entry] = []
         self.first = 0  # position of entries[0]: what lies before is in the checkpoint
         self.checkpoint: str | None = None
+        self.version: int | None = None  # of its weights, where they were loaded as another than the folder's
         self.failure: str | None = None
         self.starts = 0
         self.changed = asyncio.Condition()
@@ -70,7 +71,7 @@ class Learner:
             if self.failure is not None:
                 raise RunError(f"the learner's worker group ended: {self.failure}")
             if command == "load" and entry.error is None:
-                self._forget_up_to(entry, arguments["folder"])
+                self._forget_up_to(entry, arguments["folder"], arguments["version"])
         if entry.error is not None:
             raise RunError(f"learner, {command}: {entry.error}")
         # The journal is kept for replay: held in it, every export's buffer would stay in the object store.
@@ -84,10 +85,11 @@ class Learner:
             if saves:
                 self._forget_up_to(saves[-1], folder)
 
-    async def join(self, rank: int) -> tuple[str | None, int]:
-        """Where a worker that starts has to begin: checkpoint folder, and position in the journal."""
+    async def join(self, rank: int) -> tuple[str | None, int | None, int]:
+        """Where a worker that starts has to begin: checkpoint folder, the version of its weights where that is not the
+        folder's, and position in the journal."""
         self.starts += rank == 0
-        return self.checkpoint, self.first
+        return self.checkpoint, self.version, self.first
 
     async def next(self, position: int) -> tuple[str, dict[str, Any], bool] | None:
         """The entry at `position` and whether it was answered before, or None where there is none yet."""
@@ -117,11 +119,11 @@ class Learner:
     async def health(self) -> dict[str, Any]:
         return {"pid": os.getpid(), "worker_group_starts": self.starts, "journal": len(self.entries)}
 
-    def _forget_up_to(self, entry: _Entry, folder: str) -> None:
+    def _forget_up_to(self, entry: _Entry, folder: str, version: int | None = None) -> None:
         index = self.entries.index(entry)
         self.entries = self.entries[index + 1 :]
         self.first += index + 1
-        self.checkpoint = folder
+        self.checkpoint, self.version = folder, version
 
     def _train(self, me: Any) -> None:
         """Run the trainer to its end in a thread; what ends it early becomes `failure`."""
@@ -170,9 +172,9 @@ def _worker(config: dict[str, Any]) -> None:
     rank = dist.get_rank()
     make: Any = RankingPolicy if spec.policy_kind == "ranking" else TextPolicy
     policy = make(Path(spec.model), device="cuda" if spec.gpus else "cpu", **spec.policy)
-    checkpoint, position = ray.get(learner.join.remote(rank))
+    checkpoint, version, position = ray.get(learner.join.remote(rank))
     if checkpoint is not None:
-        policy.load(Path(checkpoint))
+        _load(policy, learner, checkpoint, version)
     while True:
         entry = ray.get(learner.next.remote(position))
         if entry is None:

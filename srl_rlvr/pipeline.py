@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -120,7 +119,8 @@ class Run:
                 "there are no thoughts to learn from: draw more samples, or train an srl stage first"
             )
         steps = sft.steps(stage, examples.num_rows)
-        selector = Uniform(samples["trunk_id"].to_pylist(), self.config.seed, stage.label, self.state.selector)
+        trunk_ids = samples["trunk_id"].to_pylist()
+        selector = Uniform(trunk_ids, self.config.seed, stage.label, self.state.selector, repeats=True)
         self.observer.stage(stage.label, stage.kind, steps)
         for step in self._steps_left(stage, steps):
             began = time.monotonic()
@@ -149,11 +149,13 @@ class Run:
             seed = derived_seed(self.config.seed, stage.label, step)
             rollouts, verdicts, metrics = self.crew.sample(prompts.take(pa.array(rows)), dpo.sampling(stage, seed))
             rewards, outcomes = verdicts["reward"].to_pylist(), verdicts["outcome"].to_pylist()
+            judged = [r for r, o in zip(rewards, outcomes, strict=True) if o != records.FAILED]
             wrong = [o != records.FAILED and r < PASSED for r, o in zip(rewards, outcomes, strict=True)]
             tokens = pc.sum(pc.list_value_length(rollouts["token_ids"])).as_py()  # type: ignore[attr-defined]
             self.state.sampled_tokens += tokens
             metrics |= {
-                "pass_rate": float(np.mean(np.array(rewards) >= PASSED)),
+                "pass_rate": sum(r >= PASSED for r in judged) / max(len(judged), 1),
+                **{outcome: outcomes.count(outcome) for outcome in records.OUTCOMES},
                 "completion_tokens": tokens / len(rows),
             }
             samples = dpo.pairs(experts, rollouts, wrong)
@@ -166,7 +168,8 @@ class Run:
                 self.state.version += 1
                 self.crew.hand_over()
             else:
-                self.observer.note(f"{stage.label}, step {step + 1}: every problem is solved; no update")
+                why = "every problem is solved" if judged else "no answer could be verified"
+                self.observer.note(f"{stage.label}, step {step + 1}: {why}; no update")
             metrics |= self._look_at_dev(stage, step + 1, stage.steps)
             self._finish_step(stage.label, metrics, step == stage.steps - 1)
 

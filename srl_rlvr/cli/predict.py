@@ -34,6 +34,8 @@ def run(options: argparse.Namespace) -> int:
 
     if options.out is not None and not options.out.parent.is_dir():
         raise InputError(f"--out {options.out}: there is no folder {options.out.parent}")
+    if options.out is not None and options.out.is_dir():
+        raise InputError(f"--out {options.out}: it is a folder; name a file in it")
     model = inference.read_model(options)
     model_type, card = model.model_type, model.card
     how = Reading(options.limit, card=card, unanswered=True, skip_bad=options.skip_bad)

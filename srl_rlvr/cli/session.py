@@ -40,13 +40,14 @@ def model_cache() -> Path:
 
 
 def train(config: RunConfig, out: Path, resume: bool, command: str) -> int:
-    """Run `config` in the folder `out`; returns the exit code 0 or raises InputError, RunError."""
+    """Run `config` in the folder `out`; returns the exit code 0 or raises InputError, RunError. After Ctrl-C its user
+    is told to go on with `command`."""
     began = time.monotonic()
     on_cluster = config.cluster.address or os.environ.get("RAY_ADDRESS")
     config, remark = plan(config, None if on_cluster else os.cpu_count() or 1)
-    state, history, folder = _starting_point(config, out, resume)
     model_type = model_types.find(config.model_type)
     config.model.base = config.model.base or model_type.base
+    state, history, folder = _starting_point(config, out, resume)
     train_examples, dev, held_out = sources.load_all(config.data, config.seed, config.model_type)
     model = base_models.resolve(config.model.base, model_cache())
     tokenizer = model_type.load_tokenizer(model, config.model.max_context)
@@ -85,7 +86,7 @@ def train(config: RunConfig, out: Path, resume: bool, command: str) -> int:
             status = "FINISHED"
         except Stopped as stopped:
             status = "KILLED"
-            raise Stopped(f"{stopped}; go on with: {command} --out {out} --resume") from None
+            raise Stopped(f"{stopped}; go on with: {command}") from None
         finally:
             tracker.end(status)
     _print_summary(state, memory, _metric(config), held_out.num_rows, out)

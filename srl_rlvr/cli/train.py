@@ -43,18 +43,20 @@ def run(options: argparse.Namespace) -> int:
         return 0
     if options.run_file is None:
         raise configs.InputError("name a run file: srl-rlvr train RUN.toml")
-    return start(options, f"train {options.run_file}")
+    return start(options, "train", str(options.run_file))
 
 
-def start(options: argparse.Namespace, command: str) -> int:
-    """Run `options.run_file`; `command` is how the user goes on after Ctrl-C."""
+def start(options: argparse.Namespace, *command: str) -> int:
+    """Run `options.run_file`, as `srl-rlvr` with this `command` does."""
     config = configs.load(options.run_file, options.overrides)
     for source in config.data:
         source.skip_bad = source.skip_bad or options.skip_bad
     from srl_rlvr.cli import session
 
-    command = shlex.join(["srl-rlvr", *command.split(), *(f"--set={each}" for each in options.overrides)])
-    return session.train(config, options.out or Path("out") / config.name, options.resume, command)
+    out = options.out or Path("out") / config.name
+    flags = [*(f"--set={each}" for each in options.overrides), *(["--skip-bad"] if options.skip_bad else [])]
+    again = shlex.join(["srl-rlvr", *command, *flags, "--out", str(out), "--resume"])
+    return session.train(config, out, options.resume, again)
 
 
 def _print_families() -> None:

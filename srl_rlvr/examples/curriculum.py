@@ -33,7 +33,7 @@ class Selector(Protocol):
     state: dict[str, Any]
 
     def take(self, count: int) -> list[int]:
-        """The next rows, at most `count`, none twice; the rows of one trunk together and in order."""
+        """The next rows, at most `count`, none twice if not asked for; those of one trunk together and in order."""
         ...
 
     def learn(self, earned: Sequence[tuple[int, Sequence[float]]]) -> None:
@@ -78,15 +78,18 @@ class Order:
 
 
 class Uniform:
-    """An epoch visits every problem once."""
+    """An epoch visits every problem once. With `repeats` a batch is whole, however few problems there are."""
 
-    def __init__(self, trunk_ids: Sequence[str], seed: int, label: str, state: dict[str, Any]):
+    def __init__(self, trunk_ids: Sequence[str], seed: int, label: str, state: dict[str, Any], repeats: bool = False):
         self._order = Order(trunk_ids, seed, label)
+        self._repeats = repeats
         self.state = state
         state.setdefault("cursor", 0)
 
     def take(self, count: int) -> list[int]:
-        rows = self._order.take(self.state["cursor"], count)
+        cursor = self.state["cursor"]
+        whole = range(cursor, cursor + count)
+        rows = [self._order.at(place) for place in whole] if self._repeats else self._order.take(cursor, count)
         self.state["cursor"] += len(rows)
         return rows
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -12,6 +13,7 @@ from srl_rlvr.registry.tracking import client_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import RegisteredModel
 
 CHAMPION_ALIAS = "champion"
 
@@ -22,11 +24,22 @@ def find(runs: Path, *names: str) -> dict[str, Path]:
     Raises InputError where the store does not answer, or has no such champion.
     """
     with client_of(runs.absolute(), "give --model FOLDER") as client:
-        known = [model.name for model in client.search_registered_models() if CHAMPION_ALIAS in model.aliases]
+        known = [model.name for model in _registered(client) if CHAMPION_ALIAS in model.aliases]
         unknown = next((name for name in names if name not in known), None)
         if unknown is not None:
             raise InputError(f"the registry has no champion of '{unknown}'{nearest(unknown, known)}")
         return {name: _folder(client, name) for name in names or known}
+
+
+def _registered(client: MlflowClient) -> Iterator[RegisteredModel]:
+    """All models, page by page."""
+    token = None
+    while True:
+        page = client.search_registered_models(page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def _folder(client: MlflowClient, name: str) -> Path:

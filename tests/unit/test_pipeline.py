@@ -650,6 +650,22 @@ def test_solved_problems_make_no_pair_and_that_is_said(tokenizer: Any, tmp_path:
     assert "dpo, step 1: every problem is solved; no update" in notes(run)
 
 
+@pytest.mark.parametrize(("lost", "rate"), [(3, 1.0), (6, 0.0)])
+def test_what_could_not_be_verified_is_neither_solved_nor_wrong(
+    tokenizer: Any, tmp_path: Path, lost: int, rate: float
+) -> None:
+    failed = set(problems(6)["id"].to_pylist()[:lost])
+    stage = DPO | {"prompts_per_step": 6}
+    run = make_run(
+        tokenizer, tmp_path, lambda i, *_: (records.FAILED, 0.0) if i in failed else (records.SCORED, 1.0), stage
+    )
+    run.execute()
+    rows = run.history.metrics_table().to_pylist()
+    assert {row["pass_rate"] for row in rows} == {rate} and {row["failed"] for row in rows} == {lost}
+    why = "every problem is solved" if lost < 6 else "no answer could be verified"
+    assert f"dpo, step 1: {why}; no update" in notes(run)
+
+
 def test_the_curriculum_draws_where_groups_tell_most_and_goes_on_after_an_interruption(
     tokenizer: Any, tmp_path: Path
 ) -> None:

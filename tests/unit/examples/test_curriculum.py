@@ -79,6 +79,13 @@ def drawn(state: dict[str, Any], batches: int, passed: dict[str, list[int]] = PA
     return found
 
 
+def test_with_repeats_every_row_comes_as_often_as_the_epochs_say() -> None:
+    names, state = ["a", "b", "c"], {}
+    selector = Uniform(names, 0, "sft", state, repeats=True)
+    taken = Counter(row for _ in range(3) for row in selector.take(8))
+    assert taken == {0: 8, 1: 8, 2: 8} and state["cursor"] == 24
+
+
 def test_a_level_is_a_family_with_its_params_and_the_number_of_steps() -> None:
     params = {"min_terms": 2, "max_terms": 4, "operators": ["+"], "allow_parentheses": False, "allow_negation": False}
     parts = [generate("basic_arithmetic", 20, 0, params | {"max_digits": digits}) for digits in (1, 3)]
