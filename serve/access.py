@@ -21,6 +21,7 @@ from srl_rlvr.examples.names import nearest
 
 SCOPES = ("chat", "completions", "embeddings", "rerank", "route", "parse", "extract", "vision", "feedback", "console")
 _PREFIX = "srl-"
+_LONGEST_DAYS = 36_500
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,14 @@ class Key:
     name: str
     sha256: str
     scopes: tuple[str, ...] = ()  # all where there are none
-    expires: str = ""  # ISO 8601, UTC
+    expires: str = ""  # ISO 8601; UTC where it names no zone
     requests_per_minute: int = 0  # 0: as the config says
+
+    def ended(self) -> bool:
+        if not self.expires:
+            return False
+        end = datetime.fromisoformat(self.expires)
+        return (end if end.tzinfo else end.replace(tzinfo=UTC)) <= datetime.now(UTC)
 
 
 @dataclass
@@ -76,7 +83,7 @@ class Doorkeeper:
             key = self.keys.get(_digest(token.strip())) if scheme.lower() == "bearer" else None
             if key is None:
                 raise Refusal(401, "a valid API key is needed: Authorization: Bearer KEY", "invalid_api_key")
-            if key.expires and datetime.fromisoformat(key.expires) <= datetime.now(UTC):
+            if key.ended():
                 raise Refusal(401, f"the API key '{key.name}' ended on {key.expires[:10]}", "invalid_api_key")
             if scope and key.scopes and scope not in key.scopes:
                 raise Refusal(403, f"the API key '{key.name}' may ask for {', '.join(key.scopes)}, not for {scope}")
@@ -117,6 +124,10 @@ def new_key(file: Path, name: str, scopes: Sequence[str] = (), days: int | None 
     unknown = next((scope for scope in scopes if scope not in SCOPES), None)
     if unknown is not None:
         raise InputError(f"there is no scope '{unknown}'{nearest(unknown, SCOPES)}; there are {', '.join(SCOPES)}")
+    if days is not None and not 1 <= days <= _LONGEST_DAYS:
+        raise InputError(f"a key cannot be valid for {days} days: 1 to {_LONGEST_DAYS} can be asked for")
+    if per_minute < 0:
+        raise InputError(f"a key cannot have {per_minute} requests a minute: 1 or more, or 0 for as the config says")
     keys = read(file) if file.is_file() else []
     if any(key.name == name for key in keys):
         raise InputError(f"{file}: there is a key '{name}' already; take its row out first, or choose another name")

@@ -216,6 +216,7 @@ class HandleReplica:
 
     @functools.cached_property
     def handle(self) -> DeploymentHandle:
+        """Raises RayServeException while there is no such application."""
         return ray_serve.get_app_handle(self.application)
 
     async def call(self, method: str, *arguments: Any) -> Any:
@@ -227,12 +228,8 @@ class HandleReplica:
 
     async def _call(self, method: str, *arguments: Any) -> Any:
         for left in reversed(range(_TRIES)):
-            response = self._sent(self.handle, "on", method, arguments)
             try:
-                return await response
-            except asyncio.CancelledError:
-                response.cancel()
-                raise
+                return await self._once(method, arguments)
             except Refusal as refusal:
                 raise _as_it_was(refusal) from None
             except (RayActorError, RayServeException) as error:
@@ -240,17 +237,26 @@ class HandleReplica:
                     raise self._unavailable(error) from None
         raise AssertionError
 
-    async def stream(self, method: str, *arguments: Any) -> AsyncIterator[Any]:
-        response = self._sent(self.handle.options(stream=True), "stream_on", method, arguments)
+    async def _once(self, method: str, arguments: Sequence[Any]) -> Any:
+        response = self._sent(self.handle, "on", method, arguments)
         try:
-            async for item in response:
-                yield item
+            return await response
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
+
+    async def stream(self, method: str, *arguments: Any) -> AsyncIterator[Any]:
+        try:
+            response = self._sent(self.handle.options(stream=True), "stream_on", method, arguments)
+            try:
+                async for item in response:
+                    yield item
+            finally:
+                response.cancel()  # nobody reads on
         except Refusal as refusal:
             raise _as_it_was(refusal) from None
         except (RayActorError, RayServeException) as error:
             raise self._unavailable(error) from None
-        finally:
-            response.cancel()  # nobody reads on
 
     def _sent(self, handle: DeploymentHandle, of_shared: str, method: str, arguments: Sequence[Any]) -> Any:
         if self.shared:

@@ -39,6 +39,7 @@ ENDPOINT_OF = {  # of what writes text and is not named here: chat
 }
 _REFUSED: dict[int | str, Any] = {status: {"model": api.Error} for status in (400, 401, 403, 404, 413, 415, 422, 429)}
 _FAILED: dict[int | str, Any] = {status: {"model": api.Error} for status in (500, 503, 504)}
+_DEEPEST_SCHEMA = 64  # levels: its check takes up to eight calls for each, and Python has a thousand
 ERRORS = _REFUSED | _FAILED
 _EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}  # of a stream, each
 _STREAMED: dict[int | str, Any] = {200: {"content": {"text/event-stream": {"schema": _EVENT}}}}
@@ -151,29 +152,31 @@ def create_app(
         """OpenAI's chat, as a stream where `stream` is true."""
         _, replica = note(request, *models.find(asked.model, *writers))
         body = asked.model_dump(exclude_unset=True)
-        match asked.response_format:
-            case {"json_schema": {"schema": dict(schema)}}:
-                _check_schema(schema)
         for message in body["messages"]:
             for part in message["content"] if isinstance(message.get("content"), list) else ():
                 if part.get("type") == "image_url":
                     part["image_url"] = {"url": await _inlined(part.get("image_url"), settings)}
-        return await generate(replica, "chat", asked, body | {"request_id": request.state.id})
+        return await generate(request, replica, "chat", asked, body)
 
     @app.post("/v1/completions", tags=["text"], response_model=api.Generated, responses=_STREAMED)
     async def completions(asked: api.CompletionRequest, request: Request) -> Response:
         _, replica = note(request, *models.find(asked.model, *writers))
-        body = asked.model_dump(exclude_unset=True) | {"request_id": request.state.id}
-        return await generate(replica, "complete", asked, body)
+        return await generate(request, replica, "complete", asked, asked.model_dump(exclude_unset=True))
 
-    async def generate(replica: Replica, method: str, asked: api.Generation, body: dict[str, Any]) -> Response:
+    async def generate(
+        request: Request, replica: Replica, method: str, asked: api.Generation, body: dict[str, Any]
+    ) -> Response:
+        match asked.response_format:
+            case {"json_schema": {"schema": dict(schema)}}:
+                _check_schema(schema)
+        body["request_id"] = request.state.id
         if not asked.stream:
             return JSONResponse(await ask(replica, method, body))
         events = replica.stream(f"{method}_stream", body)
         deadline = _Deadline(limits)
         async with deadline:  # what is refused has its own status, so the first event comes before the head
             first = await anext(events)
-        return StreamingResponse(_after(first, events, deadline), media_type="text/event-stream")
+        return StreamingResponse(_after(request, first, events, deadline), media_type="text/event-stream")
 
     @app.post("/v1/embeddings", tags=["vectors"], response_model=api.Embeddings)
     async def embeddings(asked: api.EmbeddingsRequest, request: Request) -> Response:
@@ -307,8 +310,9 @@ class _Deadline:
             raise Refusal(504, f"no answer within {self.seconds:g} s") from None
 
 
-async def _after(first: str, events: AsyncIterator[str], deadline: _Deadline) -> AsyncIterator[str]:
-    """The events of a stream. One that fails has sent its head already, and says so in its last event."""
+async def _after(request: Request, first: str, events: AsyncIterator[str], deadline: _Deadline) -> AsyncIterator[str]:
+    """The events of a stream. One that fails has sent its head already, and says so in its last event and to the
+    journal."""
     event: str | None = first
     try:
         while event is not None:
@@ -316,6 +320,7 @@ async def _after(first: str, events: AsyncIterator[str], deadline: _Deadline) ->
             async with deadline:
                 event = await anext(events, None)
     except Refusal as refusal:
+        request.state.refused = refusal.status
         yield f"data: {json.dumps(error_form(refusal))}\n\n"
 
 
@@ -337,13 +342,46 @@ def _listed(given: str | Sequence[str], limits: Limits, param: str = "input") ->
 
 
 def _check_schema(schema: Mapping[str, Any]) -> None:
+    """Raises Refusal where it is no JSON Schema, is nested too deeply, or refers to what is not in it."""
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import SchemaError
+    from referencing import Registry
+    from referencing.jsonschema import DRAFT202012
 
+    references = _references(schema)
     try:
         Draft202012Validator.check_schema(schema)
     except SchemaError as error:
         raise Refusal(400, f"schema is no JSON Schema: {error.message[:200]}", param="schema") from None
+    resolver = Registry().resolver_with_root(DRAFT202012.create_resource(schema))
+    unknown = next((name for name in references if not _refers(name, resolver)), None)
+    if unknown is not None:
+        raise Refusal(400, f"schema refers to '{unknown[:100]}', which is not in it", param="schema")
+
+
+def _references(schema: Mapping[str, Any]) -> list[str]:
+    """What it refers to, each once. Raises Refusal where it is nested too deeply."""
+    found: dict[str, None] = {}
+    level: list[Any] = [schema]
+    for _ in range(_DEEPEST_SCHEMA):
+        objects = [value for value in level if isinstance(value, dict)]
+        named = (of.get(keyword) for of in objects for keyword in ("$ref", "$dynamicRef"))
+        found |= {name: None for name in named if isinstance(name, str)}
+        holders = [*(of.values() for of in objects), *(value for value in level if isinstance(value, list))]
+        level = [each for holder in holders for each in holder]
+    if level:
+        raise Refusal(400, "schema is nested too deeply", param="schema")
+    return list(found)
+
+
+def _refers(reference: str, resolver: Any) -> bool:
+    """Whether a schema stands there, in the one that refers to it."""
+    from referencing.exceptions import Unresolvable
+
+    try:
+        return reference.startswith("#") and isinstance(resolver.lookup(reference).contents, dict | bool)
+    except (Unresolvable, TypeError, ValueError):  # the last two: a pointer into a text or a number
+        return False
 
 
 def _handle_errors(app: FastAPI) -> None:

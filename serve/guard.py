@@ -50,7 +50,10 @@ class Guard:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         given = headers.get("x-request-id", "")
         id = given if _ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
-        state = scope["state"] = dict(scope.get("state", {})) | {"id": id, "key": "", "model": "", "version": ""}
+        state = scope["state"] = dict(scope.get("state", {})) | {
+            "id": id, "key": "", "model": "", "version": "",
+            "refused": 0,  # the status of a stream that failed after its head
+        }  # fmt: skip
         began, status = time.monotonic(), 499  # a client that left before the answer
 
         async def sent(message: Any) -> None:
@@ -73,11 +76,12 @@ class Guard:
         except Exception as error:  # a defect: it is logged whole, and the client is told that it is one
             log.exception("request %s failed", id)
             if status != 499:
+                status = 500
                 raise
             said = f"the server failed ({type(error).__name__}); the request was {id}"
             await refused(Refusal(500, said))(scope, receive, sent)
         finally:
-            taken = time.monotonic() - began
+            taken, status = time.monotonic() - began, state["refused"] or status
             self.journal.note(Entry(id, scope["path"], state["model"], state["version"], status, taken, time.time()))
 
     async def _read(self, receive: Any, headers: dict[str, str]) -> bytes:

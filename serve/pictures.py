@@ -8,10 +8,10 @@ import base64
 import binascii
 import ipaddress
 import socket
-from urllib.parse import urlsplit
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
 
 from serve.config import Images
 from serve.errors import Refusal
@@ -48,14 +48,15 @@ async def _fetch(address: str, allowed: Images) -> bytes:
     if not allowed.fetch:
         raise Refusal(400, "image addresses are not fetched here: send the image itself as base64", param="image")
     try:
-        host = urlsplit(address).hostname or ""
+        url = URL(address)  # aiohttp's own: it reads digits of every script, and asks no resolver for an address
+        host = url.host or ""
         if _is_address(host) and not ipaddress.ip_address(host).is_global:
             raise Refusal(400, f"image address {host} is not a public one", param="image")
         patience = aiohttp.ClientTimeout(total=allowed.timeout_s)
         connector = aiohttp.TCPConnector(resolver=_PublicOnly())
         async with (
             aiohttp.ClientSession(connector=connector, timeout=patience) as session,
-            session.get(address, allow_redirects=False) as response,
+            session.get(url, allow_redirects=False) as response,
         ):
             if response.status != 200:
                 raise Refusal(400, f"the image's address answered {response.status}; redirects are not followed",

@@ -28,11 +28,20 @@ from srl_rlvr.engines import SamplingSpec
 from srl_rlvr.errors import InputError
 from srl_rlvr.examples.files import InMemory, Reading
 from srl_rlvr.verifiers.answers import without_thoughts
-from srl_rlvr.verifiers.structures import read_json
+from srl_rlvr.verifiers.structures import read_json, validator
 
 Tokens = tuple[int, ...]
 _LABELS_KEPT = 8
-_ONLY_VLLM = ("stop", "top_p", "tools", "logprobs", "logit_bias", "frequency_penalty", "presence_penalty")
+_EMPTY = ("", [], {})
+_ONLY_VLLM: dict[str, Sequence[Any]] = {  # beside null, what asks for nothing
+    "stop": _EMPTY,
+    "tools": _EMPTY,
+    "logit_bias": _EMPTY,
+    "top_p": (1,),
+    "logprobs": (False,),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+}
 
 
 class Encoder:
@@ -296,7 +305,7 @@ class PlainWriter(Writer):
     ) -> tuple[str, int, str]:
         if (body.get("n") or 1) != 1:
             raise Refusal(400, "this model writes one answer at a time: 'n' should be 1", param="n")
-        unknown = next((name for name in _ONLY_VLLM if body.get(name) not in (None, False, 1, [])), None)
+        unknown = next((name for name, neutral in _ONLY_VLLM.items() if _asks(body.get(name), neutral)), None)
         if unknown is not None:
             raise Refusal(400, f"'{unknown}' is not to be had here: our own engine runs this model", param=unknown)
         temperature = 1.0 if body.get("temperature") is None else float(body["temperature"])
@@ -348,6 +357,12 @@ class PlainWriter(Writer):
         }
 
 
+def _asks(value: Any, neutral: Sequence[Any]) -> bool:
+    """Whether the value is none of these, and not None."""
+    alike = (one for one in neutral if isinstance(one, bool) is isinstance(value, bool))  # Python takes True for 1
+    return value is not None and value not in alike
+
+
 def response_schema(response_format: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """The JSON Schema that an answer is to fit; None where it may be any text."""
     match response_format:
@@ -363,9 +378,9 @@ def response_schema(response_format: Mapping[str, Any] | None) -> dict[str, Any]
 
 def _repaired(text: str, schema: Mapping[str, Any]) -> tuple[str, bool]:
     """JSON that fits the schema, and whether the text was not. Raises Refusal where none can be made of it."""
-    from jsonschema import Draft202012Validator
-    from jsonschema.exceptions import SchemaError, ValidationError
+    from jsonschema.exceptions import ValidationError
     from partial_json_parser import loads
+    from referencing.exceptions import Unresolvable
 
     text = without_thoughts(text)
     begin = min((at for at in (text.find("{"), text.find("[")) if at >= 0), default=0)
@@ -374,9 +389,9 @@ def _repaired(text: str, schema: Mapping[str, Any]) -> tuple[str, bool]:
             found, repaired = read_json(text), False
         except ValueError:
             found, repaired = read_json(json.dumps(loads(text[begin:]))), True
-        Draft202012Validator(schema).validate(found)
-    except SchemaError as error:
-        raise Refusal(400, f"the schema is no JSON Schema: {error.message[:200]}", param="schema") from None
+        validator(schema).validate(found)
+    except Unresolvable as error:
+        raise Refusal(400, f"schema refers to '{error.ref[:100]}', which is not in it", param="schema") from None
     except (ValueError, RecursionError):
         raise Refusal(422, f"the model's answer is no JSON: {text[:200]!r}", "invalid_answer") from None
     except ValidationError as error:

@@ -18,6 +18,7 @@ from srl_rlvr import trained
 
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # of adapters, that vLLM has room for
 _ADAPTERS_AT_HAND = 8  # beside the layers at a time; vLLM changes them as requests come
+_FAILED = 'data: {"error":'  # how a stream of vLLM's begins to say so
 
 
 class VllmEngine:
@@ -122,6 +123,9 @@ class VllmWriter(Writer):
     async def _events(self, kind: str, body: dict[str, Any]) -> AsyncIterator[str]:
         try:
             async for event in await self._begin(kind, body):
+                if event.startswith(_FAILED):
+                    error = json.loads(event.removeprefix("data: "))["error"]
+                    raise Refusal(error["code"], error["message"], param=error["param"])
                 yield event
         except _client_errors() as error:
             raise _as_refusal(error) from None

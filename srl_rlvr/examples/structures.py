@@ -26,7 +26,7 @@ from pydantic import AliasChoices, BaseModel, Field, TypeAdapter
 from srl_rlvr import records
 from srl_rlvr.errors import InputError
 from srl_rlvr.examples import columns, files
-from srl_rlvr.verifiers.structures import alternatives, read_json
+from srl_rlvr.verifiers.structures import alternatives, read_json, validator
 
 Row = Mapping[str, Any]
 _TEXT = {"type": "string"}
@@ -197,7 +197,7 @@ def _validator(schema: str) -> Any:
 
     checked = json.loads(schema)
     Draft202012Validator.check_schema(checked, format_checker=Draft202012Validator.FORMAT_CHECKER)
-    return Draft202012Validator(checked)
+    return validator(checked)
 
 
 def _field(schema: Any, where: str) -> Row:

@@ -29,10 +29,8 @@ def fields(text: str, reference: str, metadata: dict[str, Any]) -> Score:
     found, fault = _parsed(text, dict)
     if fault:
         return _invalid(metadata, fault, reference, "field")
-    from jsonschema import Draft202012Validator
-
     schema = metadata["schema"]
-    error = next(Draft202012Validator(schema).iter_errors(found), None)
+    error = next(validator(schema).iter_errors(found), None)
     if error is not None:
         return _invalid(metadata, f"not valid by the schema: {error.message[:120]}", reference, "field")
     parts = [Counter(_field_parts(of, schema)) for of in (found, json.loads(reference))]
@@ -50,6 +48,14 @@ def frames(text: str, reference: str, metadata: dict[str, Any]) -> Score:
         return _invalid(metadata, fault, reference, "predicate", "role")
     ours, theirs = _frame_parts(found), _frame_parts(json.loads(reference))
     return _scored({name: (ours[name], theirs[name]) for name in ours}, exact=ours == theirs)
+
+
+def validator(schema: Mapping[str, Any]) -> Any:
+    """Of a JSON Schema, with what it refers to in itself only: nothing is read from elsewhere."""
+    from jsonschema import Draft202012Validator
+    from referencing import Registry
+
+    return Draft202012Validator(schema, registry=Registry())
 
 
 def read_json(text: str) -> Any:

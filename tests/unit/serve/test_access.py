@@ -55,6 +55,25 @@ def test_a_key_that_has_ended_is_refused(file: Path) -> None:
     assert "ended" in refusal(Doorkeeper(str(file), 0), token).message
 
 
+@pytest.mark.parametrize(("seconds", "ended"), [(-60, True), (60, False)])
+def test_an_end_without_a_zone_is_in_utc(file: Path, seconds: int, ended: bool) -> None:
+    token = new_key(file, "phone")
+    end = (datetime.now(UTC) + timedelta(seconds=seconds)).replace(tzinfo=None)
+    file.write_text(json.dumps([json.loads(file.read_text())[0] | {"expires": end.isoformat()}]))
+    door = Doorkeeper(str(file), 0)
+    if ended:
+        assert "ended" in refusal(door, token).message
+    else:
+        assert door.admit(f"Bearer {token}", "chat") == "phone"
+
+
+@pytest.mark.parametrize("limits", [{"days": 0}, {"days": -1}, {"days": 10**8}, {"per_minute": -5}])
+def test_a_key_that_could_never_be_used_is_not_made(file: Path, limits: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="a key cannot"):
+        new_key(file, "phone", **limits)
+    assert not file.exists()
+
+
 def test_a_key_that_is_taken_out_is_refused_from_then_on(file: Path) -> None:
     token = new_key(file, "phone")
     door = Doorkeeper(str(file), 0)

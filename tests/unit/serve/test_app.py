@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ray.serve.exceptions import RayServeException
 
 from serve.app import HandleReplica
 from serve.config import Served
@@ -49,3 +50,22 @@ def test_calls_that_wait_go_as_one_and_a_refusal_is_its_callers_alone(replicas: 
         assert await replica.call("ready") is True and replica.asked[-1] == ("ready",)
 
     asyncio.run(run())
+
+
+def test_an_application_that_is_not_deployed_yet_is_an_absent_replica(
+    settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from starlette.testclient import TestClient
+
+    from serve.gateway import create_app
+
+    def absent(name: str) -> Any:
+        raise RayServeException(f"Application '{name}' does not exist.")
+
+    monkeypatch.setattr("serve.app.ray_serve.get_app_handle", absent)
+    models = {model.name: HandleReplica(model.name, model) for model in settings.models}
+    chat = {"model": "task_llm", "messages": [{"role": "user", "content": "hi"}]}
+    with TestClient(create_app(settings, models.__getitem__)) as client:
+        answers = [client.post("/v1/chat/completions", json=chat | {"stream": stream}) for stream in (False, True)]
+        for answer in (*answers, client.get("/readyz")):
+            assert answer.status_code == 503 and answer.headers["retry-after"]

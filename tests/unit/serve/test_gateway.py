@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import functools
 import io
 import json
 import shutil
@@ -15,9 +16,12 @@ import pytest
 from PIL import Image
 
 from serve.config import ModelEntry
+from serve.errors import Refusal
+from serve.gateway import _check_schema
 from serve.replicas import Encoder
 from srl_rlvr.policies.ranking import ORDER
 
+NOWHERE = {"$ref": "http://127.0.0.1/schema.json"}
 JSON = {"content-type": "application/json"}
 HELLO = [{"role": "user", "content": "hi"}]
 
@@ -207,6 +211,11 @@ def test_the_console_has_figures_of_the_requests_and_the_runs(ask: Any, settings
 
 # What is refused
 
+
+def asked(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+
+
 BAD = [
     ("embeddings", {"model": "embedding", "input": "a"}, 404, "did you mean 'embeddings'?"),
     ("embeddings", {"model": "task_llm", "input": "a"}, 400, "ask it at /v1/chat/completions"),
@@ -219,6 +228,19 @@ BAD = [
     ("route", {"input": "a", "labels": {str(n): "a" for n in range(2000)}}, 400, "labels has 2,000 texts"),
     ("extract", {"input": "a", "schema": {"type": "nothing"}}, 400, "no JSON Schema"),
     ("extract", {"input": "a", "schema": {"type": "array"}}, 400, "an object with 'properties'"),
+    *(
+        ("extract", {"input": "a", "schema": {"properties": {"a": {"anyOf": [schema]}}}}, 400, said)
+        for schema, said in (
+            (NOWHERE, "http://127.0.0.1/schema.json', which is not in it"),
+            ({"$dynamicRef": "file:///etc/hostname"}, "file:///etc/hostname', which is not in it"),
+            ({"$ref": "#/nowhere"}, "#/nowhere', which is not in it"),
+            ({"$ref": "#/properties/a/anyOf/0/$ref/deeper"}, "which is not in it"),
+            (functools.reduce(lambda inner, _: {"not": inner}, range(300), {}), "nested too deeply"),
+        )
+    ),
+    ("completions", {"model": "task_llm", "prompt": "a", "response_format": asked(NOWHERE)}, 400, "is not in it"),
+    ("chat/completions", {"model": "task_llm", "messages": HELLO, "response_format": asked(NOWHERE)}, 400, "not in it"),
+    ("chat/completions", {"model": "task_llm", "messages": HELLO, "logprobs": True}, 400, "'logprobs' is not to be"),
     ("chat/completions", {"model": "task_llm", "messages": []}, 400, "messages"),
     ("chat/completions", {"model": "task_llm", "messages": HELLO, "temperature": 9}, 400, "temperature"),
     ("chat/completions", {"model": "task_llm", "messages": [{"role": "user", "content": "a" * 600}]}, 400, "context"),
@@ -300,6 +322,31 @@ def test_an_answer_that_does_not_come_in_time_is_given_up(settings: Any) -> None
         chat = {"model": "task_llm", "messages": HELLO, "stream": True}
         first, last = client.post("/v1/chat/completions", json=chat).text.strip().split("\n\n")
         assert first == "data: first" and "0.1 s" in json.loads(last.removeprefix("data: "))["error"]["message"]
+
+
+def test_a_schema_may_refer_to_itself_and_be_as_deep_as_its_check_can_go() -> None:
+    deepest: Any = functools.reduce(lambda inner, _: {"not": inner}, range(62), {"$ref": "#/$defs/a"})
+    _check_schema(deepest | {"$defs": {"a": {"$ref": "#a"}, "b": {"$anchor": "a"}}, "properties": {"$ref": True}})
+
+
+@pytest.mark.parametrize("error", [Refusal(503, "gone"), RuntimeError("a defect")])
+def test_a_stream_that_fails_on_its_way_counts_as_failed(settings: Any, error: Exception) -> None:
+    from starlette.testclient import TestClient
+
+    from serve.gateway import create_app
+
+    class Dying:
+        name = "dying"
+
+        async def stream(self, *arguments: Any) -> Any:
+            yield "data: first\n\n"
+            raise error
+
+    dying: Any = {model.name: Dying() for model in settings.models}
+    with TestClient(create_app(settings, dying.__getitem__), raise_server_exceptions=False) as client:
+        chat = {"model": "task_llm", "messages": HELLO, "stream": True}
+        assert client.post("/v1/chat/completions", json=chat).status_code == 200
+        assert client.get("/console/live").json()["models"]["task_llm"]["errors"] == 1
 
 
 def test_a_defect_is_500_in_the_same_form_and_names_the_request(settings: Any) -> None:

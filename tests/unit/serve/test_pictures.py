@@ -45,7 +45,7 @@ def test_a_large_image_is_refused_before_it_is_opened() -> None:
 
 PRIVATE = [  # by their numbers: 10.…, 192.168.…, and where clouds keep a machine's credentials
     *(str(ipaddress.IPv4Address(number)) for number in (0x0A000001, 0xC0A80101, 0xA9FEA9FE, 0)),
-    "127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]",
+    "127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "127.0.0.1.", "2130706433",
 ]  # fmt: skip
 
 
@@ -53,6 +53,11 @@ PRIVATE = [  # by their numbers: 10.…, 192.168.…, and where clouds keep a ma
 def test_private_addresses_are_never_asked(host: str) -> None:
     found = refused(f"http://{host}/a.png")
     assert found.status == 400 and ("not a public one" in found.message or "cannot be read" in found.message)
+
+
+@pytest.mark.parametrize("host", ["①②⑦.0.0.1", "１２７.0.0.1", "127。0。0。1"])
+def test_a_private_address_in_other_digits_is_one(host: str) -> None:
+    assert "127.0.0.1 is not a public one" in refused(f"http://{host}/a.png").message
 
 
 def test_a_name_that_resolves_to_a_private_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from serve.errors import Refusal
-from serve.replicas import _repaired
+from serve.replicas import _ONLY_VLLM, _asks, _repaired
 
 SCHEMA = {"type": "object", "properties": {"total": {"type": "number"}}}
 
@@ -26,3 +29,32 @@ def test_an_answer_is_the_json_that_it_has(text: str, found: tuple[str, bool]) -
 def test_an_answer_of_which_no_json_can_be_made_is_refused(text: str) -> None:
     with pytest.raises(Refusal, match="answer"):
         _repaired(text, SCHEMA)
+
+
+def test_a_schema_is_never_read_from_elsewhere(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "secret.json"
+    elsewhere.write_text('{"const": "secret"}')
+    for reference in (elsewhere.as_uri(), "#/nowhere"):
+        with pytest.raises(Refusal) as found:
+            _repaired('{"total": 1}', {"$ref": reference})
+        assert found.value.status == 400 and found.value.param == "schema" and "secret'" not in found.value.message
+
+
+@pytest.mark.parametrize(
+    ("name", "nothing", "something"),
+    [
+        ("top_p", [1, 1.0], [0.5, True]),
+        ("logprobs", [False], [True, 0, 1]),
+        ("frequency_penalty", [0, 0.0], [1, False]),
+        ("presence_penalty", [0, 0.0], [1.0, -1]),
+        ("stop", ["", []], ["a", ["a"]]),
+        ("tools", [[]], [[{}]]),
+        ("logit_bias", [{}], [{"1": 1}]),
+    ],
+)
+def test_what_our_own_engine_cannot_do_is_known_by_its_value(
+    name: str, nothing: list[Any], something: list[Any]
+) -> None:
+    neutral = _ONLY_VLLM[name]
+    assert not any(_asks(value, neutral) for value in (None, *nothing))
+    assert all(_asks(value, neutral) for value in something)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -192,3 +193,12 @@ def test_f1_over_many_answers_counts_parts_and_not_answers() -> None:
     predictions.append({"outcome": "failed", "components": "{}"})  # counts for nothing
     found = model_types.find("extractor").metrics(predictions, {})
     assert found == {"valid": 0.5, "exact": 0.0, "field_f1": pytest.approx(2 * 1 / (1 + 8))}
+
+
+def test_a_schema_is_never_read_from_elsewhere(tmp_path: Path) -> None:
+    from referencing.exceptions import Unresolvable
+
+    elsewhere = tmp_path / "schema.json"
+    elsewhere.write_text("true")
+    with pytest.raises(Unresolvable):
+        fields("{}", "{}", {"schema": {"$ref": elsewhere.as_uri()}})
