@@ -35,7 +35,7 @@ Row = Mapping[str, Any]
 SUFFIXES = (".jsonl.gz", ".jsonl", ".parquet")
 FOLIO_LABELS = ("True", "False", "Unknown")
 
-_PLAIN_NUMBER = re.compile(r"[-+]?(\d[\d,]*(\.\d*)?|\.\d+)")
+_PLAIN_NUMBER = re.compile(r"[-+]?(([0-9]{1,3}(,[0-9]{3})+|[0-9]+)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]{1,3})?")
 _LETTERED = re.compile(r"\(?([A-Z])\s*[).:]\s*")
 _NOT_A_STEP = re.compile(
     r"\W*((the|so|hence|therefore|correct|right|final|answer|ans|option|choice|is)\b\W*)*[A-Z]\W*|\W*(solution|explanation)\W*",

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
 from srl_rlvr.verifiers.answers import CUT_OFF, NO_ANSWER, extract_answer
 from srl_rlvr.verifiers.base import Score, graded, unanswered
+
+_MIXED_NUMBER = re.compile(r"(?<![\w.,^])([0-9]+)\s+([0-9]+/[0-9]+)(?![\w./])")
+_PLAIN_NAME = re.compile(r"(?<![\\A-Za-z])(pi|sin|cos|tan|ln|log|exp)(?![A-Za-z])")
 
 
 def expression(text: str, reference: str, metadata: dict[str, Any]) -> Score:
@@ -34,7 +38,7 @@ def expression(text: str, reference: str, metadata: dict[str, Any]) -> Score:
 def _parsed(text: str) -> list[Any]:
     import math_verify
 
-    boxed = "\\boxed{" + text.strip().strip("$").replace("**", "^") + "}"
+    boxed = "\\boxed{" + _as_latex(text) + "}"
     # LaTeX only: math-verify's plain expressions go through sympy's parse_expr, which evaluates code.
     return math_verify.parse(
         boxed,
@@ -42,6 +46,12 @@ def _parsed(text: str) -> list[Any]:
         fallback_mode="no_fallback",
         parsing_timeout=None,  # type: ignore[arg-type]
     )
+
+
+def _as_latex(text: str) -> str:
+    """Plain mathematics as LaTeX that is read alike: "1 1/2" is a sum, pi is not p times i."""
+    text = text.strip().strip("$").replace("**", "^")
+    return _PLAIN_NAME.sub(r"\\\1 ", _MIXED_NUMBER.sub(r"(\1+\2)", text))
 
 
 def warm_up(metadata: dict[str, Any]) -> None:

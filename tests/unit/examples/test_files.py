@@ -124,6 +124,12 @@ def test_a_users_file_needs_no_more_than_question_and_answer(tmp_path: Path, ext
         ("1,234.5", "1234.5", "numeric"),
         (7, "7", "numeric"),
         (-2.5, "-2.5", "numeric"),
+        (0.00001, "1e-05", "numeric"),
+        (1e16, "1e+16", "numeric"),
+        ("1,234,567", "1234567", "numeric"),
+        ("1,2", "1,2", "expression"),
+        ("1234,567", "1234,567", "expression"),
+        ("1,", "1,", "expression"),
         (r"\frac{1}{2}", r"\frac{1}{2}", "expression"),
         ("x^2 + 1", "x^2 + 1", "expression"),
     ],
@@ -131,6 +137,11 @@ def test_a_users_file_needs_no_more_than_question_and_answer(tmp_path: Path, ext
 def test_the_answers_form_decides_the_verifier(tmp_path: Path, answer: object, reference: str, verifier: str):
     row = only(tmp_path / "a.jsonl", {"question": "q", "answer": answer})
     assert (row["reference"], row["verifier"]) == (reference, verifier)
+
+
+def test_a_small_float_is_a_reference_that_its_own_value_meets(tmp_path: Path):
+    row = only(tmp_path / "a.jsonl", {"question": "q", "answer": 0.00001})
+    assert find_verifier(row["verifier"])("Answer: 0.00001", row["reference"], {}).reward == 1.0
 
 
 def test_a_verifier_column_overrides(tmp_path: Path):

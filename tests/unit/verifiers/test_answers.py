@@ -60,6 +60,15 @@ def test_the_final_answer_is_what_was_marked_last_outside_the_thoughts(text, ans
         ("1/2", Fraction(1, 2)),
         ("-3/4 cup", Fraction(-3, 4)),
         ("\\frac{3}{4}", Fraction(3, 4)),
+        ("\\frac12", Fraction(1, 2)),
+        ("-\\dfrac{1}2", Fraction(-1, 2)),
+        ("- \\frac{1}{2}", Fraction(-1, 2)),
+        ("\N{EN DASH}5", -5),
+        ("-(5)", -5),
+        ("-\\left(5\\right)", -5),
+        ("$1{,}234$", 1234),
+        ("Rs3", 3),
+        ("Rs.300", 300),
         ("1e3", 1000),
         ("1.5e-3", Fraction(3, 2000)),
         ("1e2", 100),
@@ -70,6 +79,8 @@ def test_the_final_answer_is_what_was_marked_last_outside_the_thoughts(text, ans
         ("", None),
         ("12 or 13", None),
         ("10-12", None),
+        ("10\N{EN DASH}12", None),
+        ("2\\frac{1}{2}", None),
         ("1,23", None),
         ("1234,567", None),
         ("1/0", None),
@@ -82,6 +93,25 @@ def test_the_final_answer_is_what_was_marked_last_outside_the_thoughts(text, ans
 )
 def test_a_number_is_read_exactly_or_not_at_all(text, number):
     assert read_number(text) == number
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["\\sqrt{9}", "-\\sqrt{9}", "\\sqrt\\left(9\\right)", "sqrt(9)", "\\ln 9", "sin 9", "f(9)", "\\pm 9",
+     "-(-9)", "9!", "9²",
+     "9\\pi", "9 pi", "9x", "9*x", "9x^2", "9\\cdot x", "9^n", "x^9", "\\frac{x}{9}", "9/x", "9\\sqrt{x}", "\\frac923"],
+)  # fmt: skip
+def test_a_number_in_a_formula_is_not_the_answer(text):
+    assert read_number(text) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["9m", "9 m", "9s", "9kg", "9 cm^2", "9 m2", "9 tons of CO2", "9°C", "9^\\circ", "9 sec", "9 a day", "$9/hour",
+     "9 apples!", "9 hour(s)", "9^{th}", "\\(9\\)", "\\text{Total: }9\\text{ cm}"],
+)  # fmt: skip
+def test_units_and_words_beside_a_number_leave_it_alone(text):
+    assert read_number(text) == 9
 
 
 def test_a_right_number_earns_one_and_a_wrong_one_nothing():
@@ -127,14 +157,33 @@ def test_exact_folds_case_white_space_and_the_full_stop():
     assert exact("Answer: New York or Boston", "New York", {}).reward == 0.0
 
 
-@pytest.mark.parametrize("text", ["B", "b", "(B)", "B) 12", "B. twelve", "**B**", "Option B", "\\boxed{\\text{(B)}}"])
+@pytest.mark.parametrize(
+    "text",
+    ["B", "b", "(B)", "B) 12", "B. twelve", "**B**", "Option B", "\\boxed{\\text{(B)}}",
+     "The answer is B", "$B$", "'B'", "“B”",
+     "\\textbf{B}", "\\mathrm{B}", "$\\text{(B)}$", "The correct answer is (B).",
+     "Option B is right", "B is the answer", "B - 12",
+     "B \N{EN DASH} 12", "B) B", "B) 10 a.m.", "B) A:C = 2:3", "B) P(A) = 1/2"],
+)  # fmt: skip
 def test_a_letter_is_recognized_in_its_usual_forms(text):
     assert choice(f"Answer: {text}", "B", {}).reward == 1.0
     assert choice(f"Answer: {text}", "(A)", {}).reward == 0.0
 
 
-@pytest.mark.parametrize("text", ["A cat", "12", "A or B", "All of them", "F"])
+@pytest.mark.parametrize(
+    "text", ["A cat", "12", "A or B", "All of them", "F", "the answer is a cat", "The answer is not A", "A is wrong"]
+)
 def test_what_names_no_letter_is_wrong(text):
+    assert choice(f"Answer: {text}", "A", {}).reward == 0.0
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["A, B, C, D", "a, b, c, d", "(A) or (B)", "A) B) C)", "A)5 B)6", "A. B.", "A - 5, B - 6",
+     "Option A or option B", "A, not B",
+     "A is right, B is right"],
+)  # fmt: skip
+def test_a_hedge_earns_nothing(text):
     assert choice(f"Answer: {text}", "A", {}).reward == 0.0
 
 

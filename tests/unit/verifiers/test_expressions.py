@@ -17,6 +17,14 @@ from srl_rlvr.verifiers.expressions import expression
         ("\\sqrt{8}", "2\\sqrt{2}"),
         ("\\boxed{2x}", "$x + x$"),
         ("x = 5", "5"),
+        ("1.5", "1 1/2"),
+        ("3/2", "1 1/2"),
+        ("$1 1/2$", "1.5"),
+        ("-1 3/4", "-1.75"),
+        ("2*1 1/2", "3"),
+        ("2*pi", "2\\pi"),
+        ("\\pi r^2", "pi*r**2"),
+        ("sin(x)**2", "\\sin^2 x"),
     ],
 )
 def test_equal_expressions_are_right(answer, reference):
@@ -29,6 +37,11 @@ def test_equal_expressions_are_right(answer, reference):
 def test_garbage_scores_nothing(answer):
     score = expression(f"Answer: {answer}", "5", {})
     assert (score.outcome, score.reward) == ("scored", 0.0)
+
+
+@pytest.mark.parametrize(("answer", "reference"), [("1", "1 1/2"), ("-1", "-1 1/2"), ("2ip", "2*pi")])
+def test_plain_mixed_numbers_and_names_are_read_whole(answer, reference):
+    assert expression(f"Answer: {answer}", reference, {}).reward == 0.0
 
 
 def test_an_answer_is_never_run_as_code(tmp_path):
