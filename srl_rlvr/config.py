@@ -335,6 +335,7 @@ class RunConfig(Section):
             ):  # fmt: skip
                 if asked:
                     raise ValueError(f"{what} is for types that write text, and {self.model_type} ranks: leave it out")
+            self.evaluation.max_tokens = declared.picks or self.evaluation.max_tokens
             for stage in self.stages:
                 if isinstance(stage, RlvrStage):  # picks that the verifier does not read would be paid all the same
                     stage.max_tokens = min(stage.max_tokens, declared.picks or stage.max_tokens)

@@ -253,8 +253,9 @@ def test_what_is_for_text_is_refused_where_candidates_are_ranked(tmp_path: Path,
 
 @pytest.mark.parametrize(("model_type", "picks"), [("intent_router", 1), ("reranker", 10), ("task_llm", 128)])
 def test_rlvr_draws_no_more_picks_than_are_verified(tmp_path: Path, model_type: str, picks: int) -> None:
-    found = load(tmp_path, f'model_type = "{model_type}"\n{DATA}[[stages]]\nkind = "rlvr"\n')
-    assert found.stages[0].kind == "rlvr" and found.stages[0].max_tokens == picks
+    text = f'model_type = "{model_type}"\n{DATA}[[stages]]\nkind = "rlvr"\n[evaluation]\nmax_tokens = 128\n'
+    found = load(tmp_path, text)
+    assert found.stages[0].kind == "rlvr" and found.stages[0].max_tokens == picks == found.evaluation.max_tokens
 
 
 def test_an_order_of_candidates_is_a_rerankers_and_of_all_its_data(tmp_path: Path) -> None:
