@@ -402,7 +402,7 @@ def score(model: Path, task: Task, held_out: Any) -> tuple[list[float], dict[str
     read = trained.read(model, task.max_context, task.longest)
     with inference.open_model(read, "transformers") as opened:
         scores, predictions = pipeline.evaluate(held_out, opened.tokenizer, opened, False, task.longest)
-    return [round(score, 4) for score in scores], read.model_type.metrics(predictions, read.card)
+    return [round(score, 4) for score in scores], read.model_type.metrics(pipeline.judged(predictions), read.card)
 
 
 def as_given(questions: list[dict[str, Any]]) -> tuple[list[float], dict[str, float]]:

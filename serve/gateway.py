@@ -26,6 +26,7 @@ from serve.errors import Refusal, error_form, refused
 from serve.journal import Journal
 from srl_rlvr import __version__, api
 from srl_rlvr.examples.names import nearest
+from srl_rlvr.verifiers import structures
 
 CONSOLE = Path(__file__).parent / "console.html"
 CHAT = "/v1/chat/completions"
@@ -39,7 +40,6 @@ ENDPOINT_OF = {  # of what writes text and is not named here: chat
 }
 _REFUSED: dict[int | str, Any] = {status: {"model": api.Error} for status in (400, 401, 403, 404, 413, 415, 422, 429)}
 _FAILED: dict[int | str, Any] = {status: {"model": api.Error} for status in (500, 503, 504)}
-_DEEPEST_SCHEMA = 64  # levels: its check takes up to eight calls for each, and Python has a thousand
 ERRORS = _REFUSED | _FAILED
 _EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}  # of a stream, each
 _STREAMED: dict[int | str, Any] = {200: {"content": {"text/event-stream": {"schema": _EVENT}}}}
@@ -345,43 +345,20 @@ def _check_schema(schema: Mapping[str, Any]) -> None:
     """Raises Refusal where it is no JSON Schema, is nested too deeply, or refers to what is not in it."""
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import SchemaError
-    from referencing import Registry
-    from referencing.jsonschema import DRAFT202012
 
-    references = _references(schema)
     try:
+        objects = [value for value in structures.everything_in(schema) if isinstance(value, dict)]
         Draft202012Validator.check_schema(schema)
+    except ValueError:
+        raise Refusal(400, "schema is nested too deeply", param="schema") from None
     except SchemaError as error:
         raise Refusal(400, f"schema is no JSON Schema: {error.message[:200]}", param="schema") from None
-    resolver = Registry().resolver_with_root(DRAFT202012.create_resource(schema))
-    unknown = next((name for name in references if not _refers(name, resolver)), None)
+    named = (of.get(keyword) for of in objects for keyword in ("$ref", "$dynamicRef"))
+    references = dict.fromkeys(name for name in named if isinstance(name, str))
+    resolver = structures.resolver(schema)
+    unknown = next((name for name in references if structures.referred(name, resolver) is None), None)
     if unknown is not None:
         raise Refusal(400, f"schema refers to '{unknown[:100]}', which is not in it", param="schema")
-
-
-def _references(schema: Mapping[str, Any]) -> list[str]:
-    """What it refers to, each once. Raises Refusal where it is nested too deeply."""
-    found: dict[str, None] = {}
-    level: list[Any] = [schema]
-    for _ in range(_DEEPEST_SCHEMA):
-        objects = [value for value in level if isinstance(value, dict)]
-        named = (of.get(keyword) for of in objects for keyword in ("$ref", "$dynamicRef"))
-        found |= {name: None for name in named if isinstance(name, str)}
-        holders = [*(of.values() for of in objects), *(value for value in level if isinstance(value, list))]
-        level = [each for holder in holders for each in holder]
-    if level:
-        raise Refusal(400, "schema is nested too deeply", param="schema")
-    return list(found)
-
-
-def _refers(reference: str, resolver: Any) -> bool:
-    """Whether a schema stands there, in the one that refers to it."""
-    from referencing.exceptions import Unresolvable
-
-    try:
-        return reference.startswith("#") and isinstance(resolver.lookup(reference).contents, dict | bool)
-    except (Unresolvable, TypeError, ValueError):  # the last two: a pointer into a text or a number
-        return False
 
 
 def _handle_errors(app: FastAPI) -> None:

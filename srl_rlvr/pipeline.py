@@ -444,9 +444,14 @@ def evaluate(
     return counted(predictions), predictions
 
 
+def judged(predictions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those whose verification did not fail."""
+    return [found for found in predictions if found["outcome"] != records.FAILED]
+
+
 def counted(predictions: list[dict[str, Any]]) -> list[float]:
     """The scores that an evaluation's mean is over."""
-    return [found["score"] for found in predictions if found["counts"] and found["outcome"] != records.FAILED]
+    return [found["score"] for found in judged(predictions) if found["counts"]]
 
 
 def check_fits_context(

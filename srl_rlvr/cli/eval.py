@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
         result = {
             "model_type": model_type.name,
             "n": len(scores),
-            "metrics": {name: found.score} | model_type.metrics(predictions, card),
+            "metrics": {name: found.score} | model_type.metrics(pipeline.judged(predictions), card),
             "seconds": round(seconds, 2),
         }
         print(json.dumps(result))

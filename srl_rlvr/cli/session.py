@@ -271,7 +271,7 @@ def _type_card(run: pipeline.Run) -> dict[str, Any]:
     if run.dev is not None and run.model_type.calibrates:
         config = run.config
         _, predictions = pipeline.evaluate(run.dev, run.tokenizer, run.crew, config.think, config.evaluation.max_tokens)
-    return run.model_type.card(paths, predictions)
+    return run.model_type.card(paths, pipeline.judged(predictions))
 
 
 def _metric(config: RunConfig) -> str:

@@ -64,7 +64,7 @@ class ModelType:
         return True
 
     def metrics(self, predictions: Sequence[Mapping[str, Any]], card: Mapping[str, Any]) -> dict[str, float]:
-        """Metrics of an evaluation beside `metric`, of the model with this card."""
+        """Metrics beside `metric` of an evaluation's predictions that were judged, of the model with this card."""
         return {}
 
     def over_corpus(self, engine: Any, tokenizer: Any, path: Path, how: Reading) -> list[dict[str, Any]] | None:

@@ -20,7 +20,6 @@ import numpy as np
 
 from srl_rlvr.examples import rankings
 from srl_rlvr.model_types.kinds.ranking import RankingType
-from srl_rlvr.records import FAILED
 
 _BINS = 15  # of the calibration error
 _CLIP = 1e-6
@@ -103,11 +102,10 @@ def expected_calibration_error(confidence: np.ndarray, right: np.ndarray) -> flo
 
 
 def _columns(predictions: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(right, in scope, probability of the pick) of each that was verified."""
-    verified = [prediction for prediction in predictions if prediction["outcome"] != FAILED]
-    right = [json.loads(prediction["components"])["accuracy"] > 0 for prediction in verified]
-    in_scope = [prediction["reference"] != "{}" for prediction in verified]
-    probabilities = [math.exp(prediction["logprobs"][0]) for prediction in verified]
+    """(right, in scope, probability of the pick) of each."""
+    right = [json.loads(prediction["components"])["accuracy"] > 0 for prediction in predictions]
+    in_scope = [prediction["reference"] != "{}" for prediction in predictions]
+    probabilities = [math.exp(prediction["logprobs"][0]) for prediction in predictions]
     return np.array(right, bool), np.array(in_scope, bool), np.array(probabilities)
 
 

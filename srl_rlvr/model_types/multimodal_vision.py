@@ -18,7 +18,7 @@ from srl_rlvr.examples import visual
 from srl_rlvr.examples.files import WHOLE, Reading, Source, Split
 from srl_rlvr.model_types.kinds.text import StructuredType, TextType
 from srl_rlvr.policies import base_models
-from srl_rlvr.records import FAILED, PASSED
+from srl_rlvr.records import PASSED
 
 
 class ImageTokenizer:
@@ -83,9 +83,9 @@ class VisionType(TextType):
 
     def metrics(self, predictions: Sequence[Mapping[str, Any]], card: Mapping[str, Any]) -> dict[str, float]:
         """The share of wholly right answers; F1 of fields over all answers that have some."""
-        judged = [prediction for prediction in predictions if prediction["outcome"] != FAILED]
-        found = {"exact": sum(prediction["score"] >= PASSED for prediction in judged) / max(len(judged), 1)}
-        counts = [json.loads(prediction["components"]) for prediction in judged]
+        total = max(len(predictions), 1)
+        found = {"exact": sum(prediction["score"] >= PASSED for prediction in predictions) / total}
+        counts = [json.loads(prediction["components"]) for prediction in predictions]
         right, given, wanted = (
             sum(of.get(f"field_{what}", 0.0) for of in counts) for what in ("right", "given", "wanted")
         )

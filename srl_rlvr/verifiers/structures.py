@@ -12,7 +12,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-from urllib.parse import unquote
 
 from srl_rlvr.verifiers.answers import without_thoughts
 from srl_rlvr.verifiers.base import INVALID, SCORED, Score
@@ -72,9 +71,17 @@ def read_json(text: str) -> Any:
         raise ValueError("JSON with half of a surrogate pair") from None
     except RecursionError:
         raise ValueError("JSON that is nested too deeply") from None
-    level = [found]
+    everything_in(found)
+    return found
+
+
+def everything_in(value: Any) -> list[Any]:
+    """It and all that it holds, level by level. Raises ValueError where these are more than 64."""
+    found: list[Any] = []
+    level = [value]
     for _ in range(_DEEPEST):
-        level = [each for value in level for each in _children(value)]
+        found += level
+        level = [each for of in level for each in _children(of)]
     if level:
         raise ValueError("JSON that is nested too deeply")
     return found
@@ -181,19 +188,29 @@ def alternatives(schema: Any, whole: Mapping[str, Any]) -> list[Mapping[str, Any
 
 def _named(schema: Mapping[str, Any], whole: Mapping[str, Any]) -> Sequence[Any]:
     if "$ref" in schema:
-        return [_referred(schema["$ref"], whole)]
+        return [referred(schema["$ref"], resolver(whole))]
     if schema.keys() & {"type", "properties", "enum"}:
         return []
     return schema.get("anyOf") or schema.get("oneOf") or []
 
 
-def _referred(reference: str, whole: Mapping[str, Any]) -> Any:
-    """What stands at a JSON Pointer such as #/$defs/name."""
-    found: Any = whole
-    for name in reference.split("/")[1:]:
-        name = unquote(name).replace("~1", "/").replace("~0", "~")
-        found = found.get(name) if isinstance(found, Mapping) else None
-    return found
+def resolver(schema: Mapping[str, Any]) -> Any:
+    """Of what refers to a part of this schema, for `referred`."""
+    from referencing import Registry
+    from referencing.jsonschema import DRAFT202012
+
+    return Registry().resolver_with_root(DRAFT202012.create_resource(schema))
+
+
+def referred(reference: str, resolver: Any) -> Any:
+    """The schema that stands there (`#/$defs/name`), None where there is none or it is elsewhere."""
+    from referencing.exceptions import Unresolvable
+
+    try:
+        found = resolver.lookup(reference).contents if reference.startswith("#") else None
+    except (Unresolvable, TypeError, ValueError):  # the last two: a pointer into a text or a number
+        return None
+    return found if isinstance(found, dict | bool) else None
 
 
 def _scored(parts: Mapping[str, tuple[Counter[Part], Counter[Part]]], exact: bool) -> Score:

@@ -413,6 +413,12 @@ def test_failed_verifications_do_not_count_against_the_model(tokenizer: Any, tmp
     assert notes(run)[0] == "base: 1 verifications failed and do not count"
 
 
+def test_metrics_are_of_predictions_that_were_judged(tokenizer: Any) -> None:
+    outcomes = iter([("scored", 1.0), ("failed", 0.0), ("invalid", 0.0)])
+    _, predictions = pipeline.evaluate(problems(3), tokenizer, ScriptedCrew(lambda *_: next(outcomes)), False, 8)
+    assert [found["outcome"] for found in pipeline.judged(predictions)] == ["scored", "invalid"]
+
+
 def test_an_evaluation_that_judged_nothing_ends_the_run(tokenizer: Any, tmp_path: Path) -> None:
     run = make_run(tokenizer, tmp_path, lambda *_: ("failed", 0.0), RLVR)
     with pytest.raises(RunError, match="^base: all 3 verifications failed"):

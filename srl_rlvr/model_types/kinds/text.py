@@ -18,7 +18,7 @@ from srl_rlvr.examples import files, structures
 from srl_rlvr.examples.files import WHOLE, Reading, Source, Split
 from srl_rlvr.model_types import ModelType, Solution
 from srl_rlvr.policies import base_models
-from srl_rlvr.records import FAILED, PASSED
+from srl_rlvr.records import PASSED
 from srl_rlvr.verifiers.answers import extract_answer, without_thoughts
 from srl_rlvr.verifiers.structures import read_json
 
@@ -112,14 +112,12 @@ class StructuredType(TextType):
         return json.loads(example["metadata"]).get("schema", structures.FRAMES)
 
     def metrics(self, predictions: Sequence[Mapping[str, Any]], card: Mapping[str, Any]) -> dict[str, float]:
-        """F1 of each kind of part over all answers together, and the shares of valid and of wholly right ones. A
-        verification that failed does not count."""
-        judged = [prediction for prediction in predictions if prediction["outcome"] != FAILED]
+        """F1 of each kind of part over all answers together, and the shares of valid and of wholly right ones."""
         counts: dict[str, float] = {}
-        for prediction in judged:
+        for prediction in predictions:
             for name, value in json.loads(prediction["components"]).items():
                 counts[name] = counts.get(name, 0.0) + value
-        total = max(len(judged), 1)
+        total = max(len(predictions), 1)
         found = {name: counts.get(name, 0.0) / total for name in ("valid", "exact")}
         for name in self.parts:
             right, given, wanted = (counts.get(f"{name}_{what}", 0.0) for what in ("right", "given", "wanted"))

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from srl_rlvr.model_types import intent_router
-from srl_rlvr.records import FAILED, SCORED
 
 ROUTER = intent_router.TYPE
 CARD = {"labels": {"pay": "pay", "greet": "says hello"}}
@@ -28,7 +27,7 @@ def predictions(count: int = 4000, in_scope: float = 0.8, seed: int = 0) -> list
         reference = '{"0": 1.0}' if known else "{}"
         components = json.dumps({"accuracy": float(right)})
         logprobs = [math.log(probability)]
-        found.append({"outcome": SCORED, "components": components, "reference": reference, "logprobs": logprobs})
+        found.append({"components": components, "reference": reference, "logprobs": logprobs})
     return found
 
 
@@ -57,15 +56,8 @@ def test_without_anything_out_of_scope_every_label_is_believed() -> None:
     assert intent_router.calibrate(predictions(in_scope=1.0))["threshold"] == 0.0
 
 
-def test_what_could_not_be_verified_is_not_wrong() -> None:
-    failed = {"outcome": FAILED, "components": "{}", "reference": '{"0": 1.0}', "logprobs": [-0.1]}
-    judged = predictions(100)
-    assert ROUTER.metrics([*judged, failed], CARD) == ROUTER.metrics(judged, CARD)
-    assert intent_router.calibrate([*judged, failed]) == intent_router.calibrate(judged)
-
-
 def test_where_nothing_is_wrong_there_is_nothing_to_learn() -> None:
-    right = {"outcome": SCORED, "components": '{"accuracy": 1.0}', "reference": '{"0": 1.0}', "logprobs": [-0.1]}
+    right = {"components": '{"accuracy": 1.0}', "reference": '{"0": 1.0}', "logprobs": [-0.1]}
     assert intent_router.calibrate([right] * 3) == {"slope": 1.0, "intercept": 0.0, "threshold": 0.0}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +15,29 @@ from srl_rlvr import vision_base
 pytestmark = pytest.mark.integration
 
 
-@pytest.mark.parametrize("lora_rank", [0, 3], ids=["full", "lora"])
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_workers_learn_what_one_does(tiny_model: Path, tmp_path: Path, strategy: str, lora_rank: int) -> None:
+def found(work: Callable[..., None], folder: Path, *arguments: Any) -> list[dict[str, Any]]:
+    """What one worker leaves, and what two do."""
     import torch
     from torch.multiprocessing.spawn import spawn
 
     results: list[dict[str, Any]] = []
     for world in (1, 2):
-        folder = tmp_path / str(world)
-        folder.mkdir()
-        arguments = (world, strategy, lora_rank, str(tiny_model), str(folder))
+        out = folder / str(world)
+        out.mkdir()
         if world == 1:
-            workers.run(0, *arguments)
+            work(0, world, *arguments, str(out))
         else:
-            spawn(workers.run, arguments, nprocs=world)
-        results.append(torch.load(folder / "found.pt", weights_only=False))
-    alone, group = results
+            spawn(work, (world, *arguments, str(out)), nprocs=world)
+        results.append(torch.load(out / "found.pt", weights_only=False))
+    return results
+
+
+@pytest.mark.parametrize("lora_rank", [0, 3], ids=["full", "lora"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_workers_learn_what_one_does(tiny_model: Path, tmp_path: Path, strategy: str, lora_rank: int) -> None:
+    import torch
+
+    alone, group = found(workers.run, tmp_path, strategy, lora_rank, str(tiny_model))
     assert alone["resumed_is_uninterrupted"] and group["resumed_is_uninterrupted"]
     assert alone["refused"] == group["refused"]
     for one, two in zip(alone["metrics"], group["metrics"], strict=True):
@@ -49,22 +56,9 @@ def test_two_workers_learn_what_one_does(tiny_model: Path, tmp_path: Path, strat
 
 def test_two_workers_learn_to_see_as_one_does(tmp_path: Path) -> None:
     """Under DDP, with the vision base, whose tower has weights that no loss reaches."""
-    import torch
-    from torch.multiprocessing.spawn import spawn
-
     model = tmp_path / "base"
     vision_base.build(model, texts=["one two", "yes no"], image_size=32, width=32, layers=1)
-    results: list[dict[str, Any]] = []
-    for world in (1, 2):
-        folder = tmp_path / str(world)
-        folder.mkdir()
-        arguments = (world, str(model), str(folder))
-        if world == 1:
-            workers.see(0, *arguments)
-        else:
-            spawn(workers.see, arguments, nprocs=world)
-        results.append(torch.load(folder / "found.pt", weights_only=False))
-    alone, group = results
+    alone, group = found(workers.see, tmp_path, str(model))
     for one, two in zip(alone["metrics"], group["metrics"], strict=True):
         assert two == pytest.approx(one, rel=1e-3, abs=1e-5)
     for one, two in zip(alone["logprobs"], group["logprobs"], strict=True):

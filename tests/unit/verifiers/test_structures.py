@@ -189,8 +189,7 @@ def test_f1_over_many_answers_counts_parts_and_not_answers() -> None:
     from srl_rlvr import model_types
 
     scores: list[Any] = [fields('{"total": 4.5}', RECEIPT, SCHEMA), fields("{", RECEIPT, SCHEMA)]
-    predictions = [{"outcome": s.outcome, "components": json.dumps(dict(s.components))} for s in scores]
-    predictions.append({"outcome": "failed", "components": "{}"})  # counts for nothing
+    predictions = [{"components": json.dumps(dict(s.components))} for s in scores]
     found = model_types.find("extractor").metrics(predictions, {})
     assert found == {"valid": 0.5, "exact": 0.0, "field_f1": pytest.approx(2 * 1 / (1 + 8))}
 
