@@ -233,7 +233,7 @@ TASKS = {
         writer("extractor", "sroie_json", 640, 4, (50, 36, 14), longest=112, dev=16),
         writer("task_llm", "gsm8k", 224, 8, (110, 48, 20), longest=96),
         vision("omniglot", 3294, 32, 400, dev=150, patch=16, epochs=7),
-        vision("nlvr", 3956, 72, 250, dev=150, side=128, patch=16),
+        vision("nlvr", 3956, 88, 250, dev=150, side=128, patch=16),
     )
 }
 QUICK = {"task_llm-svamp": (OURS, "base"), "intent_router-banking77": (OURS, "logistic")}

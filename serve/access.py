@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import secrets
 import time
@@ -18,6 +19,8 @@ from pathlib import Path
 from serve.errors import Refusal
 from srl_rlvr.errors import InputError
 from srl_rlvr.examples.names import nearest
+
+log = logging.getLogger(__name__)
 
 SCOPES = ("chat", "completions", "embeddings", "rerank", "route", "parse", "extract", "vision", "feedback", "console")
 _PREFIX = "srl-"
@@ -105,14 +108,23 @@ class Doorkeeper:
             self.keys, self._read_at = {}, -1
             return
         if changed != self._read_at:
-            self.keys = {key.sha256: key for key in read(file)}
+            known = self._read_at >= 0
             self._read_at = changed
+            try:
+                self.keys = {key.sha256: key for key in read(file)}
+            except InputError as error:
+                if not known:
+                    raise
+                log.warning("%s; the keys that it had hold on", error)
 
 
 def read(file: Path) -> list[Key]:
     """Raises InputError where the file is not one of keys."""
     try:
-        return [Key(**{**row, "scopes": tuple(row.get("scopes", ()))}) for row in json.loads(file.read_text())]
+        keys = [Key(**{**row, "scopes": tuple(row.get("scopes", ()))}) for row in json.loads(file.read_text())]
+        for key in keys:
+            key.ended()
+        return keys
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror})") from None
     except (ValueError, TypeError, AttributeError):

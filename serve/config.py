@@ -79,6 +79,8 @@ class Limits(Part):
 class Images(Part):
     fetch: bool = False
     """Whether http(s) addresses are fetched. Never from private addresses."""
+    most: int = Field(default=8, ge=1)
+    """In one request."""
     mib: float = Field(default=10, gt=0)
     timeout_s: float = Field(default=10, gt=0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from starlette.responses import JSONResponse
@@ -45,7 +46,7 @@ def error_form(refusal: Refusal) -> dict[str, Any]:
 
 
 def refused(refusal: Refusal) -> JSONResponse:
-    headers = {"retry-after": str(max(1, round(refusal.retry_after)))} if refusal.retry_after else {}
+    headers = {"retry-after": str(math.ceil(refusal.retry_after))} if refusal.retry_after else {}
     if refusal.status == 401:
         headers["www-authenticate"] = "Bearer"
     return JSONResponse(error_form(refusal), refusal.status, headers)

@@ -41,6 +41,8 @@ ENDPOINT_OF = {  # of what writes text and is not named here: chat
 _REFUSED: dict[int | str, Any] = {status: {"model": api.Error} for status in (400, 401, 403, 404, 413, 415, 422, 429)}
 _FAILED: dict[int | str, Any] = {status: {"model": api.Error} for status in (500, 503, 504)}
 ERRORS = _REFUSED | _FAILED
+_SENTENCES_AT_ONCE = 16  # of one request, each a call of its own
+_SCHEMA_VALUES = 2000  # objects, texts and numbers of one: checking it takes a second on a slow core
 _EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}  # of a stream, each
 _STREAMED: dict[int | str, Any] = {200: {"content": {"text/event-stream": {"schema": _EVENT}}}}
 
@@ -84,8 +86,9 @@ class Models:
             name = fitting[0]
         model = self.named(name)
         if model.model_type not in types:
-            where = ENDPOINT_OF.get(model.model_type, CHAT)
-            raise Refusal(400, f"model '{name}' is of type {model.model_type}: ask it at {where}", param="model")
+            where = ENDPOINT_OF.get(model.model_type, CHAT if model.policy == "text" else "")
+            said = f"ask it at {where}" if where else "no endpoint asks models of that type"
+            raise Refusal(400, f"model '{name}' is of type {model.model_type}: {said}", param="model")
         return name, self.pick(name)
 
 
@@ -152,15 +155,18 @@ def create_app(
         """OpenAI's chat, as a stream where `stream` is true."""
         _, replica = note(request, *models.find(asked.model, *writers))
         body = asked.model_dump(exclude_unset=True)
-        for message in body["messages"]:
-            for part in message["content"] if isinstance(message.get("content"), list) else ():
-                if part.get("type") == "image_url":
-                    part["image_url"] = {"url": await _inlined(part.get("image_url"), settings)}
+        contents = [message.get("content") for message in body["messages"]]
+        parts = [part for content in contents if isinstance(content, list) for part in content]
+        shown = [part for part in parts if part.get("type") == "image_url"]
+        encoded = await pictures.read_all([_address(part) for part in shown], settings.images)
+        for part, image in zip(shown, encoded, strict=True):
+            part["image_url"] = {"url": pictures.data_address(image)}
         return await generate(request, replica, "chat", asked, body)
 
     @app.post("/v1/completions", tags=["text"], response_model=api.Generated, responses=_STREAMED)
     async def completions(asked: api.CompletionRequest, request: Request) -> Response:
         _, replica = note(request, *models.find(asked.model, *writers))
+        _listed(asked.prompt, limits, "prompt")
         return await generate(request, replica, "complete", asked, asked.model_dump(exclude_unset=True))
 
     async def generate(
@@ -168,7 +174,7 @@ def create_app(
     ) -> Response:
         match asked.response_format:
             case {"json_schema": {"schema": dict(schema)}}:
-                _check_schema(schema)
+                await asyncio.to_thread(_check_schema, schema)
         body["request_id"] = request.state.id
         if not asked.stream:
             return JSONResponse(await ask(replica, method, body))
@@ -236,8 +242,18 @@ def create_app(
     async def parse(asked: api.ParseRequest, request: Request) -> api.Parses:
         """The frames of each sentence: predicates, and who did what to whom."""
         name, replica = note(request, *models.find(asked.model, "srl_parser"))
-        texts = _listed(asked.input, limits)
-        answers = await asyncio.gather(*(ask(replica, "answer", {"text": text}) for text in texts))
+        texts, room = _listed(asked.input, limits), asyncio.Semaphore(_SENTENCES_AT_ONCE)
+
+        async def answer(text: str) -> Any:
+            async with room:
+                return await replica.call("answer", {"text": text})
+
+        try:
+            async with _Deadline(limits), asyncio.TaskGroup() as group:
+                tasks = [group.create_task(answer(text)) for text in texts]
+        except ExceptionGroup as failed:  # the others are cancelled
+            raise failed.exceptions[0] from None
+        answers = [task.result() for task in tasks]
         data = [
             api.Parse(index=number, frames=spans.placed(found["answer"], text))
             for number, (text, found) in enumerate(zip(texts, answers, strict=True))
@@ -250,7 +266,9 @@ def create_app(
         name, replica = note(request, *models.find(asked.model, "extractor"))
         row: dict[str, Any] = {"text": asked.input}
         if asked.json_schema is not None:
-            _check_schema(asked.json_schema)
+            await asyncio.to_thread(_check_schema, asked.json_schema)
+            if asked.json_schema.get("type", "object") != "object":
+                raise Refusal(400, "schema should be that of an object with 'properties'", param="schema")
             row["schema"] = asked.json_schema
         found = await ask(replica, "answer", row)
         return api.Extracted(model=name, data=found["answer"], repaired=found["repaired"])
@@ -260,7 +278,7 @@ def create_app(
         """What a question about one or more images is answered with."""
         name, replica = note(request, *models.find(asked.model, "multimodal_vision"))
         shown = ([asked.image] if asked.image is not None else []) + asked.images
-        encoded = [await pictures.read(value, settings.images) for value in shown]
+        encoded = await pictures.read_all(shown, settings.images)
         row: dict[str, Any] = {"images": encoded} | ({"question": asked.question} if asked.question else {})
         found = await ask(replica, "answer", row)
         return api.Seen(model=name, answer=found["answer"], text=found["text"])
@@ -324,11 +342,11 @@ async def _after(request: Request, first: str, events: AsyncIterator[str], deadl
         yield f"data: {json.dumps(error_form(refusal))}\n\n"
 
 
-async def _inlined(image_url: Any, settings: GatewaySettings) -> str:
-    address = image_url.get("url") if isinstance(image_url, dict) else None
-    if not isinstance(address, str):
-        raise Refusal(400, "content of type image_url should have 'image_url': {'url': …}", param="messages")
-    return pictures.data_address(await pictures.read(address, settings.images))
+def _address(part: Mapping[str, Any]) -> str:
+    match part:
+        case {"image_url": {"url": str(address)}}:
+            return address
+    raise Refusal(400, "content of type image_url should have 'image_url': {'url': …}", param="messages")
 
 
 def _listed(given: str | Sequence[str], limits: Limits, param: str = "input") -> list[str]:
@@ -342,17 +360,23 @@ def _listed(given: str | Sequence[str], limits: Limits, param: str = "input") ->
 
 
 def _check_schema(schema: Mapping[str, Any]) -> None:
-    """Raises Refusal where it is no JSON Schema, is nested too deeply, or refers to what is not in it."""
+    """Raises Refusal where it is no JSON Schema, is too large or nested too deeply, or refers to what is not in it."""
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import SchemaError
 
     try:
-        objects = [value for value in structures.everything_in(schema) if isinstance(value, dict)]
+        values = structures.everything_in(schema)
+        if len(values) > _SCHEMA_VALUES:
+            said = f"schema holds {len(values):,} values; {_SCHEMA_VALUES:,} are the most"
+            raise Refusal(400, said, param="schema")
+        if any("patternProperties" in value for value in values if isinstance(value, dict)):
+            raise Refusal(400, "schema: 'patternProperties' is not to be had here", param="schema")
         Draft202012Validator.check_schema(schema)
     except ValueError:
         raise Refusal(400, "schema is nested too deeply", param="schema") from None
     except SchemaError as error:
         raise Refusal(400, f"schema is no JSON Schema: {error.message[:200]}", param="schema") from None
+    objects = (value for value in values if isinstance(value, dict))
     named = (of.get(keyword) for of in objects for keyword in ("$ref", "$dynamicRef"))
     references = dict.fromkeys(name for name in named if isinstance(name, str))
     resolver = structures.resolver(schema)

@@ -54,7 +54,8 @@ class Journal:
 
     def keep_feedback(self, given: FeedbackRequest, key: str) -> None:
         """A line in the file. Raises Refusal where the request is not known."""
-        entry = self.by_id.get(given.request_id.removeprefix("chatcmpl-").removeprefix("cmpl-"))
+        names = (given.request_id.removeprefix(prefix) for prefix in ("", "chatcmpl-", "cmpl-"))
+        entry = next((self.by_id[name] for name in names if name in self.by_id), None)
         if entry is None:
             raise Refusal(404, f"no request '{given.request_id}' was answered here lately", "request_not_found",
                           "request_id")  # fmt: skip
@@ -63,12 +64,18 @@ class Journal:
             name: value for name, value in given.model_dump().items() if name != "request_id" and value is not None
         }
         line |= {"key": key} if key else {}
+        try:
+            written = json.dumps(line, ensure_ascii=False, allow_nan=False)
+        except ValueError:
+            raise Refusal(
+                400, "correction: a number in it is not finite, which JSON has not", param="correction"
+            ) from None
         if given.reward is not None:
             self.seen.setdefault(entry.version, Seen()).rewards.append(given.reward)
         with self._writing:
             self.feedback.parent.mkdir(parents=True, exist_ok=True)
             with self.feedback.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                file.write(written + "\n")
 
     def take_seen(self) -> dict[str, Seen]:
         """Of each version what was answered since the last call."""

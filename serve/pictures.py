@@ -8,6 +8,7 @@ import base64
 import binascii
 import ipaddress
 import socket
+from collections.abc import Sequence
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -16,6 +17,21 @@ from yarl import URL
 from serve.config import Images
 from serve.errors import Refusal
 from srl_rlvr import images
+
+
+async def read_all(values: Sequence[str], allowed: Images) -> list[bytes]:
+    """The encoded images of one request, in order. Raises Refusal, as `read` does or where they are too many."""
+    if len(values) > allowed.most:
+        said = f"there are {len(values)} images in one request; {allowed.most} are the most"
+        raise Refusal(400, said, param="image")
+    found, left = [], images.MAX_PIXELS
+    for value in values:
+        found.append(await read(value, allowed))
+        width, height = images.size(found[-1])
+        left -= width * height
+        if left < 0:
+            raise Refusal(400, f"the images of one request have more than {images.MAX_PIXELS:,} pixels", param="image")
+    return found
 
 
 async def read(value: str, allowed: Images) -> bytes:

@@ -117,7 +117,7 @@ class Encoder:
 
     def tokenize(self, *texts: tuple[str, ...]) -> list[Tokens]:
         read = self.tokenizer.tokenizer(
-            *map(list, zip(*texts, strict=True)), truncation=True, max_length=self.model.max_context
+            *map(list, zip(*texts, strict=True)), truncation=True, max_length=self.tokenizer.max_context
         )
         return list(map(tuple, read["input_ids"]))
 
@@ -240,13 +240,13 @@ class PlainWriter(Writer):
 
     async def chat_stream(self, body: dict[str, Any]) -> AsyncIterator[str]:
         whole = await self.chat(body)
-        [choice] = whole["choices"]
+        usage, [choice] = whole.pop("usage"), whole["choices"]
         pieces = [({"role": "assistant", "content": choice["message"]["content"]}, None), ({}, choice["finish_reason"])]
         for delta, reason in pieces:
             choice = {"index": 0, "delta": delta, "finish_reason": reason}
-            piece = whole | {"object": "chat.completion.chunk", "choices": [choice]}
-            del piece["usage"]
-            yield _event(piece)
+            yield _event(whole | {"object": "chat.completion.chunk", "choices": [choice]})
+        if (body.get("stream_options") or {}).get("include_usage"):
+            yield _event(whole | {"object": "chat.completion.chunk", "choices": [], "usage": usage})
         yield "data: [DONE]\n\n"
 
     async def complete_stream(self, body: dict[str, Any]) -> AsyncIterator[str]:

@@ -143,6 +143,8 @@ class VllmWriter(Writer):
             grammar = _grammar(json.dumps(schema))
             body = body | {"response_format": None, "structured_outputs": {"grammar": grammar}}
         body = body | {"model": self.name}
+        if not body.get("max_completion_tokens"):  # else vLLM takes all that the context has left
+            body["max_tokens"] = body.get("max_tokens") or self.model.max_tokens
         try:
             if kind == "chat":
                 body = body | {"messages": self.instructed(body["messages"])}

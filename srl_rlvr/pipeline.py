@@ -343,7 +343,8 @@ class Run:
         )
         judged = len(scores)
         if not judged:
-            raise RunError(f"{label}: all {self.held_out.num_rows} verifications failed; see verifier.deadline_s")
+            first = predictions[0]["detail"]
+            raise RunError(f"{label}: all {self.held_out.num_rows} verifications failed, the first with: {first}")
         self.state.held_out[label] = list(mean_interval(scores))
         failed = sum(found["outcome"] == records.FAILED for found in predictions)
         if failed:

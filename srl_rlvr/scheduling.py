@@ -63,14 +63,16 @@ class Ticket:
 
 
 def exact_ticket(prompts: pa.Table, spec: SamplingSpec, generators: int) -> Ticket:
-    """One task for each generator, pinned to it: what is sampled then depends on nothing but weights and seed."""
+    """One task for each generator, pinned to it: what is sampled then depends on nothing but weights and seed, of
+    which each has its own."""
     starts = _trunk_starts(prompts)
     trunks = len(starts) - 1
     ticket = Ticket()
     for i in range(generators):
         first, end = starts[trunks * i // generators], starts[trunks * (i + 1) // generators]
         if end > first:
-            ticket.tasks.append(Task(ticket, len(ticket.tasks), _rows(prompts, first, end), spec, pinned=i))
+            index = len(ticket.tasks)
+            ticket.tasks.append(Task(ticket, index, _rows(prompts, first, end), _seeded(spec, index), pinned=i))
     return ticket
 
 
@@ -87,10 +89,13 @@ def free_ticket(prompts: pa.Table, spec: SamplingSpec, generators: int, max_runn
     for end, after in zip(starts[1:], [*starts[2:], None], strict=True):
         if after is None or after - first > largest:
             index = len(ticket.tasks)
-            own = replace(spec, seed=(spec.seed + index) % 2**63)
-            ticket.tasks.append(Task(ticket, index, _rows(prompts, first, end), own))
+            ticket.tasks.append(Task(ticket, index, _rows(prompts, first, end), _seeded(spec, index)))
             first = end
     return ticket
+
+
+def _seeded(spec: SamplingSpec, index: int) -> SamplingSpec:
+    return replace(spec, seed=(spec.seed + index) % 2**63)
 
 
 def _trunk_starts(prompts: pa.Table) -> list[int]:

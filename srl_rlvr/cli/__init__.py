@@ -38,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if os.getcwd() not in sys.path:  # where a verifier of the user's own may lie, as under `python -m srl_rlvr`
+        sys.path.append(os.getcwd())
     options = _parser().parse_args(arguments)
     try:
         code = options.run(options)

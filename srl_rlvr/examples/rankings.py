@@ -89,7 +89,7 @@ def load(
         if file is None:
             raise InputError(f"{path}: queries_{split}.jsonl.gz is missing beside {corpus_file.name}")
         corpus = read_corpus(corpus_file, skip_bad)
-        answers = dict(_answers(file, corpus, []))
+        answers = {} if unanswered else dict(_answers(file, corpus, []))
     else:
         file, corpus, answers = files.find(path, split), {}, {}
         _, first = next(files.read_rows(file, skip_bad), (1, {}))
@@ -102,7 +102,7 @@ def load(
     def example(number: int, row: Row) -> Row:
         where = f"{file}, row {number}"
         if corpus_file is not None:
-            asked = _from_corpus(row, where, corpus, doc_ids, answers, choice)
+            asked = _from_corpus(row, where, corpus, doc_ids, None if unanswered else answers, choice)
         elif labels is not None:
             asked = _from_label(row, where, labels, number_of, unanswered)
             asked["metadata"] = {"costs": costs.get(str(row.get("label")), {})}
@@ -184,17 +184,19 @@ def _from_corpus(
     where: str,
     corpus: Mapping[str, str],
     doc_ids: Sequence[str],
-    answers: Mapping[str, Mapping[str, float]],
+    answers: Mapping[str, Mapping[str, float]] | None,
     choice: _Choice,
 ) -> Row:
-    question, positives = columns.text(row, "query", where), _positives(row, where, corpus)
-    positives |= answers[question]  # of its other rows, too; its own come first
+    question, positives = columns.text(row, "query", where), dict[str, float]()
+    if answers is not None:  # of its other rows, too; its own come first
+        positives = _positives(row, where, corpus) | answers[question]
     column = next((name for name in ("candidates", "bm25_top") if name in row), None)
     if column:
         ranked = columns.take(row, column, _TEXTS, "a list of doc_id's", where)
         _check_named(ranked, where, corpus)
-    elif choice.ordered:
-        raise InputError(f"{where}: it has no list of 'candidates', whose order is to count")
+    elif choice.ordered or answers is None:
+        why = "whose order is to count" if choice.ordered else "to be put in order"
+        raise InputError(f"{where}: it has no list of 'candidates', {why}")
     else:
         ranked = _any_of(doc_ids, question, positives, choice.size)
     place = {doc_id: number for number, doc_id in enumerate(dict.fromkeys(ranked), start=1)}

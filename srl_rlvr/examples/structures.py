@@ -52,7 +52,7 @@ class _Role(BaseModel):
 class _Frame(BaseModel):
     predicate: str
     index: int | None = None  # token
-    args: list[_Role] = []
+    args: list[_Role]
 
 
 class _Entity(BaseModel):

@@ -19,7 +19,7 @@ import itertools
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -111,10 +111,19 @@ def _reader(
         names = list(dict.fromkeys(things))
         return lambda number, row, where: _counts(row, names, where)
     if "label" in row:
-        labels = known.get("labels") or sorted({str(of["label"]) for of in in_train if of.get("label")})
+        labels = known.get("labels") or _labels(in_train)
         return lambda number, row, where: _label(row, labels, where)
     raise InputError(f"{where}: beside 'image' there should be 'question' and 'answer', 'sentence' and 'label', "
                      "'label', 'character', or counts as 'n_…'")  # fmt: skip
+
+
+def _labels(rows: Iterable[Row]) -> list[str]:
+    """Every label that is one, sorted."""
+    found = set[str]()
+    for row in rows:
+        with contextlib.suppress(InputError):  # said when it is that row's turn
+            found.add(_text(row, "label", ""))
+    return sorted(found)
 
 
 def _counted(row: Row) -> list[str]:
@@ -139,7 +148,7 @@ def _asked(number: int, row: Row, where: str) -> Problem:
 
 
 def _unanswered(row: Row, of_model: Row, where: str) -> Problem:
-    question = row.get("question") or of_model.get("question")
+    question = _statement_question(row, where) if "sentence" in row else row.get("question") or of_model.get("question")
     if not isinstance(question, str):
         raise InputError(f"{where}: it has no 'question', and the model's card names none")
     if question != of_model.get("question"):
@@ -159,8 +168,12 @@ def _statement(number: int, row: Row, where: str) -> Problem:
     if not isinstance(row.get("label"), bool):
         raise InputError(f"{where}: column 'label' should be true or false")
     result = str(row["label"]).lower()
-    question = f"{_text(row, 'sentence', where)}\nIs that true or false?"
-    return Problem(question, [*_boxes(row.get("structured_rep"), where), _answer(result)], result)
+    lines = [*_boxes(row.get("structured_rep"), where), _answer(result)]
+    return Problem(_statement_question(row, where), lines, result)
+
+
+def _statement_question(row: Row, where: str) -> str:
+    return f"{_text(row, 'sentence', where)}\nIs that true or false?"
 
 
 def _boxes(drawn: Any, where: str) -> list[str]:

@@ -45,6 +45,7 @@ class ModelType:
     picks: int = 0  # of an ordering, that its verifier reads; 0: no limit is known, or it writes text
     shortens: bool = False  # `model.dimensions` trains its vectors to be cut
     takes_order: bool = False  # `data.ordered`: the order in which its candidates come counts
+    one_card: bool = False  # what may be asked for, as labels and fields, is the same in all data of a run
     calibrates: bool = False  # its card needs the trained model's answers to the dev problems
 
     def load(self, path: Source, split: Split, how: Reading = WHOLE) -> pa.Table:

@@ -28,6 +28,7 @@ _CLIP = 1e-6
 @dataclass(frozen=True)
 class RouterType(RankingType):
     calibrates: ClassVar[bool] = True
+    one_card: ClassVar[bool] = True
 
     def card(self, paths: Sequence[Path], predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The labels and their texts, and the calibration on these dev predictions."""
@@ -72,7 +73,8 @@ def calibrate(predictions: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     slope, intercept = 1.0, 0.0
     if len(np.unique(right[in_scope])) == 2:
         fitted = LogisticRegression(C=1e6).fit(_logits(probabilities[in_scope])[:, None], right[in_scope])
-        slope, intercept = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
+        if fitted.coef_[0, 0] > 0:  # of a few it may say that the surest are wrong
+            slope, intercept = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
     found = {"slope": slope, "intercept": intercept, "threshold": 0.0}
     if in_scope.all() or not in_scope.any():
         return found

@@ -109,9 +109,9 @@ def with_steps(examples: pa.Table) -> list[dict[str, Any]]:
     for row in rows:
         if not row["steps"]:
             raise InputError(
-                f"problem {row['id']} of '{row['task']}' has no expert steps ({row['provenance']}); SFT and SRL need "
-                "them: give its row 'steps' or 'solution', let their 'examples' count only the problems before it, or "
-                "train with rlvr stages only"
+                f"problem {row['id']} of '{row['task']}' has no expert steps ({row['provenance']}), which SFT, DPO "
+                "and SRL need: give its row 'steps' or 'solution', let their 'examples' count only the problems before "
+                "it, or train with rlvr stages only"
             )
     return rows
 

@@ -6,6 +6,7 @@ that breaks its schema is `invalid`.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -19,6 +20,7 @@ from srl_rlvr.verifiers.base import INVALID, SCORED, Score
 Part = tuple[Any, ...]
 
 _DATE = re.compile(r"\D*(\d{1,9})\D+(\d{1,9})\D+(\d{1,9})\D*")
+_PATTERN_S = 0.2
 _DEEPEST = 64  # a bound, so that neither the schema's check nor the comparison runs out of stack
 
 
@@ -51,10 +53,28 @@ def frames(text: str, reference: str, metadata: dict[str, Any]) -> Score:
 
 def validator(schema: Mapping[str, Any]) -> Any:
     """Of a JSON Schema, with what it refers to in itself only: nothing is read from elsewhere."""
-    from jsonschema import Draft202012Validator
     from referencing import Registry
 
-    return Draft202012Validator(schema, registry=Registry())
+    return _validators()(schema, registry=Registry())
+
+
+@functools.cache
+def _validators() -> Any:
+    """JSON Schema's, but that a `pattern` which takes long does not match: it may be anyone's, and Python's own `re`
+    can take for ever."""
+    import regex
+    from jsonschema import Draft202012Validator, ValidationError
+    from jsonschema.validators import extend
+
+    def pattern(_: Any, of: str, value: Any, __: Any) -> Iterator[ValidationError]:
+        try:
+            fits = not isinstance(value, str) or regex.search(of, value, timeout=_PATTERN_S)
+        except TimeoutError:
+            fits = False
+        if not fits:
+            yield ValidationError(f"{value!r} does not match {of!r}")
+
+    return extend(Draft202012Validator, {"pattern": pattern})
 
 
 def read_json(text: str) -> Any:

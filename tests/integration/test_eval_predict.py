@@ -54,7 +54,7 @@ def test_predict_writes_one_line_for_each_problem_without_needing_answers(
     answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     assert [answer["id"] for answer in answers] == ["q0", "q1", "q2"]
     assert all(list(answer) == ["id", "prompt", "text", "answer"] for answer in answers)
-    assert not list(tmp_path.glob(".*"))
+    assert not list(tmp_path.glob("*.partial"))
 
 
 def test_eval_reads_gsm8k_as_it_is(tiny_model: Path, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ class TextType(ModelType):
     step_verifier: ClassVar[str] = "similarity"
 
     def load(self, path: Source, split: Split, how: Reading = WHOLE) -> pa.Table:
-        return files.load(path, split, how.limit, self.name, "unknown" if how.unanswered else None, how.skip_bad)
+        return files.load(path, split, how.limit, self.name, how.unanswered, how.skip_bad)
 
     def load_tokenizer(self, model: Path, max_context: int) -> Any:
         return base_models.load_tokenizer(model)
@@ -85,6 +85,7 @@ class TextType(ModelType):
 class StructuredType(TextType):
     """The answer is JSON over lines: the expert's steps are the whole of it."""
 
+    one_card: ClassVar[bool] = True
     verifier: Literal["fields", "frames"] = "fields"
     parts: tuple[str, ...] = ("field",)  # that its verifier counts
 

@@ -11,7 +11,7 @@ import pytest
 
 from srl_rlvr import records
 from srl_rlvr.errors import InputError
-from srl_rlvr.examples.files import load
+from srl_rlvr.examples.files import load, read_rows
 from srl_rlvr.verifiers import find_verifier
 
 DATA = Path(__file__).resolve().parents[3].parent / "shared" / "data"
@@ -239,8 +239,35 @@ def test_files_that_are_not_gzip_not_whole_not_text_or_not_json_lines_are_refuse
 
 def test_prediction_keeps_every_row_though_it_repeats_one_or_has_no_answer(tmp_path: Path) -> None:
     path = tmp_path / "questions.jsonl"
-    path.write_text('{"question": "1 + 1?"}\n{"question": "1 + 1?"}\n{"question": "2 + 2?", "answer": "4"}\n')
-    assert load(path, missing_answer="unknown")["prompt"].to_pylist() == ["1 + 1?", "1 + 1?", "2 + 2?"]
+    write(path, {"question": "1 + 1?"}, {"question": "1 + 1?", "answer": None}, {"question": "2 + 2?", "answer": []})
+    assert load(path, unanswered=True)["prompt"].to_pylist() == ["1 + 1?", "1 + 1?", "2 + 2?"]
+    path.write_text('{"question": "Which?", "options": ["one", "two"]}\n')
+    assert load(path, unanswered=True)["prompt"].to_pylist() == ["Which?\nA) one\nB) two"]
+    path.write_text('{"premises": ["All x are y."], "conclusion": "So it is."}\n')
+    assert load(path, unanswered=True)["prompt"].to_pylist()[0].startswith("All x are y.\nConclusion: So it is.")
+
+
+def test_parquet_is_read_as_the_same_json_lines_are(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"text": "Rome 753", "target": {"city": {"name": "Rome", "year": 753}}},
+        {"text": "Paris", "target": {"city": {"name": "Paris"}}},
+    ]
+    write(tmp_path / "a.jsonl", *rows)
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    of_lines, of_parquet = (list(read_rows(tmp_path / name)) for name in ("a.jsonl", "a.parquet"))
+    assert of_lines == of_parquet
+
+
+@pytest.mark.parametrize(
+    ("answer", "verifier"),
+    [
+        *((words, "exact") for words in ("la maison", "Fine, thanks.", "3 cats", "l'été")),
+        *((formula, "expression") for formula in ("x**2 + 1", "2*sin(x)", "\\text{Monday}", "xy", "1/2")),
+    ],
+)
+def test_words_are_compared_as_words_and_mathematics_as_mathematics(tmp_path: Path, answer: str, verifier: str) -> None:
+    write(tmp_path / "a.jsonl", {"question": "q", "answer": answer})
+    assert load(tmp_path / "a.jsonl")["verifier"].to_pylist() == [verifier]
 
 
 def test_bad_rows_are_left_out_only_when_asked_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture):

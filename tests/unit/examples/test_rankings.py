@@ -197,6 +197,12 @@ def test_for_prediction_rows_need_no_answer_and_the_labels_are_the_models(tmp_pa
     assert routed.to_pylist()[0]["candidates"] == ["ex"]
     ranked = rankings.load(folder / "plain.jsonl", "dev", "reranker", "ndcg", unanswered=True)
     assert ranked.to_pylist()[0]["candidates"] == ["a", "b"]
+    asked = [{"query": "who?", "candidates": ["d1", "d0"]}, {"query": "what?"}]
+    corpus = corpus_folder(tmp_path, queries_dev=asked)
+    with pytest.raises(InputError, match="row 2: it has no list of 'candidates', to be put in order"):
+        rankings.load(corpus, "dev", "reranker", "ndcg", unanswered=True)
+    [found] = rankings.load(corpus, "dev", "reranker", "ndcg", unanswered=True, skip_bad=True).to_pylist()
+    assert len(found["candidates"]) == 2 and not found["steps"]
 
 
 def test_a_router_wants_labels(tmp_path: Path) -> None:

@@ -116,3 +116,21 @@ def test_a_file_of_which_nothing_is_left_to_train_on_is_refused(tmp_path: Path, 
     source = SourceConfig.model_validate({"path": user_file(tmp_path, 10), "held_out": 2} | {key: value})
     with pytest.raises(InputError, match=f"problems, and data.{key} is {value}: lower it"):
         load_all([source], 0)
+
+
+def test_all_sources_of_a_run_ask_for_the_same_labels_and_fields_as_its_model_will(tmp_path: Path) -> None:
+    for name, labels in (("bank", ("card", "pay")), ("travel", ("fly", "hotel"))):
+        rows = [{"text": f"{label} {n}", "label": label} for label in labels for n in range(4)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    several = [SourceConfig(path=str(tmp_path / f"{name}.jsonl"), held_out=2, dev=1) for name in ("bank", "travel")]
+    for part in load_all(several, 0, "intent_router"):
+        assert {tuple(row["candidates"]) for row in part.to_pylist()} == {("card", "pay", "fly", "hotel")}
+        assert all(row["candidates"][int(row["steps"][0])] == row["prompt"].split()[0] for row in part.to_pylist())
+
+    for name, field in (("one", "city"), ("two", "person")):
+        rows = [{"text": f"Ada {n}", "target": {field: "Ada"}} for n in range(4)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    several = [SourceConfig(path=str(tmp_path / f"{name}.jsonl"), held_out=1) for name in ("one", "two")]
+    train, _, held_out = load_all(several, 0, "extractor")
+    assert {json.loads(row["metadata"])["schema"]["properties"].keys() == {"city", "person"}
+            for row in train.to_pylist() + held_out.to_pylist()} == {True}  # fmt: skip

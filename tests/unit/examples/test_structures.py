@@ -283,7 +283,12 @@ def spans(start: int, end: int) -> dict[str, Any]:
         ("srl_parser", SENTENCE | {"frames": [FRAMES[0], FRAMES[0]]}, "two frames have their predicate at token 3"),
         ("srl_parser", {"text": "a b"}, "column 'frames' should be a list"),
         ("srl_parser", {"text": "a b", "frames": [{"index": 0}]}, "at 0, predicate: field required"),
-        ("srl_parser", {"text": "a b", "frames": [{"predicate": "like.01"}]}, "predicate 'like.01' is not in the text"),
+        (
+            "srl_parser",
+            {"text": "a b", "frames": [{"predicate": "like.01", "args": []}]},
+            "'like.01' is not in the text",
+        ),
+        ("srl_parser", {"text": "a b", "frames": [{"predicate": "b", "ARG0": "a"}]}, "at 0, args: field required"),
         (
             "extractor",
             OFFER | {"target": {"total": "5", "tax": None}},

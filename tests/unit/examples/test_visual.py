@@ -178,3 +178,18 @@ def test_images_alone_are_asked_what_the_card_says(tmp_path: Path) -> None:
     assert row["prompt"] == "Which of these is shown: coat, hat?"
     with pytest.raises(InputError, match="it has no 'question', and the model's card names none"):
         load(tmp_path / "new", {"image": RED}, how=Reading(unanswered=True))
+
+
+def test_labels_may_be_numbers(tmp_path: Path) -> None:
+    for labels in ([0, 1, 2], [0.0, 1.0, 2.0]):
+        shown = map(picture, ("red", "green", "blue"))
+        rows = [{"image": image, "label": label} for image, label in zip(shown, labels, strict=True)]
+        examples = load(tmp_path, *rows)
+        assert [example["reference"] for example in examples] == ["0", "1", "2"]
+        assert "0, 1, 2" in examples[0]["prompt"]
+
+
+def test_for_prediction_a_statement_is_a_question(tmp_path: Path) -> None:
+    row = {"image": picture("red"), "sentence": "It is red."}
+    [example] = load(tmp_path, row, how=Reading(unanswered=True, card={}))
+    assert example["prompt"] == "It is red.\nIs that true or false?"

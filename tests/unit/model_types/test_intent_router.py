@@ -72,3 +72,11 @@ def test_the_calibration_error_is_the_gap_weighed_by_bins() -> None:
     confidence = np.array([0.95, 0.95, 0.15, 0.15])
     right = np.array([True, False, False, False])
     assert intent_router.expected_calibration_error(confidence, right) == pytest.approx(0.5 * 0.45 + 0.5 * 0.15)
+
+
+def test_a_few_answers_that_say_the_surest_are_wrong_calibrate_nothing() -> None:
+    few = predictions(11)
+    for number, found in enumerate(few):
+        found |= {"logprobs": [math.log(0.99 if number == 0 else 0.6)], "reference": '{"0": 1.0}'}
+        found["components"] = json.dumps({"accuracy": float(number > 0)})
+    assert intent_router.calibrate(few) == {"slope": 1.0, "intercept": 0.0, "threshold": 0.0}

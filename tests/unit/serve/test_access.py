@@ -140,3 +140,17 @@ def test_the_gateway_asks_for_keys_but_for_what_is_open(settings: Any, replicas:
         assert client.get("/v1/models").status_code == 200
         assert client.post("/v1/embeddings", json={"model": "embeddings", "input": "a"}).status_code == 403
         assert client.get("/console/live").status_code == 403
+
+
+@pytest.mark.parametrize("broken", ["[{", '[{"name": "a"}]', '[{"name": "a", "sha256": "b", "expires": "soon"}]'])
+def test_a_file_of_keys_that_is_broken_while_it_is_edited_leaves_those_of_before(
+    file: Path, broken: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    token = new_key(file, "phone")
+    door = Doorkeeper(str(file), 0)
+    file.write_text(broken)
+    os.utime(file, ns=(1, 1))
+    assert [door.admit(f"Bearer {token}", "chat") for _ in range(3)] == ["phone"] * 3
+    assert caplog.text.count("not a file of keys") == 1
+    with pytest.raises(InputError, match="not a file of keys"):
+        Doorkeeper(str(file), 0)

@@ -227,7 +227,8 @@ BAD = [
     ("rerank", {"query": "a", "documents": ["a"] * 10_000}, 400, "10,000 texts; 1,000 are the most"),
     ("route", {"input": "a", "labels": {str(n): "a" for n in range(2000)}}, 400, "labels has 2,000 texts"),
     ("extract", {"input": "a", "schema": {"type": "nothing"}}, 400, "no JSON Schema"),
-    ("extract", {"input": "a", "schema": {"type": "array"}}, 400, "an object with 'properties'"),
+    ("extract", {"input": "a", "schema": {"type": "array", "properties": {}}}, 400, "an object with 'properties'"),
+    ("extract", {"input": "a", "schema": {"type": "object"}}, 400, "an object with 'properties'"),
     *(
         ("extract", {"input": "a", "schema": {"properties": {"a": {"anyOf": [schema]}}}}, 400, said)
         for schema, said in (
@@ -236,6 +237,8 @@ BAD = [
             ({"$ref": "#/nowhere"}, "#/nowhere', which is not in it"),
             ({"$ref": "#/properties/a/anyOf/0/$ref/deeper"}, "which is not in it"),
             (functools.reduce(lambda inner, _: {"not": inner}, range(300), {}), "nested too deeply"),
+            ({"enum": list(range(3000))}, "values; 2,000 are the most"),
+            ({"patternProperties": {"^(a+)+$": {}}}, "'patternProperties' is not to be had here"),
         )
     ),
     ("completions", {"model": "task_llm", "prompt": "a", "response_format": asked(NOWHERE)}, 400, "is not in it"),
@@ -246,10 +249,13 @@ BAD = [
     ("chat/completions", {"model": "task_llm", "messages": [{"role": "user", "content": "a" * 600}]}, 400, "context"),
     ("chat/completions", {"model": "task_llm", "messages": HELLO, "stop": "a"}, 400, "'stop' is not to be had here"),
     ("completions", {"model": "task_llm", "prompt": ""}, 400, "prompt"),
+    ("completions", {"model": "task_llm", "prompt": ["a"] * 2000}, 400, "prompt has 2,000 texts; 1,000 are the most"),
     ("vision", {"image": "%%%"}, 400, "not valid base64"),
     ("vision", {"image": base64.b64encode(b"no image").decode()}, 400, "no image"),
     ("vision", {"image": picture(mode="CMYK", kind="JPEG")}, 400, "CMYK"),
     ("vision", {"image": "http://127.0.0.1/a.png"}, 400, "not fetched here"),
+    ("vision", {"images": [picture()] * 9}, 400, "there are 9 images in one request; 8 are the most"),
+    ("vision", {"images": [picture((7000, 4000))] * 2}, 400, "more than 50,000,000 pixels"),
     ("vision", {}, 400, "image"),
     ("feedback", {"request_id": "a"}, 400, "reward"),
 ]
@@ -398,3 +404,63 @@ def test_a_type_that_the_gateway_does_not_know_is_asked_by_chat(settings: Any, r
         assert client.post("/v1/chat/completions", json={"model": "eighth", "messages": HELLO}).status_code == 200
         refused = client.post("/v1/route", json={"model": "eighth", "input": "a"})
         assert refused.status_code == 400 and "ask it at /v1/chat/completions" in message(refused)
+
+
+def test_sentences_go_to_the_parser_a_few_at_a_time_and_a_refusal_ends_the_others(settings: Any) -> None:
+    from starlette.testclient import TestClient
+
+    from serve.gateway import create_app
+
+    class Parser:
+        name = "parser"
+        asked = under_way = most = ended = 0
+
+        async def call(self, method: str, row: dict[str, str]) -> Any:
+            self.asked += 1
+            self.under_way += 1
+            self.most = max(self.most, self.under_way)
+            try:
+                await asyncio.sleep(0.01)
+                if row["text"] == "20":
+                    raise Refusal(422, "the model's answer is no JSON", "invalid_answer")
+                self.ended += 1
+                return {"answer": []}
+            finally:
+                self.under_way -= 1
+
+    parser = Parser()
+    parsers: Any = dict.fromkeys((model.name for model in settings.models), parser)
+    with TestClient(create_app(settings, parsers.__getitem__)) as client:
+        assert len(client.post("/v1/parse", json={"input": ["a"] * 200}).json()["data"]) == 200
+        assert parser.most == 16
+        response = client.post("/v1/parse", json={"input": [str(number) for number in range(200)]})
+    assert response.status_code == 422 and response.json()["error"]["code"] == "invalid_answer"
+    assert parser.asked < 240 and parser.under_way == 0
+
+
+def test_a_stream_has_its_usage_where_that_is_asked_for(ask: Any) -> None:
+    body = {"model": "task_llm", "messages": HELLO, "temperature": 0, "stream": True, "max_tokens": 4}
+    *_, last, done = ask.post("/v1/chat/completions", json=body).text.strip().split("\n\n")
+    assert done == "data: [DONE]" and "usage" not in json.loads(last.removeprefix("data: "))
+    body["stream_options"] = {"include_usage": True}
+    *_, last, done = ask.post("/v1/chat/completions", json=body).text.strip().split("\n\n")
+    found = json.loads(last.removeprefix("data: "))
+    assert found["choices"] == [] and found["usage"]["completion_tokens"] >= 1
+
+
+def test_texts_are_cut_to_what_the_encoder_takes_as_in_training(folders: dict[str, Path]) -> None:
+    encoder = Encoder(ModelEntry(path=str(folders["embeddings"]), max_context=100_000))
+    vectors, tokens = asyncio.run(encoder.embed(["a b " * 50_000, "short"], None))
+    assert len(vectors) == 2 and tokens < 2 * encoder.tokenizer.max_context
+
+
+def test_a_ranking_type_without_an_endpoint_is_said_to_have_none(settings: Any, replicas: dict[str, Any]) -> None:
+    from starlette.testclient import TestClient
+
+    from serve.config import Served
+    from serve.gateway import create_app
+
+    settings.models.append(Served(name="mine", model_type="my_ranker", policy="ranking", created=1))
+    with TestClient(create_app(settings, replicas.__getitem__)) as client:
+        response = client.post("/v1/rerank", json={"model": "mine", "query": "a", "documents": ["b"]})
+    assert response.status_code == 400 and "no endpoint asks models of that type" in message(response)

@@ -31,6 +31,13 @@ def test_an_answer_of_which_no_json_can_be_made_is_refused(text: str) -> None:
         _repaired(text, SCHEMA)
 
 
+def test_a_pattern_that_takes_for_ever_does_not_match() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^(([a-z])+.)+[A-Z]([a-z])+$"}}}
+    with pytest.raises(Refusal, match="does not match"):
+        _repaired('{"a": "' + "a" * 60 + '"}', schema)
+    assert _repaired('{"a": "abBc"}', schema) == ('{"a": "abBc"}', False)
+
+
 def test_a_schema_is_never_read_from_elsewhere(tmp_path: Path) -> None:
     elsewhere = tmp_path / "secret.json"
     elsewhere.write_text('{"const": "secret"}')
