@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,17 +42,23 @@ def demand(config: RunConfig) -> list[tuple[str, int, dict[str, float]]]:
     return [(what, n, {name: value for name, value in each.items() if value}) for what, n, each in rows]
 
 
-def preflight(config: RunConfig, supply: Mapping[str, float]) -> str:
-    """The demand and supply as a line each. Raises InputError where the demand can never fit."""
-    rows = demand(config)
+def preflight(config: RunConfig, nodes: Sequence[Mapping[str, float]], runs: int = 1) -> str:
+    """The demand of so many such runs and what the nodes have. Raises InputError where it can never fit."""
+    rows = [(what, runs * n, each) for what, n, each in demand(config)]
     totals: dict[str, float] = {}
-    for _, n, each in rows:
+    for what, n, each in rows:
         for name, value in each.items():
             totals[name] = totals.get(name, 0.0) + n * value
+        if not any(all(node.get(name, 0.0) >= value for name, value in each.items()) for node in nodes):
+            keys = " or ".join(f"cluster.{name.lower()}s_per_{what.split()[0]}" for name in each)
+            raise InputError(
+                f"the run does not fit: a {what} needs {_amounts(each)}, and no node has that; lower {keys}"
+            )
     parts = [f"{n} {what} × {_amounts(each)}" for what, n, each in rows]
-    has = _amounts({name: supply.get(name, 0.0) for name in totals})
+    supply = {name: sum(node.get(name, 0.0) for node in nodes) for name in totals}
+    has = _amounts(supply)
     for name, wanted in totals.items():
-        if wanted > supply.get(name, 0.0):
+        if wanted > supply[name]:
             raise InputError(
                 f"the run does not fit: {', '.join(parts)} need {_amounts(totals)}, the cluster has {has}; lower "
                 f"engine.generators or learner.workers, set cluster.{name.lower()}s_per_*, or add nodes"
@@ -185,7 +191,8 @@ class Crew:
 
     def _learner(self, command: str, arguments: dict[str, Any], deadline_s: float | None = None) -> Any:
         deadline = deadline_s or self.config.learner.call_deadline_s
-        return self._get(self.learner.call.remote(command, arguments), deadline, f"the learner's {command}")
+        key = "" if deadline_s else " (learner.call_deadline_s)"
+        return self._get(self.learner.call.remote(command, arguments), deadline, f"the learner's {command}{key}")
 
     def _get(self, ref: Any, deadline_s: float, what: str) -> Any:
         with explained(deadline_s, what):
@@ -250,12 +257,12 @@ def _learner_spec(config: RunConfig, model: Path, storage: Path) -> LearnerSpec:
     )
 
 
-def start_ray(config: RunConfig, notify: Callable[[str], None]) -> bool:
-    """Join the cluster that is asked for, or start a local one; returns whether it is local.
+def start_ray(config: RunConfig, notify: Callable[[str], None], runs: int = 1) -> bool:
+    """Join the cluster that is asked for, or start a local one with room for so many runs; returns whether it is local.
 
-    Raises InputError where the cluster cannot be reached or the run cannot fit.
+    Raises InputError where the cluster cannot be reached or they cannot fit.
     """
-    needed = math.ceil(sum(n * each.get("CPU", 0) for _, n, each in demand(config)))
+    needed = math.ceil(runs * sum(n * each.get("CPU", 0) for _, n, each in demand(config)))
     local = connect(config.cluster.address, max(os.cpu_count() or 1, needed), config.cluster.dashboard)
-    notify(preflight(config, ray.cluster_resources()))
+    notify(preflight(config, [node["Resources"] for node in ray.nodes() if node["Alive"]], runs))
     return local

@@ -16,6 +16,7 @@ _GAUGES = {
     "tokens_per_s": "Sampled tokens a second",
     "grad_norm": "Gradient norm before clipping",
     "entropy": "Mean -log probability of sampled tokens",
+    "groups_drawn": "Groups of samples that were drawn for the update",
 }
 _SECONDS = ("sample_s", "verify_s", "update_s", "handover_s")
 _BOUNDS_S = [0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300]
@@ -28,7 +29,6 @@ class Telemetry:
         tags = {"run": run}
         keys = ("run", "stage")
         self._gauges = {name: Gauge(f"srl_rlvr_{name}", text, tag_keys=keys) for name, text in _GAUGES.items()}
-        self._queue = Gauge("srl_rlvr_queue_depth", "Groups drawn for the update under way", tag_keys=keys)
         self._outcomes = Counter("srl_rlvr_outcomes", "Verdicts by outcome", tag_keys=(*keys, "outcome"))
         self._reward = Histogram(
             "srl_rlvr_step_reward", "Mean reward of each batch", boundaries=[0.01, 0.25, 0.5, 0.75, 0.95, 1.01],
@@ -40,7 +40,7 @@ class Telemetry:
             )
             for name in _SECONDS
         }
-        for metric in [*self._gauges.values(), self._queue, self._outcomes, self._reward, *self._seconds.values()]:
+        for metric in [*self._gauges.values(), self._outcomes, self._reward, *self._seconds.values()]:
             metric.set_default_tags(tags)
 
     def step(self, metrics: dict[str, Any]) -> None:
@@ -52,8 +52,8 @@ class Telemetry:
             if metrics.get(name, 0) > 0:
                 histogram.observe(metrics[name], tags)
         if "reward" in metrics:
-            self._queue.set(metrics["groups_drawn"], tags)
             self._reward.observe(metrics["reward"], tags)
+        if OUTCOMES[0] in metrics:
             for outcome in OUTCOMES:
                 if metrics[outcome]:
                     self._outcomes.inc(metrics[outcome], {**tags, "outcome": outcome})

@@ -7,6 +7,7 @@ checkpoint's name is always complete. Knows files only.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -20,7 +21,6 @@ from srl_rlvr.errors import InputError, RunError
 from srl_rlvr.reporting.report import ROLLOUT_VIEW
 
 _KEEP = 2
-BEST = "best"
 
 
 @dataclass
@@ -37,9 +37,12 @@ class State:
     held_out: dict[str, list[float]] = field(default_factory=dict)  # label: score, low, high
     best_step: int = -1  # steps done when the present stage was best on the dev problems; -1 where none were looked at
     best_score: float = -1.0
+    best: str = "best"  # the folder beside the checkpoints that has those weights
+    data: str = ""  # a digest of all problems
+    counted: int = 0  # held-out problems that the last evaluation's mean is over
     tracking_id: str = ""
     hardest: dict[str, list[int]] = field(default_factory=dict)  # candidates by example in this stage, best first
-    thoughts: dict[str, list[int]] = field(default_factory=dict)  # the policy's own by step prompt in this stage
+    thoughts: dict[str, list[int]] | None = None  # the policy's own by step prompt in this stage, once they are drawn
     pending: list[list[int]] = field(default_factory=list)  # rows drawn for each next batch and not yet learned from
 
 
@@ -75,12 +78,24 @@ def write(out: Path, state: State, history: History, config: str, save_learner: 
     _in_one_piece(out, final, fill)
     for old in _complete(out)[:-_KEEP]:
         shutil.rmtree(old)
+    _drop_bests(out, state.best)
     return final
 
 
-def write_best(out: Path, save_learner: Callable[[Path], None]) -> None:
-    """The learner's present state as `out/best`, in place of an older one. Raises as `_in_one_piece`."""
-    _in_one_piece(out, out / BEST, save_learner)
+def write_best(out: Path, version: int, save_learner: Callable[[Path], None]) -> str:
+    """The learner's present state, in place of older ones but that of the newest checkpoint, which a resumed run may
+    want; returns the folder's name. Raises as `_in_one_piece`."""
+    final = out / f"best-{version:06d}"
+    _in_one_piece(out, final, save_learner)
+    newest = latest(out)
+    _drop_bests(out, final.name, *([json.loads((newest / "state.json").read_text())["best"]] if newest else []))
+    return final.name
+
+
+def _drop_bests(out: Path, *kept: str) -> None:
+    for folder in out.glob("best-*"):
+        if folder.name not in kept:
+            shutil.rmtree(folder)
 
 
 def _in_one_piece(out: Path, final: Path, fill: Callable[[Path], None]) -> None:
@@ -127,4 +142,5 @@ def read(folder: Path) -> tuple[State, History]:
 
 
 def _complete(out: Path) -> list[Path]:
-    return sorted(path for path in (out / "checkpoints").glob("update-*") if path.is_dir())
+    folders = (path for path in (out / "checkpoints").glob("update-*") if path.is_dir())
+    return sorted(folders, key=lambda path: [int(number) for number in re.findall(r"\d+", path.name)])

@@ -77,6 +77,10 @@ class SourceConfig(Section):
             raise ValueError("give either 'path' or 'family'")
         if self.params and not self.family:
             raise ValueError("'params' go with 'family'")
+        if self.held_out_path and self.family:
+            raise ValueError("'held_out_path' goes with 'path'")
+        if self.dev_candidates and not self.dev:
+            raise ValueError("'dev_candidates' are of dev problems: set 'dev'")
         return self
 
 
@@ -288,7 +292,7 @@ class TrackingConfig(Section):
 
 
 class RunConfig(Section):
-    name: str = "run"
+    name: str = Field(default="run", min_length=1)
     """Names the run in MLflow and its default folder under `out/`."""
     model_type: str = "task_llm"
     """What the model is for: task_llm, srl_parser, extractor, multimodal_vision, intent_router, embeddings, reranker
@@ -354,8 +358,11 @@ class RunConfig(Section):
                 raise ValueError(f"'hardest' is for types that rank, and {self.model_type} writes text: leave it out")
             if True in ordered:  # of which candidates are drawn evenly, for the order to mean in training what it says
                 raise ValueError("'hardest' does not go with data.ordered: leave one of them out")
-        if "base" in labels:
-            raise ValueError("a stage cannot be called 'base': results use it for the model before training")
+        for label, what in (("base", "the model before training"), ("n", "the number of problems")):
+            if label in labels:
+                raise ValueError(f"a stage cannot be called '{label}': results use it for {what}")
+        if self.evaluation.patience and not any(source.dev for source in self.data):
+            raise ValueError("evaluation.patience is of looks at dev problems, and there are none: set data.dev")
         for stage in self.stages:
             if self.think and isinstance(stage, SrlStage) and stage.expert_in_group:
                 raise ValueError(f"stage '{stage.label}': expert_in_group does not go with think = true")

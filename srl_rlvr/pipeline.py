@@ -101,7 +101,7 @@ class Run:
                 self._evaluate(stage.label)
             self.state.stage += 1
             self.state.step = 0
-            self.state.selector, self.state.hardest, self.state.thoughts = {}, {}, {}
+            self.state.selector, self.state.hardest, self.state.thoughts = {}, {}, None
             if self.dev is not None:
                 self.state.best_step = 0  # the next stage begins with what this one ends with
             self._checkpoint()
@@ -155,7 +155,7 @@ class Run:
             self.state.sampled_tokens += tokens
             metrics |= {
                 "pass_rate": sum(r >= PASSED for r in judged) / max(len(judged), 1),
-                **{outcome: outcomes.count(outcome) for outcome in records.OUTCOMES},
+                **{outcome: float(outcomes.count(outcome)) for outcome in records.OUTCOMES},
                 "completion_tokens": tokens / len(rows),
             }
             samples = dpo.pairs(experts, rollouts, wrong)
@@ -266,7 +266,7 @@ class Run:
 
     def _thoughts(self, stage: SrlStage, examples: pa.Table, least: float = -math.inf) -> dict[str, list[int]]:
         """What the policy thought at first before its best action of each step, where that earned `least`."""
-        if not self.state.thoughts:
+        if self.state.thoughts is None:
             self.observer.phase(f"drawing thoughts about the steps of {examples.num_rows} problems")
             prompts = srl.prompts(examples, self.tokenizer, stage, self.config.think)
             seed = derived_seed(self.config.seed, stage.label, "thoughts")
@@ -304,12 +304,11 @@ class Run:
         if done and isinstance(stage, SftStage):
             self.crew.hand_over()
         self.observer.phase(f"looking at {self.dev.num_rows} dev problems")
-        config = self.config
-        scores, _ = evaluate(self.dev, self.tokenizer, self.crew, config.think, config.evaluation.max_tokens)
-        score = sum(scores) / max(len(scores), 1)
+        scores = self._scores(f"{stage.label}, dev", self.dev)
+        score = sum(scores) / len(scores)
         if score >= self.state.best_score:
             self.state.best_step, self.state.best_score = done, score
-            checkpoints.write_best(self.out, self.crew.save)
+            self.state.best = checkpoints.write_best(self.out, self.state.version, self.crew.save)
         return {"dev": score}
 
     def _steps_left(self, stage: Stage, steps: int) -> Iterator[int]:
@@ -329,29 +328,29 @@ class Run:
         if self.dev is None or self.state.best_step == self.state.step:
             return
         self.state.version += 1
-        self.crew.load(self.out / checkpoints.BEST, self.state.version)
+        self.crew.load(self.out / self.state.best, self.state.version)
         self.crew.hand_over()
         best = f"step {self.state.best_step}" if self.state.best_step else "its beginning"
         self.observer.note(f"{stage.label}: ends with the weights of {best}: {self.state.best_score:.1%} of dev solved")
 
     def _evaluate(self, label: str) -> None:
-        """Greedy pass rate on the held-out problems. A verification that failed is left out, and said."""
+        """Greedy pass rate on the held-out problems."""
         self.observer.phase(f"evaluating {label} on {self.held_out.num_rows} held-out problems")
+        scores = self._scores(label, self.held_out)
+        score, low, high = mean_interval(scores)
+        self.state.held_out[label], self.state.counted = [score, low, high], len(scores)
+        found = f"{self.model_type.metric} {score:.1%} ({low:.1%} to {high:.1%})"
+        self.observer.note(f"{label}: {found} on {len(scores)} held-out problems")
+
+    def _scores(self, label: str, examples: pa.Table) -> list[float]:
+        """Of the greedy answers that count. A verification that failed is left out, and said."""
         config = self.config
-        scores, predictions = evaluate(
-            self.held_out, self.tokenizer, self.crew, config.think, config.evaluation.max_tokens
-        )
-        judged = len(scores)
-        if not judged:
-            first = predictions[0]["detail"]
-            raise RunError(f"{label}: all {self.held_out.num_rows} verifications failed, the first with: {first}")
-        self.state.held_out[label] = list(mean_interval(scores))
-        failed = sum(found["outcome"] == records.FAILED for found in predictions)
+        scores, predictions = evaluate(examples, self.tokenizer, self.crew, config.think, config.evaluation.max_tokens)
+        check_counted(label, predictions)
+        failed = len(predictions) - len(judged(predictions))
         if failed:
             self.observer.note(f"{label}: {failed} verifications failed and do not count")
-        score, low, high = self.state.held_out[label]
-        found = f"{self.model_type.metric} {score:.1%} ({low:.1%} to {high:.1%})"
-        self.observer.note(f"{label}: {found} on {judged} held-out problems")
+        return scores
 
     def _finish_step(self, label: str, metrics: dict[str, Any], is_last: bool) -> None:
         self.state.seconds = time.monotonic() - self.started
@@ -453,6 +452,15 @@ def judged(predictions: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def counted(predictions: list[dict[str, Any]]) -> list[float]:
     """The scores that an evaluation's mean is over."""
     return [found["score"] for found in judged(predictions) if found["counts"]]
+
+
+def check_counted(label: str, predictions: list[dict[str, Any]]) -> None:
+    """Raises RunError where an evaluation's mean would be over nothing."""
+    if not judged(predictions):
+        first = predictions[0]["detail"]
+        raise RunError(f"{label}: all {len(predictions)} verifications failed, the first with: {first}")
+    if not counted(predictions):
+        raise RunError(f"{label}: none of the {len(predictions)} problems counts: all are out of scope")
 
 
 def check_fits_context(

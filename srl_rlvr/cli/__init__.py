@@ -6,6 +6,7 @@ The commands are where everything is put together: they alone import `actors`, a
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import sys
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    if os.getcwd() not in sys.path:  # where a verifier of the user's own may lie, as under `python -m srl_rlvr`
+    with contextlib.suppress(FileNotFoundError):  # where a verifier of the user's own may lie, as under `python -m`
         sys.path.append(os.getcwd())
     options = _parser().parse_args(arguments)
     try:

@@ -84,13 +84,15 @@ def _packages() -> Iterator[Finding]:
         ("sentence-transformers", "ranking"),
     ):
         version = _version(name)
-        remedy = "" if version else f"pip install 'srl-rlvr[{extra}]'"
-        yield Finding(name, "ok" if version else "missing", version or "not installed", remedy)
+        remedy = f"pip install 'srl-rlvr[{extra}]'" if extra else "make install"
+        yield Finding(name, "ok" if version else "missing", version or "not installed", "" if version else remedy)
 
 
 def _engines() -> Iterator[Finding]:
-    import torch
-
+    try:
+        import torch
+    except ImportError:  # which is among the packages
+        return
     gpus = torch.cuda.device_count()
     device = (
         f"{gpus} GPU: {torch.cuda.get_device_name(0)}" if gpus else "no GPU: everything runs on the CPU, in float32"

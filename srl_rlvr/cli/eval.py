@@ -66,6 +66,7 @@ def run(options: argparse.Namespace) -> int:
             prompts = rlvr.prompts(examples, opened.tokenizer, "evaluation", model.think)
             inference.check_fits(prompts, model)
             _, predictions = pipeline.evaluate(examples, opened.tokenizer, opened, model.think, model.max_tokens)
+        pipeline.check_counted(str(options.data), predictions)
         scores = pipeline.counted(predictions)
         seconds = time.monotonic() - began
     name, found = model_type.metric, mean_interval(scores)

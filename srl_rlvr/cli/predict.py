@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from srl_rlvr.cli.eval import add_model_arguments
+from srl_rlvr.errors import InputError
 
 _AT_ONCE = 256  # prompts, some fills of an engine
 
@@ -32,7 +33,6 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> int:
     from srl_rlvr.cli import inference
     from srl_rlvr.engines import SamplingSpec
-    from srl_rlvr.errors import InputError
     from srl_rlvr.examples.files import Reading
     from srl_rlvr.stages import rlvr
 
@@ -74,7 +74,11 @@ def _lines(path: Path | None) -> Iterator[TextIO]:
         return
     partial = path.with_name(f"{path.name}.partial")
     try:
-        with partial.open("w", encoding="utf-8") as file:
+        file = partial.open("w", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--out {path}: cannot be written ({error.strerror})") from None
+    try:
+        with file:
             yield file
         os.replace(partial, path)
     finally:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import xxhash
 
 from srl_rlvr import __version__, checkpoints, model_types, pipeline
 from srl_rlvr import config as configs
@@ -27,11 +28,13 @@ from srl_rlvr.reporting.memory import PeakMemory
 from srl_rlvr.reporting.progress import Progress
 from srl_rlvr.scheduling import plan
 from srl_rlvr.stages import sft
+from srl_rlvr.verifiers import find_verifier
 
 # Ray Train wants a folder of its own; our checkpoints do not lie in it.
 _RAY_TRAIN = ".ray_train"
 # Keys that may differ when a run is resumed: they change where it runs, not what it computes.
-_MAY_CHANGE = {"cluster", "tracking", "checkpoint_every", "verifier"}
+_MAY_CHANGE = {"cluster", "tracking", "checkpoint_every", "verifier", "max_staleness"}
+_MAY_CHANGE_IN = {"engine": {"call_deadline_s"}, "learner": {"start_deadline_s", "call_deadline_s", "max_restarts"}}
 
 
 def model_cache() -> Path:
@@ -49,6 +52,7 @@ def train(config: RunConfig, out: Path, resume: bool, command: str) -> int:
     config.model.base = config.model.base or model_type.base
     state, history, folder = _starting_point(config, out, resume)
     train_examples, dev, held_out = sources.load_all(config.data, config.seed, config.model_type)
+    _check_data(state, out, train_examples, dev, held_out)
     model = base_models.resolve(config.model.base, model_cache())
     tokenizer = model_type.load_tokenizer(model, config.model.max_context)
     of_model = base_models.read_config(model)
@@ -61,6 +65,8 @@ def train(config: RunConfig, out: Path, resume: bool, command: str) -> int:
     _begin_folder(out, config)
     stages = [(stage.label, _steps(stage, train_examples.num_rows)) for stage in config.stages]
     with Progress(stages) as progress, PeakMemory(state.peak_memory_gib) as memory:
+        if resume and folder is None:
+            progress.note(f"{out} holds no checkpoint: the run begins")
         progress.note(f"{config.name}: {train_examples.num_rows} problems to learn from, {held_out.num_rows} held out")
         if remark:
             progress.note(remark)
@@ -89,7 +95,7 @@ def train(config: RunConfig, out: Path, resume: bool, command: str) -> int:
             raise Stopped(f"{stopped}; go on with: {command}") from None
         finally:
             tracker.end(status)
-    _print_summary(state, memory, _metric(config), held_out.num_rows, out)
+    _print_summary(state, memory, _metric(config), out)
     return 0
 
 
@@ -104,14 +110,26 @@ def _starting_point(
             f"{out} holds a run already ({folder.name}): go on with --resume, or name another folder by --out"
         )
     # Parsed, so that keys which have come since have their defaults.
-    begun = configs.parse(json.loads((folder / "config.json").read_text()), str(folder / "config.json"))
-    before, now = (each.model_dump(mode="json") for each in (begun, config))
+    try:
+        tree = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        raise InputError(f"checkpoint {folder} is damaged: delete it to go on from the one before") from None
+    begun = configs.parse(tree, str(folder / "config.json"))
+    before, now = (each.model_dump(mode="json", exclude=_MAY_CHANGE_IN) for each in (begun, config))
     changed = [key for key in now if key not in _MAY_CHANGE and now[key] != before[key]]
     if changed:
         raise InputError(
             f"{out} was begun with another '{changed[0]}': resume with the same run file, or use another --out"
         )
     return *checkpoints.read(folder), folder
+
+
+def _check_data(state: checkpoints.State, out: Path, *parts: Any) -> None:
+    """Raises InputError where a run that is resumed would learn from, or be judged by, other problems than before."""
+    found = xxhash.xxh3_128_hexdigest(json.dumps([part["id"].to_pylist() for part in parts]).encode())
+    if state.data not in ("", found):
+        raise InputError(f"{out} was begun with other problems, as its data has changed: use another --out")
+    state.data = found
 
 
 def _begin_folder(out: Path, config: RunConfig) -> None:
@@ -134,10 +152,13 @@ def _check_steps(config: RunConfig, examples: Any) -> None:
 def _check_verifiers(names: set[str]) -> None:
     """A user's own verifiers are imported by the workers only; that they are there at all is found before that."""
     for name in sorted(names):
-        module = name.partition(":")[0]
+        module, own, _ = name.partition(":")
+        if not own:
+            find_verifier(name)
+            continue
         try:
-            missing = ":" in name and importlib.util.find_spec(module) is None
-        except ImportError:
+            missing = importlib.util.find_spec(module) is None
+        except (ImportError, ValueError, SyntaxError):  # of a package above it, or of a program itself
             missing = True
         if missing:
             raise InputError(
@@ -228,7 +249,7 @@ def _write_results(run: pipeline.Run, base: Path, tracker: Tracker) -> None:
     config, state, out = run.config, run.state, run.out
     held_out = pipeline.held_out_intervals(state)
     written = result.write_result(
-        out / "result.json", config.model_type, held_out, run.held_out.num_rows,
+        out / "result.json", config.model_type, held_out, state.counted,
         round(state.seconds / 60, 2), round(state.peak_memory_gib, 2), state.sampled_tokens,
     )  # fmt: skip
     metrics = run.history.metrics_table()
@@ -291,9 +312,9 @@ def _save_model(run: pipeline.Run, base: Path, card: dict[str, Any]) -> None:
     partial.rename(final)
 
 
-def _print_summary(state: checkpoints.State, memory: PeakMemory, metric: str, n: int, out: Path) -> None:
+def _print_summary(state: checkpoints.State, memory: PeakMemory, metric: str, out: Path) -> None:
     print()
-    print(result.table(pipeline.held_out_intervals(state), n, metric))
+    print(result.table(pipeline.held_out_intervals(state), state.counted, metric))
     parts = ", ".join(f"{name} {gib:.1f}" for name, gib in sorted(memory.parts_gib.items(), key=lambda x: -x[1])[:4])
     print(f"\n{state.seconds / 60:.1f} minutes, {state.sampled_tokens:,} tokens sampled, "
           f"peak memory {state.peak_memory_gib:.1f} GiB ({parts})")  # fmt: skip

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from srl_rlvr import config as configs
-from srl_rlvr.errors import InputError, RunError
+from srl_rlvr.errors import InputError, RunError, Stopped
 
 _POLL_S = 1.0
 _CONNECT_DEADLINE_S = 10.0
+_STOP_WAIT_S = 600  # that `ray job stop` leaves a run to finish its step and save; Ray's own is 3
 # What a working tree holds beside the code, and a cluster does not need.
 _EXCLUDES = [".git", ".venv", "out", "**/__pycache__", "*.egg-info", ".pytest_cache", ".ruff_cache"]
 
@@ -55,14 +56,26 @@ def run(options: argparse.Namespace) -> int:
     words += ["--out", options.out] if options.out else []
     words += ["--resume"] if options.resume else []
     client = _client(options.address)
-    job = client.submit_job(
-        entrypoint=shlex.join(words), runtime_env={"working_dir": str(folder), "excludes": _EXCLUDES}
-    )
+    environment = {
+        "working_dir": str(folder),
+        "excludes": _EXCLUDES,
+        "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WAIT_S)},
+    }
+    job = client.submit_job(entrypoint=shlex.join(words), runtime_env=environment)
     print(f"job {job} on {options.address}: {shlex.join(words)}")
     if options.no_wait:
         print(f"follow it: ray job logs --follow --address {options.address} {job}")
         return 0
-    return _follow(client, job)
+    try:
+        return _follow(client, job)
+    except (KeyboardInterrupt, OSError, RuntimeError) as error:  # the last two: the connection is lost
+        goes_on = (
+            f"job {job} goes on; follow it: ray job logs --follow --address {options.address} {job}; "
+            f"stop it: ray job stop --address {options.address} {job}"
+        )
+        if isinstance(error, KeyboardInterrupt):
+            raise Stopped(goes_on) from None
+        raise RunError(f"the connection to {options.address} is lost: {_first_line(error)}; {goes_on}") from None
 
 
 def _client(address: str) -> Any:
@@ -76,9 +89,8 @@ def _client(address: str) -> Any:
         _knock(address)
         return JobSubmissionClient(address)
     except (OSError, RuntimeError, ValueError, AuthenticationError) as error:
-        first = str(error).strip().splitlines()[0]
         raise InputError(
-            f"cannot reach the Ray cluster at {address}: {first}; is its dashboard running there, and are "
+            f"cannot reach the Ray cluster at {address}: {_first_line(error)}; is its dashboard running there, and are "
             "RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH set as on its head?"
         ) from None
 
@@ -87,6 +99,10 @@ def _knock(address: str) -> None:
     """Raises OSError where no web server answers at `address`: Ray's client would wait for ever."""
     with contextlib.suppress(urllib.error.HTTPError):  # it wants a token, or has no page here: it is there
         urllib.request.urlopen(address, timeout=_CONNECT_DEADLINE_S).close()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _follow(client: Any, job: str) -> int:

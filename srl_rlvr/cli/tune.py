@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from srl_rlvr import config as configs
 from srl_rlvr.config import RunConfig
 from srl_rlvr.errors import InputError, RunError, Stopped
 from srl_rlvr.registry.tracking import make_tracker
+from srl_rlvr.scheduling import plan
 from srl_rlvr.search_space import SearchSpace
 
 _POLL_S = 1.0
@@ -71,6 +73,9 @@ def run(options: argparse.Namespace) -> int:
         _write_run_file(out / "best.toml", options.run_file, scored[0]["overrides"])
         tracker.log_artifacts([out / "trials.json", out / "best.toml"])
         status = "FINISHED"
+    except Stopped:
+        status = "KILLED"
+        raise
     finally:
         tracker.end(status)
     print(f"run     {out / 'best.toml'}")
@@ -105,8 +110,12 @@ def _search(config: RunConfig, space: SearchSpace, run_file: Path, out: Path) ->
 
     from actors import supervisor
 
-    supervisor.start_ray(config, print)
-    parameters = {"run_file": str(run_file), "out": str(out / _TRIALS), "every": config.evaluation.every}
+    local = supervisor.start_ray(config, print, space.concurrent)
+    overrides = [f"checkpoint_every={config.evaluation.every}", "evaluation.on_stages=false"]
+    if local:  # a trial, which joins this Ray, takes it for a cluster
+        overrides.append(f"max_staleness={plan(config, os.cpu_count() or 1)[0].max_staleness}")
+    # Ray runs a trial in a folder of its own.
+    parameters = {"run_file": str(run_file), "out": str(out / _TRIALS), "common": overrides, "cwd": os.getcwd()}
     trainable = tune.with_parameters(_trial_class(), **parameters)
     trainable = tune.with_resources(trainable, {"CPU": 0, "memory": 1})  # not nothing, but its run takes the CPUs
     try:
@@ -153,16 +162,20 @@ def _trial_class() -> type:
     class Trial(Trainable):
         """`srl-rlvr train` with some keys set; each of its looks at the dev problems is one result."""
 
-        def setup(self, config: dict[str, Any], run_file: str = "", out: str = "", every: int = 1) -> None:
+        def setup(
+            self, config: dict[str, Any], run_file: str = "", out: str = "", common: Sequence[str] = (), cwd: str = ""
+        ) -> None:
             self._folder = Path(out) / self.trial_id
             self._folder.mkdir(parents=True, exist_ok=True)
-            overrides = [search_space.override(key, value) for key, value in config.items()]
-            overrides += [f'name="{self.trial_id}"', f"checkpoint_every={every}", "evaluation.on_stages=false"]
+            overrides = [*common, *(search_space.override(key, value) for key, value in config.items())]
+            overrides.append(f'name="{self.trial_id}"')
             command = [sys.executable, "-m", "srl_rlvr", "train", run_file, "--out", str(self._folder), "--resume"]
             command += [word for each in overrides for word in ("--set", each)]
             environment = os.environ | {"RAY_ADDRESS": get_runtime_context().gcs_address}
             self._log = (self._folder / "output.log").open("a")
-            self._process = subprocess.Popen(command, stdout=self._log, stderr=subprocess.STDOUT, env=environment)
+            self._process = subprocess.Popen(
+                command, stdout=self._log, stderr=subprocess.STDOUT, env=environment, cwd=cwd
+            )
             self._seen = 0
 
         def step(self) -> dict[str, Any]:

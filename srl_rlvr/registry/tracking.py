@@ -147,6 +147,8 @@ class MlflowTracker:
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
+            run = None
+        if run is None or run.info.lifecycle_stage == "deleted":
             self._warn(f"MLflow run {run_id} is gone from {_without_password(self._uri)}: a new one was started")
             return None
         self._client.update_run(run_id, status="RUNNING")

@@ -62,7 +62,10 @@ class Chart:
 CHARTS = (
     Chart("Reward", "mean of the samples, ± one deviation", ("reward",), spread="reward_std"),
     Chart("Pass rate", "samples that solve their prompt", ("pass_rate",), unit="percent"),
+    Chart("Dev", "greedy answers to the dev problems, by which weights are kept", ("dev",), unit="percent"),
     Chart("Cross-entropy", "of the experts' solutions, while warming up", ("cross_entropy",)),
+    Chart("Preference loss", "DPO: of the expert's solution over a wrong answer", ("preference_loss",)),
+    Chart("Preferred", "DPO: pairs whose better answer the policy prefers", ("preferred",), unit="percent"),
     Chart("Groups with signal", "of those drawn; the others earn one reward alike",
           ("groups_with_signal", "groups_drawn"), ("with signal", "drawn"), unit="count"),
     Chart("Engine–learner divergence", "KL of the sampled tokens; flat and near 0 is healthy", ("divergence",)),
@@ -144,7 +147,7 @@ def _data(metrics: pa.Table, rollouts: pa.Table, config: Mapping[str, Any]) -> d
     known = [column for chart in CHARTS for column in (*chart.columns, chart.spread)]
     columns = {name: _numbers(metrics, name) for name in known if name in metrics.column_names}
     if "loss" in metrics.column_names:
-        columns |= _losses(_numbers(metrics, "loss"), columns.get("reward"))
+        columns |= _losses(_numbers(metrics, "loss"), columns.get("reward"), columns.get("preferred"))
     drawn = [asdict(chart) for chart in CHARTS if any(_plottable(columns.get(name)) for name in chart.columns)]
     return {
         "stages": stages,
@@ -161,12 +164,20 @@ def _data(metrics: pa.Table, rollouts: pa.Table, config: Mapping[str, Any]) -> d
     }
 
 
-def _losses(loss: list[float | None], reward: list[float | None] | None) -> dict[str, list[float | None]]:
-    """The two losses apart: on one axis a warm-up's cross-entropy flattens the policy loss to a line."""
-    warming_up = [value is None for value in reward] if reward else [True] * len(loss)
+def _losses(
+    loss: list[float | None], reward: list[float | None] | None, preferred: list[float | None] | None
+) -> dict[str, list[float | None]]:
+    """Each kind of loss apart: on one axis a warm-up's cross-entropy flattens the policy loss to a line."""
+
+    def kind(row: int) -> str:
+        if reward and reward[row] is not None:
+            return "policy_loss"
+        return "preference_loss" if preferred and preferred[row] is not None else "cross_entropy"
+
+    kinds = [kind(row) for row in range(len(loss))]
     return {
-        "cross_entropy": [value if warm else None for value, warm in zip(loss, warming_up, strict=True)],
-        "policy_loss": [None if warm else value for value, warm in zip(loss, warming_up, strict=True)],
+        name: [value if of == name else None for value, of in zip(loss, kinds, strict=True)]
+        for name in ("cross_entropy", "preference_loss", "policy_loss")
     }
 
 

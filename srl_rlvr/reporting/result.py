@@ -69,10 +69,7 @@ def write_result(
     """Write `result.json` to `path` in one piece and return what it holds.
 
     `held_out` maps "base" and each stage's label, in the order of the run, to its pass rate on `n` problems.
-    Raises InputError: a stage is called 'n', which is a key of the file.
     """
-    if "n" in held_out:
-        raise InputError("a stage cannot be called 'n': result.json uses it for the number of problems")
     result = {
         "model_type": model_type,
         "held_out": {"n": n, **{label: value._asdict() for label, value in held_out.items()}},

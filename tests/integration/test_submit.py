@@ -76,7 +76,7 @@ def test_a_submitted_run_uses_the_upload_and_shows_its_metrics(head: Head, proje
     env = head.env | {"PYTHONPATH": str(project)}
     job = Command(["submit", head.dashboard, "run.toml", "--out", out, *steps], project, env)
     job.until(r"srl +[1-9]/8", 300)
-    gauges = ("reward", "pass_rate", "divergence", "tokens_per_s", "staleness", "queue_depth", "update_seconds_bucket")
+    gauges = ("reward", "pass_rate", "divergence", "tokens_per_s", "staleness", "groups_drawn", "update_seconds_bucket")
     wanted = ["ray_srl_rlvr_outcomes", *(f"ray_srl_rlvr_{name}{{" for name in gauges)]
     missing = list(wanted)
 

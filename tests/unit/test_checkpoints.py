@@ -87,16 +87,35 @@ def test_what_a_killed_run_left_half_written_is_no_checkpoint(tmp_path: Path) ->
 
 
 def test_best_weights_that_cannot_be_written_leave_the_better_ones_of_before(tmp_path: Path) -> None:
-    checkpoints.write_best(tmp_path, save_learner)
+    checkpoints.write_best(tmp_path, 3, save_learner)
 
     def fails(folder: Path) -> None:
         (folder / "learner.pt").write_bytes(b"half")
         raise OSError("No space left on device")
 
-    with pytest.raises(RunError, match="cannot write checkpoint .*best: No space left .*go on with --resume"):
-        checkpoints.write_best(tmp_path, fails)
-    assert [path.name for path in tmp_path.iterdir()] == [checkpoints.BEST]
-    assert (tmp_path / checkpoints.BEST / "learner.pt").read_bytes() == b"weights"
+    with pytest.raises(RunError, match="cannot write checkpoint .*best-000004: No space left .*go on with --resume"):
+        checkpoints.write_best(tmp_path, 4, fails)
+    assert [path.name for path in tmp_path.iterdir()] == ["best-000003"]
+    assert (tmp_path / "best-000003" / "learner.pt").read_bytes() == b"weights"
+
+
+def test_the_best_of_the_newest_checkpoint_stands_until_there_is_a_newer_one(tmp_path: Path) -> None:
+    def bests() -> list[str]:
+        return sorted(path.name for path in tmp_path.glob("best-*"))
+
+    first = checkpoints.write_best(tmp_path, 1, save_learner)
+    checkpoints.write(tmp_path, State(version=2, best=first), History(), "{}\n", save_learner)
+    for version in (3, 4):
+        newer = checkpoints.write_best(tmp_path, version, save_learner)
+        assert bests() == [first, newer]
+    checkpoints.write(tmp_path, State(version=5, best=newer), History(), "{}\n", save_learner)
+    assert bests() == [newer]
+
+
+def test_the_tenth_stage_comes_after_the_ninth(tmp_path: Path) -> None:
+    for stage in (8, 9, 10):
+        folder = write(tmp_path, 20, stage)
+        assert checkpoints.latest(tmp_path) == folder
 
 
 def test_a_run_without_checkpoints_has_no_latest(tmp_path: Path) -> None:

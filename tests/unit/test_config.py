@@ -270,3 +270,23 @@ def test_an_order_of_candidates_is_a_rerankers_and_of_all_its_data(tmp_path: Pat
 def test_what_is_trained_is_multiplied_in_float32(tmp_path: Path) -> None:
     said = refusal(tmp_path, '[model]\nmatmul = "bfloat16"\n' + RUN)
     assert "model.matmul = 'bfloat16' is for weights that are not trained: set model.lora_rank" in said
+
+
+def test_keys_that_are_one_of_some_say_which() -> None:
+    defaults = {key: default for key, default, _ in config.documented_keys()}
+    assert defaults["stages[srl].measure"] == '"characters"  # or "words", "tokens", "lcs"'
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (DATA + STAGE + "[evaluation]\npatience = 2\n", "there are none: set data.dev"),
+        (DATA + 'held_out_path = "x.jsonl"\n' + STAGE, "'held_out_path' goes with 'path'"),
+        (DATA + "dev_candidates = 5\n" + STAGE, "set 'dev'"),
+        (DATA + STAGE + 'name = "n"\n', "cannot be called 'n'"),
+        ('name = ""\n' + DATA + STAGE, "name"),
+    ],
+)
+def test_what_could_only_be_ignored_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        load(tmp_path, text)

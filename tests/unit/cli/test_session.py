@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from srl_rlvr import checkpoints, cli
@@ -50,3 +52,64 @@ def test_what_goes_on_after_ctrl_c_is_the_whole_command(tmp_path: Path, monkeypa
     assert options.run(options) == 0
     again = cli._parser().parse_args(shlex.split(told[0])[1:])
     assert again == argparse.Namespace(**vars(options) | {"resume": True})
+
+
+def test_where_a_run_goes_on_and_its_patience_may_change(tmp_path: Path) -> None:
+    begun = configs.parse(RUN, "run")
+    checkpoints.write(tmp_path, State(), History(), configs.dump(begun), lambda folder: None)
+    later = {"max_staleness": 1, "engine": {"call_deadline_s": 9000.0}, "learner": {"max_restarts": 9}}
+    session._starting_point(configs.parse(RUN | later, "run"), tmp_path, resume=True)
+    with pytest.raises(InputError, match="was begun with another 'engine'"):
+        session._starting_point(configs.parse(RUN | {"engine": {"generators": 2}}, "run"), tmp_path, resume=True)
+    folder = checkpoints.latest(tmp_path)
+    assert folder is not None
+    (folder / "config.json").write_text("{")
+    with pytest.raises(InputError, match="is damaged: delete it"):
+        session._starting_point(begun, tmp_path, resume=True)
+
+
+def test_a_run_does_not_go_on_with_other_problems(tmp_path: Path) -> None:
+    def problems(*ids: str) -> pa.Table:
+        return pa.table({"id": list(ids)})
+
+    state = State()
+    session._check_data(state, tmp_path, problems("a", "b"), problems(), problems("c"))
+    session._check_data(state, tmp_path, problems("a", "b"), problems(), problems("c"))
+    for other in ((problems("a"), problems("b"), problems("c")), (problems("a", "b"), problems(), problems("d"))):
+        with pytest.raises(InputError, match="its data has changed"):
+            session._check_data(state, tmp_path, *other)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("numerik", "did you mean 'numeric'"), ("__main__:f", "there is no module")]
+)
+def test_a_verifier_that_is_not_there_is_found_before_anything_starts(name: str, said: str) -> None:
+    session._check_verifiers({"numeric", "json:loads"})
+    with pytest.raises(InputError, match=said):
+        session._check_verifiers({name})
+
+
+def test_a_verifier_in_the_working_folder_is_found(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = (
+        "from srl_rlvr.verifiers.base import graded\n\ndef right(text, reference, metadata):\n    return graded(True)\n"
+    )
+    (tmp_path / "own_checks.py").write_text(code)
+    (tmp_path / "q.jsonl").write_text('{"question": "?", "answer": "1", "verifier": "own_checks:right"}\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
+    with pytest.raises(SystemExit) as ended:
+        words = [
+            "eval",
+            str(tiny_model),
+            "--data",
+            "q.jsonl",
+            "--engine",
+            "transformers",
+            "--max-tokens",
+            "2",
+            "--json",
+        ]
+        cli.main(words)
+    assert ended.value.code == 0 and json.loads(capsys.readouterr().out)["metrics"] == {"accuracy": 1.0}

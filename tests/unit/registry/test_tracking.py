@@ -101,6 +101,13 @@ def test_a_run_that_was_deleted_is_begun_anew(config, tracker, warnings) -> None
     assert len(warnings) == 1 and "is gone" in warnings[0]
 
 
+def test_a_run_that_was_put_into_the_bin_is_begun_anew(config, tracker, tmp_path, warnings) -> None:
+    run_id = tracker.start(config)
+    client(tmp_path).delete_run(run_id)
+    assert tracker.start(config, run_id) != run_id
+    assert len(warnings) == 1 and "is gone" in warnings[0]
+
+
 def test_a_local_model_is_registered_by_reference(config, tracker, tmp_path) -> None:
     model_dir = tmp_path / "out" / "sums" / "model"
     model_dir.mkdir(parents=True)

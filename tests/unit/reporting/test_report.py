@@ -135,6 +135,19 @@ def test_warm_up_and_policy_loss_are_apart(render) -> None:
     assert [value is None for value in columns["policy_loss"]] == [True] * 16 + [False] * 7
 
 
+def test_dpo_and_dev_have_curves_of_their_own(render, metrics) -> None:
+    dpo = (
+        metrics.slice(0, 16)
+        .append_column("preferred", pa.array([0.5] * 16))
+        .append_column("dev", pa.array([0.25] * 16))
+    )
+    data = render(metrics=pa.concat_tables([dpo, metrics.slice(16)], promote_options="default"))[2]
+    columns = data["metrics"]["columns"]
+    assert [value is None for value in columns["preference_loss"]] == [False] * 16 + [True] * 7
+    assert set(columns["cross_entropy"]) == {None} and columns["dev"][0] == 0.25
+    assert {"Dev", "Preferred", "Preference loss"} <= {chart["title"] for chart in data["charts"]}
+
+
 def test_a_run_that_ended_before_its_first_update_has_a_page(render, result, metrics, rollouts) -> None:
     bare = {**result, "held_out": {"n": 200, "base": result["held_out"]["base"]}}
     text, _, data = render(metrics=metrics.slice(0, 0), rollouts=rollouts.slice(0, 0), result=bare)

@@ -48,11 +48,6 @@ def test_result_json_has_the_fixed_shape(tmp_path) -> None:
     assert list(path.parent.iterdir()) == [path], "no temporary file stays behind"
 
 
-def test_a_stage_that_would_hide_the_count_is_refused(tmp_path) -> None:
-    with pytest.raises(InputError, match="'n'"):
-        write_result(tmp_path / "result.json", "task_llm", {"n": interval(1, 2)}, 2, 1, 1, 1)
-
-
 def test_table_shows_each_gain_over_the_row_before() -> None:
     held_out = {"base": interval(6, 100), "sft": interval(20, 100), "rlvr-long": interval(18, 100)}
     assert table(held_out, 100).splitlines() == [
