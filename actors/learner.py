@@ -204,7 +204,10 @@ def _export(policy: Any, learner: Any) -> tuple[list[Any], Any]:
         return [], manifest
     if flat.is_cuda and importlib.util.find_spec("nixl") is not None:
         return [ray.put(flat, _tensor_transport="nixl")], manifest
-    return [ray.put(flat.cpu().numpy())], manifest
+    from srl_rlvr.policies import weights
+
+    array, manifest = weights.in_memory(flat, manifest)
+    return [ray.put(array)], manifest
 
 
 def _save(policy: Any, learner: Any, folder: str) -> None:

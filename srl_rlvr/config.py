@@ -212,7 +212,7 @@ class EngineConfig(Section):
     max_running: int = Field(default=64, ge=1)
     """Sequences decoded at once by one generator."""
     kv_cache_gib: float = Field(default=1.0, gt=0)
-    """Memory of vLLM's prefix cache on a CPU, in GiB."""
+    """Memory of vLLM's prefix cache on a CPU, or of the transformers engine's keys and values, in GiB."""
     block_size: int = Field(default=32, ge=16)
     """Tokens in a block of vLLM's prefix cache: shorter shared prefixes do not hit it."""
     threads: int = Field(default=0, ge=0)

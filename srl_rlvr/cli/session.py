@@ -61,7 +61,7 @@ def train(config: RunConfig, out: Path, resume: bool, command: str) -> int:
         pipeline.check_fits_context(train_examples, (dev, held_out), tokenizer, config, limit)
     _check_steps(config, train_examples)
     _check_verifiers({name for table in (train_examples, dev, held_out) for name in table["verifier"].to_pylist()})
-    _check_disk(model, out, with_best=dev.num_rows > 0)
+    _check_disk(config, model, out, with_best=dev.num_rows > 0)
     _begin_folder(out, config)
     stages = [(stage.label, _steps(stage, train_examples.num_rows)) for stage in config.stages]
     with Progress(stages) as progress, PeakMemory(state.peak_memory_gib) as memory:
@@ -167,11 +167,15 @@ def _check_verifiers(names: set[str]) -> None:
             )
 
 
-def _check_disk(model: Path, out: Path, with_best: bool) -> None:
-    """Three checkpoints (weights and two moments; one is half written), the best, and the model must find room."""
-    weights = sum(file.stat().st_size for file in model.glob("*.safetensors"))
+def _check_disk(config: RunConfig, model: Path, out: Path, with_best: bool) -> None:
+    """The model and, unless adapters are all that learns, three checkpoints (one is half written) and the best must
+    find room: four bytes for each weight, its two moments and its reference."""
+    bytes_, of_each = 4 * base_models.count_weights(model), 0
+    if not config.model.lora_rank:
+        with_reference = any(stage.kind == "dpo" or getattr(stage, "kl", 0) for stage in config.stages)
+        of_each = 4 if with_reference else 3
     place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
-    needed, free = (13 if with_best else 10) * weights, shutil.disk_usage(place).free
+    needed, free = bytes_ * (1 + of_each * (4 if with_best else 3)), shutil.disk_usage(place).free
     if free < needed:
         raise InputError(
             f"{place} has {free / 2**30:.1f} GiB free; checkpoints and the model need {needed / 2**30:.1f} GiB: free "

@@ -18,12 +18,14 @@ class Adapter:
     def __init__(self, layer: torch.nn.Module):
         self._down: torch.Tensor | None = None  # [Σ rank, in]
         self._up: torch.Tensor | None = None  # [Σ rank, Σ out], scaled; a block for each projection
+        self._layer = layer
         layer.register_forward_hook(self._add)
 
     def hold(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], scale: float) -> None:
         """Serve these (A [rank, in], B [out, rank]), one pair for each projection, from the next pass on: copies."""
-        self._down = torch.cat([down for down, _ in pairs])
-        self._up = torch.block_diag(*[up.t() for _, up in pairs]) * scale
+        device = next(self._layer.parameters()).device
+        self._down = torch.cat([down for down, _ in pairs]).to(device)
+        self._up = (torch.block_diag(*[up.t() for _, up in pairs]) * scale).to(device)
 
     def drop(self) -> None:
         self._down = self._up = None

@@ -34,7 +34,7 @@ class BranchCache:
         self, layers: int, kv_heads: int, head_dim: int, rows: int, row_length: int, trunks: int, trunk_length: int,
         like: torch.Tensor,
     ):  # fmt: skip
-        # Zeros, because what is masked is still multiplied; the system hands them out as they are touched.
+        # Zeros, because what is masked is still multiplied.
         def room(slots: int, length: int) -> list[torch.Tensor]:
             return [like.new_zeros(slots, kv_heads, length, head_dim) for _ in range(2 * layers)]
 

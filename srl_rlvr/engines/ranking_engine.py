@@ -14,6 +14,8 @@ from srl_rlvr.policies.questions import unpack
 from srl_rlvr.policies.ranking import Kind, Scorer, draw
 from srl_rlvr.policies.weights import Manifest, unflatten
 
+_AT_ONCE = 256  # questions whose candidates' vectors are gathered
+
 
 class RankingEngine:
     def __init__(self, model: Path, kind: Kind, tokens_per_pass: int):
@@ -28,9 +30,10 @@ class RankingEngine:
         picks = len(spec.stops) or spec.max_tokens
         questions = [unpack(prompt) for prompt in prompts]
         texts = self.scorer.texts(questions)
-        logits_P_D = self.scorer.logits(questions, texts, self.scorer.encode(texts)).numpy()
-        groups = []
-        for prompt, logits_D in zip(prompts, logits_P_D, strict=True):
+        outputs, groups = self.scorer.encode(texts), []
+        parts = (questions[at : at + _AT_ONCE] for at in range(0, len(questions), _AT_ONCE))
+        logits = (row for part in parts for row in self.scorer.logits(part, texts, outputs).numpy())
+        for prompt, logits_D in zip(prompts, logits, strict=True):
             # Of the prompt and not of its place: what it is asked with, or on which engine, changes nothing.
             rng = np.random.default_rng([spec.seed, xxhash.xxh64_intdigest(np.array(prompt, np.int32).tobytes())])
             orders, logprobs = draw(logits_D, spec.samples, picks, spec.temperature, rng)

@@ -7,6 +7,7 @@ share one trunk, computed once. Weights are views into the buffer that the learn
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -76,6 +77,8 @@ class TransformersEngine:
         self.network = base_models.load_model(model).to(self.device).requires_grad_(False)
         self.in_bfloat16 = matmul == "bfloat16"
         self.tokenizer = base_models.load_tokenizer(model)
+        of_model = self.network.generation_config and self.network.generation_config.eos_token_id
+        self.ends = {self.tokenizer.eos_token_id, *(of_model if isinstance(of_model, list) else [of_model])}
         self.reader = vision.reader_of(model, self.network)
         self.max_running = max_running
         self.max_context = max_context
@@ -183,10 +186,11 @@ class TransformersEngine:
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         token_bytes = 2 * config.num_hidden_layers * heads * head_dim * 4
         trunk_length = max(len(group.trunk.token_ids) for group in groups)
-        trunk_rows = min(len(group.trunk.offsets) for group in groups) * spec.samples
-        row_bytes = token_bytes * (spec.max_tokens + trunk_length / trunk_rows)
+        # Twice the trunks that fill the rows: a trunk waits for the last of its own while others begin.
+        row_trunks = 2 / (min(len(group.trunk.offsets) for group in groups) * spec.samples)
+        row_bytes = token_bytes * (spec.max_tokens + trunk_length * min(row_trunks, 1))
         rows = max(1, min(self.max_running, len(groups) * spec.samples, int(self.cache_bytes / row_bytes)))
-        trunks = min(rows, len({id(group.trunk) for group in groups}))
+        trunks = min(rows, math.ceil(rows * row_trunks), len({id(group.trunk) for group in groups}))
         if self._cache is None or not self._cache.holds(rows, spec.max_tokens, trunks, trunk_length):
             self._cache = None
             like = next(self.network.parameters()).detach()
@@ -271,7 +275,7 @@ class TransformersEngine:
             completion = row.completion
             completion.token_ids.append(token)
             completion.logprobs.append(logprob)
-            if token == self.tokenizer.eos_token_id or self._stops(row, spec.stops):
+            if token in self.ends or self._stops(row, spec.stops):
                 completion.finish_reason, row.ended = "stop", True
             elif len(completion.token_ids) == row.limit:
                 row.ended = True
@@ -292,6 +296,8 @@ class TransformersEngine:
         """The rows that go on, and their trunks, packed at the front of the cache."""
         for row in rows:
             row.trunk.open -= row.ended
+            if not row.trunk.open:
+                row.trunk.logits.clear()  # the trunk lives as long as the call
         alive, sources, targets = _packed([not row.ended for row in rows])
         length = max((len(rows[i].completion.token_ids) for i in sources), default=0)
         cache.move_rows(sources, targets, length)

@@ -39,7 +39,8 @@ class WeightReceiver:
         for _, layer, parts in self._adapted_layers(adapters):
             weight: Any = layer.weight
             for part, rows in zip(parts, weight.data.split([len(base[part]) for part in parts]), strict=True):
-                rows.copy_(torch.addmm(base[part], adapters[f"{part}.lora_B"], adapters[f"{part}.lora_A"], alpha=scale))
+                up, down = (adapters[f"{part}.lora_{side}"].to(rows.device) for side in "BA")
+                rows.copy_(torch.addmm(base[part].to(rows.device), up, down, alpha=scale))
 
     def _adapted_layers(self, adapters: dict[str, torch.Tensor]) -> Iterator[tuple[str, Any, list[str]]]:
         """(name, layer, weights that lie side by side in it) of every linear layer that has adapters."""

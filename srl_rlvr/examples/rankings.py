@@ -189,7 +189,7 @@ def _from_corpus(
 ) -> Row:
     question, positives = columns.text(row, "query", where), dict[str, float]()
     if answers is not None:  # of its other rows, too; its own come first
-        positives = _positives(row, where, corpus) | answers[question]
+        positives = _positives(row, where, corpus) | dict(answers[question])
     column = next((name for name in ("candidates", "bm25_top") if name in row), None)
     if column:
         ranked = columns.take(row, column, _TEXTS, "a list of doc_id's", where)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -126,6 +127,17 @@ def load_encoder(model: Path, kind: str) -> Any:
     for parameter in encoder.parameters():
         parameter.data = parameter.data.clone()  # where a tensor lies in its file would decide how its products round
     return encoder.eval()
+
+
+def count_weights(model: Path) -> int:
+    """Numbers in its safetensors, as the headers of these say."""
+    from safetensors import safe_open
+
+    count = 0
+    for path in model.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            count += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return count
 
 
 def read_card(folder: Path) -> dict[str, Any]:

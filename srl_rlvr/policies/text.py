@@ -244,6 +244,8 @@ class TextPolicy:
             base = ((name, tensor) for name, tensor in named.items() if ".lora_" not in name)
             named = dict(weights.merge_lora(base, adapters, self.lora_scale))
         network = _inner(self.network)
+        kept = network.state_dict().keys()  # of a router, say; a buffer that is computed is not among them
+        named |= {name: buffer for name, buffer in network.named_buffers() if name in kept}
         decoder = network.get_decoder()
         decoder.config._attn_implementation_internal = None
         try:

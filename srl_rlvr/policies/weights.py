@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,14 @@ def write_state(state: dict[str, Any], file: Path) -> None:
 def flatten(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
     """All tensors as one float32 tensor [sum of sizes]: a copy."""
     return torch.cat([tensor.detach().float().reshape(-1) for tensor in tensors])
+
+
+def in_memory(flat: torch.Tensor, manifest: Manifest) -> tuple[np.ndarray, Manifest]:
+    """The buffer as an array, of which the manifest has the checksum: that of a GPU is another."""
+    if not flat.is_cuda:
+        return flat.numpy(), manifest
+    flat = flat.cpu()
+    return flat.numpy(), replace(manifest, checksum=checksum(flat))
 
 
 def unflatten(buffer: np.ndarray | torch.Tensor, manifest: Manifest) -> Iterator[tuple[str, torch.Tensor]]:

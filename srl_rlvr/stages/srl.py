@@ -117,12 +117,13 @@ def with_steps(examples: pa.Table) -> list[dict[str, Any]]:
 
 
 def sampling(stage: SrlStage, think: bool, seed: int) -> SamplingSpec:
-    """An action ends with its last line break (or the end of the text); under `think` the monologue comes first."""
+    """An action ends with its last line break (or the end of the text); under `think` a monologue comes before each of
+    its lines, in which line breaks do not count."""
     ends = ("\n",) * stage.lines_per_action
     return SamplingSpec(
         samples=stage.group_size,
         temperature=stage.temperature,
         max_tokens=stage.max_tokens,
-        stops=(THINK_STOP, *ends) if think and ends else ends,
+        stops=tuple(stop for end in ends for stop in ((THINK_STOP, end) if think else (end,))),
         seed=seed,
     )

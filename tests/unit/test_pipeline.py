@@ -277,7 +277,7 @@ def test_own_thoughts_are_drawn_once_when_their_stage_begins_and_kept(tokenizer:
     with pytest.raises(Stopped):
         run.execute()
     assert sum(ids == every for _, _, ids, _ in asked(run, "sample")) == 1
-    assert set(run.state.thoughts) == set(every)
+    assert run.state.thoughts is not None and set(run.state.thoughts) == set(every)
     resumed = make_run(tokenizer, tmp_path, varied, *stages, think=True)
     folder = checkpoints.latest(tmp_path)
     assert folder is not None

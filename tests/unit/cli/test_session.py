@@ -7,9 +7,12 @@ import json
 import shlex
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pyarrow as pa
 import pytest
+from safetensors.torch import load_file, save_file
 
 from srl_rlvr import checkpoints, cli
 from srl_rlvr import config as configs
@@ -113,3 +116,27 @@ def test_a_verifier_in_the_working_folder_is_found(
         ]
         cli.main(words)
     assert ended.value.code == 0 and json.loads(capsys.readouterr().out)["metrics"] == {"accuracy": 1.0}
+
+
+def test_room_on_the_disk_is_of_what_is_written(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32, whatever the base is saved in: weights and two moments, and the reference of a KL term."""
+    weights = load_file(tiny_model / "model.safetensors")
+    save_file({name: tensor.bfloat16() for name, tensor in weights.items()}, tmp_path / "model.safetensors")
+    model = 4 * sum(tensor.numel() for tensor in weights.values())
+
+    def needed(with_best: bool = False, **settings: Any) -> float:
+        free = SimpleNamespace(free=0)
+        monkeypatch.setattr(session.shutil, "disk_usage", lambda place: free)
+        config = configs.parse(RUN | settings, "run")
+        while True:
+            try:
+                session._check_disk(config, tmp_path, tmp_path, with_best)
+            except InputError:
+                free.free += model
+            else:
+                return free.free / model
+
+    assert (needed(), needed(True), needed(stages=[{"kind": "rlvr", "kl": 0.1}])) == (10, 13, 13)
+    assert needed(model={"lora_rank": 4}) == 1

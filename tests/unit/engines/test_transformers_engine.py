@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -350,3 +351,38 @@ def test_a_prompt_that_fills_the_context_is_refused_in_one_line(tiny_model: Path
     with pytest.raises(InputError, match="a prompt of 7 tokens leaves no room to answer in a context of 7") as caught:
         engine.sample(PROMPTS, SamplingSpec(1, 1.0, 5))
     assert "\n" not in str(caught.value)
+
+
+def test_keys_and_values_keep_within_their_budget(tiny_model: Path) -> None:
+    prompts = [[10 + n % 40, *range(5, 90), *range(5, 90)] for n in range(40)]
+    for samples_ in (1, 4, 8):
+        engine = make(tiny_model, kv_cache_gib=0.002)
+        engine.sample(prompts, SamplingSpec(samples_, 1.0, 16))
+        assert engine._cache is not None
+        tensors = [tensor for pair in engine._cache.own + engine._cache.trunk for tensor in pair]
+        held = sum(tensor.nbytes for tensor in tensors) / 2**30
+        assert 0.0005 < held < 0.0022
+
+
+def test_logits_of_prompts_that_are_done_are_let_go(
+    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[Any] = []
+    groups_of = engine._groups
+    monkeypatch.setattr(engine, "_groups", lambda *given: kept.extend(found := groups_of(*given)) or found)
+    engine.sample(PROMPTS, SamplingSpec(2, 1.0, 4))
+    assert len(kept) == len(PROMPTS) and not any(group.trunk.logits for group in kept)
+
+
+def test_every_end_that_the_model_names_ends_a_sample(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_model, tmp_path / "model")
+    plain = make(tmp_path / "model")
+    other = plain.tokenizer.convert_tokens_to_ids("z")
+    config = {"eos_token_id": [plain.tokenizer.eos_token_id, other]}
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps(config))
+    engine = make(tmp_path / "model")
+    biased(engine, monkeypatch, {"z": 99.0})
+    [[completion]] = engine.sample([[10, 11]], SamplingSpec(1, 1.0, 8))
+    assert completion.token_ids == [other] and completion.finish_reason == "stop"

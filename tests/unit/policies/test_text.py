@@ -15,6 +15,7 @@ import pyarrow as pa
 import pytest
 import reference
 import torch
+from safetensors.torch import load_file
 
 from srl_rlvr.policies import attention, prefix_tree, text, weights
 from srl_rlvr.policies.losses import UpdateSpec
@@ -527,3 +528,27 @@ def test_what_multiplies_in_bfloat16_learns_nearly_the_same(tiny_model: Path) ->
         assert float((parameter.grad - expected).norm() / expected.norm()) < 0.1, name
     moved = {name for name, tensor in copies(half.network).items() if not tensor.equal(base[name])}
     assert moved == trained(half.network).keys()
+
+
+def test_weights_that_leave_a_gpu_have_the_checksum_of_where_they_arrive() -> None:
+    class OnGpu:  # a mock: there is no GPU here
+        is_cuda = True
+
+        def cpu(self) -> torch.Tensor:
+            return torch.arange(6.0)
+
+    left = weights.Manifest(1, (("a", (2, 3)),), f"{weights.weighted_sum(torch.arange(6.0)):016x}")
+    [(name, arrived)] = weights.unflatten(*weights.in_memory(OnGpu(), left))  # type: ignore[arg-type]
+    assert name == "a" and arrived.tolist() == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_buffers_that_belong_to_a_model_are_saved_with_it(tiny_model: Path, tmp_path: Path, rank: int) -> None:
+    """As the correction that some routers have beside their weights."""
+    policy = TextPolicy(tiny_model, lora_rank=rank)
+    attention = policy.network.get_submodule(("base_model.model." if rank else "") + "model.layers.0.self_attn")
+    attention.register_buffer("correction", torch.tensor([3.0]))
+    attention.register_buffer("computed", torch.tensor([4.0]), persistent=False)
+    policy.save_model(tmp_path, {})
+    saved = load_file(tmp_path / "model.safetensors")
+    assert saved["model.layers.0.self_attn.correction"] == 3 and not any("computed" in name for name in saved)
