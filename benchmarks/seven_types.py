@@ -523,7 +523,7 @@ def report(found: dict[Cell, Any]) -> dict[str, float]:
         of_kind = [solved[task.name] for task in tasks if task.model_type == kind and task.name in solved]
         if of_kind:
             at = lead(of_kind, OURS)
-            figures |= {f"{kind}_{key}": at[key] for key in ("score", "rival", "lead_low")}
+            figures |= {f"{kind}_{key}": round(at[key], 4) for key in ("score", "rival", "lead_low")}
     return figures
 
 
@@ -569,8 +569,7 @@ def lead(solved: list[dict[str, np.ndarray]], ours: str) -> dict[str, float]:
     means = [{sequence: float(values.mean()) for sequence, values in rows.items()} for rows in solved]
     score, rival = (float(np.mean(values)) for values in ([of[ours] for of in means], list(map(best_rival, means))))
     low, _, high = table.bootstrap(solved, lambda of: of[ours] - best_rival(of))
-    found = {"score": score, "rival": rival, "lead": score - rival, "lead_low": low, "lead_high": high}
-    return {name: round(value, 4) for name, value in found.items()}
+    return {"score": score, "rival": rival, "lead": score - rival, "lead_low": low, "lead_high": high}
 
 
 if __name__ == "__main__":
