@@ -38,6 +38,15 @@ def make_run(tokenizer: Any, out: Path, script: Script, *stages: dict[str, Any],
     )  # fmt: skip
 
 
+def from_checkpoint(run: Run) -> None:
+    """The newest of its folder, of another life."""
+    folder = checkpoints.latest(run.out)
+    assert folder is not None
+    run.state, run.history = checkpoints.read(folder)
+    run.crew.load(folder)
+    run.crew.hand_over()
+
+
 def asked(run: Run, what: str) -> list[Any]:
     assert isinstance(run.crew, ScriptedCrew)
     return [entry for entry in run.crew.log if entry[0] == what]
@@ -279,12 +288,8 @@ def test_own_thoughts_are_drawn_once_when_their_stage_begins_and_kept(tokenizer:
     assert sum(ids == every for _, _, ids, _ in asked(run, "sample")) == 1
     assert run.state.thoughts is not None and set(run.state.thoughts) == set(every)
     resumed = make_run(tokenizer, tmp_path, varied, *stages, think=True)
-    folder = checkpoints.latest(tmp_path)
-    assert folder is not None
-    resumed.state, resumed.history = checkpoints.read(folder)
+    from_checkpoint(resumed)
     assert resumed.state.thoughts == run.state.thoughts
-    resumed.crew.load(folder)
-    resumed.crew.hand_over()
     resumed.execute()
     assert every not in [ids for _, _, ids, _ in asked(resumed, "sample")] and resumed.state.thoughts is None
 
@@ -591,10 +596,7 @@ def test_a_stage_that_was_to_end_early_does_so_after_an_interruption(tokenizer: 
     with pytest.raises(Stopped):
         run.execute()
     resumed = run_with_dev(tokenizer, tmp_path, 2, SRL, patience=1)
-    folder = checkpoints.latest(tmp_path)
-    assert folder is not None
-    resumed.state, resumed.history = checkpoints.read(folder)
-    resumed.crew.load(folder)
+    from_checkpoint(resumed)
     resumed.execute()
     assert len(resumed.history.metrics) == 3 and resumed.crew.holds == 2  # type: ignore[attr-defined]
 
@@ -608,11 +610,7 @@ def test_a_crash_after_a_look_leaves_the_best_of_the_checkpoint(tokenizer: Any, 
         run.execute()
     assert len(list(tmp_path.glob("best-*"))) == 2
     resumed = run_with_dev(tokenizer, tmp_path, 0, stage)  # in this life it only gets worse
-    folder = checkpoints.latest(tmp_path)
-    assert folder is not None
-    resumed.state, resumed.history = checkpoints.read(folder)
-    resumed.crew.load(folder)
-    resumed.crew.hand_over()
+    from_checkpoint(resumed)
     resumed.execute()
     assert resumed.crew.holds == 2  # type: ignore[attr-defined]
     assert [path.name for path in tmp_path.glob("best-*")] == [resumed.state.best]
@@ -636,11 +634,7 @@ def test_the_best_is_found_again_after_an_interruption(tokenizer: Any, tmp_path:
     with pytest.raises(Stopped):
         run.execute()
     resumed = run_with_dev(tokenizer, tmp_path, 2, stage)
-    folder = checkpoints.latest(tmp_path)
-    assert folder is not None
-    resumed.state, resumed.history = checkpoints.read(folder)
-    resumed.crew.load(folder)
-    resumed.crew.hand_over()
+    from_checkpoint(resumed)
     resumed.execute()
     assert resumed.crew.holds == 2 and resumed.state.version == 6  # type: ignore[attr-defined]
 
