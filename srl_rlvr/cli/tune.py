@@ -19,7 +19,6 @@ from srl_rlvr import config as configs
 from srl_rlvr.config import RunConfig
 from srl_rlvr.errors import InputError, RunError, Stopped
 from srl_rlvr.registry.tracking import make_tracker
-from srl_rlvr.scheduling import plan
 from srl_rlvr.search_space import SearchSpace
 
 _POLL_S = 1.0
@@ -109,6 +108,7 @@ def _search(config: RunConfig, space: SearchSpace, run_file: Path, out: Path) ->
     from ray.tune.search.basic_variant import BasicVariantGenerator
 
     from actors import supervisor
+    from srl_rlvr.scheduling import plan
 
     local = supervisor.start_ray(config, print, space.concurrent)
     overrides = [f"checkpoint_every={config.evaluation.every}", "evaluation.on_stages=false"]

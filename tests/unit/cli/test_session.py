@@ -84,7 +84,7 @@ def test_a_run_does_not_go_on_with_other_problems(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("numerik", "did you mean 'numeric'"), ("__main__:f", "there is no module")]
+    ("name", "said"), [("numerik", "did you mean 'numeric'"), ("nowhere.checks:f", "there is no module nowhere.checks")]
 )
 def test_a_verifier_that_is_not_there_is_found_before_anything_starts(name: str, said: str) -> None:
     session._check_verifiers({"numeric", "json:loads"})
