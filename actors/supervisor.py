@@ -46,14 +46,9 @@ def preflight(config: RunConfig, nodes: Sequence[Mapping[str, float]], runs: int
     """The demand of so many such runs and what the nodes have. Raises InputError where it can never fit."""
     rows = [(what, runs * n, each) for what, n, each in demand(config)]
     totals: dict[str, float] = {}
-    for what, n, each in rows:
+    for _, n, each in rows:
         for name, value in each.items():
             totals[name] = totals.get(name, 0.0) + n * value
-        if not any(all(node.get(name, 0.0) >= value for name, value in each.items()) for node in nodes):
-            keys = " or ".join(f"cluster.{name.lower()}s_per_{what.split()[0]}" for name in each)
-            raise InputError(
-                f"the run does not fit: a {what} needs {_amounts(each)}, and no node has that; lower {keys}"
-            )
     parts = [f"{n} {what} × {_amounts(each)}" for what, n, each in rows]
     supply = {name: sum(node.get(name, 0.0) for node in nodes) for name in totals}
     has = _amounts(supply)
@@ -62,6 +57,12 @@ def preflight(config: RunConfig, nodes: Sequence[Mapping[str, float]], runs: int
             raise InputError(
                 f"the run does not fit: {', '.join(parts)} need {_amounts(totals)}, the cluster has {has}; lower "
                 f"engine.generators or learner.workers, set cluster.{name.lower()}s_per_*, or add nodes"
+            )
+    for what, _, each in rows:
+        if not any(all(node.get(name, 0.0) >= value for name, value in each.items()) for node in nodes):
+            keys = " or ".join(f"cluster.{name.lower()}s_per_{what.split()[0]}" for name in each)
+            raise InputError(
+                f"the run does not fit: a {what} needs {_amounts(each)}, and no node has that; lower {keys}"
             )
     return f"demand: {', '.join(parts)} = {_amounts(totals)}; supply: {has}"
 
