@@ -280,4 +280,7 @@ def explained(deadline_s: float, what: str) -> Iterator[None]:
             raise InputError(last.removeprefix(_INPUT_ERROR)) from None
         raise RunError(f"waited for {what}, and the actor died: {last}") from error
     except TimeoutError:  # ray.get's and asyncio's
-        raise RunError(f"waited {deadline_s:.0f} s for {what}; see `ray status` and the actor's log") from None
+        raise RunError(
+            f"waited {deadline_s:.0f} s for {what}; see `ray status` and the actor's log, or where it is only slow "
+            "raise its start_deadline_s or call_deadline_s"
+        ) from None

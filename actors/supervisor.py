@@ -192,8 +192,7 @@ class Crew:
 
     def _learner(self, command: str, arguments: dict[str, Any], deadline_s: float | None = None) -> Any:
         deadline = deadline_s or self.config.learner.call_deadline_s
-        key = "" if deadline_s else " (learner.call_deadline_s)"
-        return self._get(self.learner.call.remote(command, arguments), deadline, f"the learner's {command}{key}")
+        return self._get(self.learner.call.remote(command, arguments), deadline, f"the learner's {command}")
 
     def _get(self, ref: Any, deadline_s: float, what: str) -> Any:
         with explained(deadline_s, what):

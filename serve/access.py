@@ -123,7 +123,7 @@ def read(file: Path) -> list[Key]:
     try:
         keys = [Key(**{**row, "scopes": tuple(row.get("scopes", ()))}) for row in json.loads(file.read_text())]
         for key in keys:
-            key.ended()
+            key.ended()  # which reads when it does
         return keys
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror})") from None

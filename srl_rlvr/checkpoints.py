@@ -88,7 +88,7 @@ def write_best(out: Path, version: int, save_learner: Callable[[Path], None]) ->
     final = out / f"best-{version:06d}"
     _in_one_piece(out, final, save_learner)
     newest = latest(out)
-    _drop_bests(out, final.name, *([json.loads((newest / "state.json").read_text())["best"]] if newest else []))
+    _drop_bests(out, final.name, *([read(newest)[0].best] if newest else []))
     return final.name
 
 

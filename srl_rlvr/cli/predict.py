@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -55,15 +55,18 @@ def run(options: argparse.Namespace) -> int:
                 rollouts = opened.answer(prompts.slice(first, _AT_ONCE), SamplingSpec(1, 0.0, longest))
                 asked = examples.slice(first, _AT_ONCE)
                 for example, rollout in zip(asked.to_pylist(), rollouts.to_pylist(), strict=True):
-                    own_id = json.loads(example["provenance"]).get("id")
-                    row = {"id": example["id"] if own_id is None else own_id, "prompt": example["prompt"]}
-                    prediction = {"text": rollout["text"], "logprobs": rollout["logprobs"]}
-                    row |= {"text": rollout["text"], "answer": model_type.present(example, prediction, card)}
-                    lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    answer = model_type.present(example, rollout, card)
+                    lines.write(_line(example, rollout["text"], answer))
                 lines.flush()
     if options.out is not None:
         print(f"{prompts.num_rows} answers in {options.out}")
     return 0
+
+
+def _line(example: Mapping[str, Any], text: str, answer: Any) -> str:
+    own_id = json.loads(example["provenance"]).get("id")
+    row = {"id": example["id"] if own_id is None else own_id, "prompt": example["prompt"]}
+    return json.dumps(row | {"text": text, "answer": answer}, ensure_ascii=False) + "\n"
 
 
 @contextmanager

@@ -38,9 +38,10 @@ UNANSWERED = "(unanswered)"
 
 _PLAIN_NUMBER = re.compile(r"[-+]?(([0-9]{1,3}(,[0-9]{3})+|[0-9]+)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]{1,3})?")
 _WORD = re.compile(r"[^\W\d_]{3,}")
-_FUNCTIONS = {
+_OF_FORMULAS = {
     *("sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh"),
-    *("log", "exp", "sqrt", "max", "min", "gcd", "lcm", "mod", "inf"),
+    *("log", "exp", "sqrt", "abs", "floor", "ceil", "max", "min", "gcd", "lcm", "mod", "inf", "infinity"),
+    *("alpha", "beta", "gamma", "delta", "epsilon", "theta", "lambda", "rho", "sigma", "tau", "phi", "psi", "omega"),
 }
 _LETTERED = re.compile(r"\(?([A-Z])\s*[).:]\s*")
 _NOT_A_STEP = re.compile(
@@ -368,7 +369,7 @@ def _reference(answer: str | int | float) -> tuple[str, str]:
         raise ValueError("column 'answer' is empty")
     if _PLAIN_NUMBER.fullmatch(text):
         return text.replace(",", ""), "numeric"
-    in_words = "\\" not in text and set(map(str.lower, _WORD.findall(text))) - _FUNCTIONS
+    in_words = "\\" not in text and set(map(str.lower, _WORD.findall(text))) - _OF_FORMULAS
     return text, "exact" if in_words else "expression"
 
 

@@ -69,7 +69,7 @@ def _validators() -> Any:
     def pattern(_: Any, of: str, value: Any, __: Any) -> Iterator[ValidationError]:
         try:
             fits = not isinstance(value, str) or regex.search(of, value, timeout=_PATTERN_S)
-        except TimeoutError:
+        except (TimeoutError, regex.error):
             fits = False
         if not fits:
             yield ValidationError(f"{value!r} does not match {of!r}")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -147,3 +148,13 @@ def test_metrics_that_a_stage_does_not_have_are_null_there() -> None:
         [{"stage": "sft", "step": 0, "loss": 0.5}, {"stage": "srl", "step": 0, "reward": 1.0}]
     ).metrics_table()
     assert table.to_pydict() == {"stage": ["sft", "srl"], "step": [0, 0], "loss": [0.5, None], "reward": [None, 1.0]}
+
+
+def test_a_run_that_was_begun_before_its_best_had_a_name_goes_on(tmp_path: Path) -> None:
+    state = json.loads((write(tmp_path, 1) / "state.json").read_text())
+    del state["best"], state["data"], state["counted"]
+    folder = checkpoints.latest(tmp_path)
+    assert folder is not None
+    (folder / "state.json").write_text(json.dumps(state))
+    assert checkpoints.write_best(tmp_path, 2, save_learner) == "best-000002"
+    assert checkpoints.read(folder)[0].best == "best"  # as it was called

@@ -262,7 +262,7 @@ def test_parquet_is_read_as_the_same_json_lines_are(tmp_path: Path) -> None:
     ("answer", "verifier"),
     [
         *((words, "exact") for words in ("la maison", "Fine, thanks.", "3 cats", "l'été")),
-        *((formula, "expression") for formula in ("x**2 + 1", "2*sin(x)", "\\text{Monday}", "xy", "1/2")),
+        *((formula, "expression") for formula in ("x**2 + 1", "2*sin(x)", "abs(theta)", "\\text{Monday}", "xy", "1/2")),
     ],
 )
 def test_words_are_compared_as_words_and_mathematics_as_mathematics(tmp_path: Path, answer: str, verifier: str) -> None:
