@@ -557,7 +557,7 @@ def described(task: Task, sequence: str) -> str:
     for kind, share in task.shares(sequence).items():
         steps = task.steps(kind, share)
         if kind == "sft":
-            steps = math.ceil(min(rows, steps * task.batch) / task.batch) * task.epochs_of_sft(steps, rows)
+            steps = math.ceil(min(rows, steps * task.batch) * task.epochs_of_sft(steps, rows) / task.batch)
         stages.append(f"{kind.upper()} ({steps})")
     return " → ".join(stages) + (", half of the rows" if sequence == HALF else "")
 

@@ -9,6 +9,7 @@ import benchmark_module
 import pytest
 
 from srl_rlvr import config as configs
+from srl_rlvr.stages import sft
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +31,9 @@ def test_every_cell_is_a_run_that_can_be_begun(types: Any, tmp_path: Path) -> No
             kinds = ["sft", "srl", "rlvr"]
             assert [stage.kind for stage in config.stages] == kinds[: 1 if sequence == "sft" else 3], cell.name
             assert config.data[0].dev_candidates == (task.dev_candidates or None)
+            assert isinstance(first := config.stages[0], configs.SftStage)
+            updates = sft.steps(first, task.training_rows(sequence))
+            assert types.described(task, sequence).startswith(f"SFT ({updates})"), cell.name
 
 
 def test_a_lead_is_over_rivals_that_have_run(types: Any) -> None:
