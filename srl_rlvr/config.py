@@ -56,7 +56,8 @@ class SourceConfig(Section):
     with_steps: bool = False
     """Leave out problems that have no expert steps; without this, SFT, DPO and SRL refuse them."""
     skip_bad: bool = False
-    """Leave out rows that are wrong, and say how many; without this, the first ends the run."""
+    """Leave out rows that are wrong, and problems too long for `model.max_context` (where all sources have this), and
+    say how many; without this, the first ends the run."""
     candidates: int = Field(default=8, ge=2)
     """Documents that one question of a ranking type is trained with: those that answer it, then those that the data
     ranks highest."""

@@ -5,6 +5,7 @@ It reads as the algorithm. The actors come in as one object, the Crew; this file
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import deque
@@ -31,6 +32,8 @@ from srl_rlvr.reporting.result import Interval, mean_interval
 from srl_rlvr.scheduling import admits
 from srl_rlvr.seeds import derived_seed
 from srl_rlvr.stages import dpo, policy_gradient_spec, rlvr, sft, srl
+
+log = logging.getLogger(__name__)
 
 _RECENT_STEPS = 8  # that say how many groups carry signal
 
@@ -463,31 +466,49 @@ def check_counted(label: str, predictions: list[dict[str, Any]]) -> None:
         raise RunError(f"{label}: none of the {len(predictions)} problems counts: all are out of scope")
 
 
-def check_fits_context(
+def fitting(
     train: pa.Table, evaluated: Iterable[pa.Table], tokenizer: Any, config: RunConfig, model_limit: int
-) -> None:
-    """Raises InputError naming the first problem that leaves no room to answer, for SRL at its last step, or none for
-    the solution that SFT or DPO learns. Thoughts come on top, as their length is not known before they are drawn."""
+) -> list[pa.Table]:
+    """`train` and those `evaluated`, of which every problem leaves room to answer, for SRL at its last step, and for
+    the solution that SFT or DPO learns. Thoughts come on top, as their length is not known before they are drawn.
+
+    Raises InputError naming the first problem that does not; where every source skips what is bad, those are left out,
+    counted and said.
+    """
     limit, model_type = config.model.max_context, model_types.find(config.model_type)
     if limit > model_limit:
         raise InputError(f"model.max_context is {limit}, but the model was made for at most {model_limit} tokens")
     taken = [(stage.kind, stage.examples or train.num_rows) for stage in config.stages]
     by_step = max((count for kind, count in taken if kind == "srl"), default=0)
     as_a_whole = max((count for kind, count in taken if kind in ("sft", "dpo")), default=0)
-    for table in (train, *evaluated):
-        for index, example in enumerate(table.to_pylist()):
+    skip_bad = all(source.skip_bad for source in config.data)
+    tables, too_long = list[pa.Table](), list[InputError]()
+    for table, learned in ((train, True), *((each, False) for each in evaluated)):
+        fit: list[int] = []
+        for row, example in enumerate(table.to_pylist()):
             solution = model_type.encode_solution(tokenizer, example, config.think)
             steps, room, what = 0, 1, "is"
-            if table is train and index < as_a_whole:
+            if learned and len(fit) < as_a_whole:
                 steps, room, what = len(solution.steps), 0, "and its solution are"
-            elif table is train and index < by_step:
+            elif learned and len(fit) < by_step:
                 steps, what = len(solution.steps) - 1, "and the steps before its last are"
             tokens = len(solution.trunk(steps))
-            if tokens + room > limit:
-                raise InputError(
-                    f"problem {example['id']} ({example['provenance']}) {what} {tokens} tokens long and "
-                    f"model.max_context is {limit}: raise it, or leave the problem out"
-                )
+            if tokens + room <= limit:
+                fit.append(row)
+                continue
+            error = InputError(
+                f"problem {example['id']} ({example['provenance']}) {what} {tokens} tokens long and "
+                f"model.max_context is {limit}: raise it, or leave out what does not fit by --skip-bad"
+            )
+            if not skip_bad:
+                raise error
+            too_long.append(error)
+        if table.num_rows and not fit:
+            raise too_long[-1]
+        tables.append(table.take(pa.array(fit, pa.int64())))
+    if too_long:
+        log.warning("problems too long, and left out: %d; the first: %s", len(too_long), too_long[0])
+    return tables
 
 
 def held_out_intervals(state: State) -> dict[str, Interval]:

@@ -52,13 +52,13 @@ def train(config: RunConfig, out: Path, resume: bool, command: str) -> int:
     config.model.base = config.model.base or model_type.base
     state, history, folder = _starting_point(config, out, resume)
     train_examples, dev, held_out = sources.load_all(config.data, config.seed, config.model_type)
-    _check_data(state, out, train_examples, dev, held_out)
     model = base_models.resolve(config.model.base, model_cache())
     tokenizer = model_type.load_tokenizer(model, config.model.max_context)
     of_model = base_models.read_config(model)
     limit = (of_model | of_model.get("text_config", {})).get("max_position_embeddings", config.model.max_context)
     if model_type.policy == "text":  # an encoder cuts its texts to the context
-        pipeline.check_fits_context(train_examples, (dev, held_out), tokenizer, config, limit)
+        train_examples, dev, held_out = pipeline.fitting(train_examples, (dev, held_out), tokenizer, config, limit)
+    _check_data(state, out, train_examples, dev, held_out)
     _check_steps(config, train_examples)
     _check_verifiers({name for table in (train_examples, dev, held_out) for name in table["verifier"].to_pylist()})
     _check_disk(config, model, out, with_best=dev.num_rows > 0)

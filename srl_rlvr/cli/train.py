@@ -27,7 +27,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder of the run (default: out/<name>)")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in DIR")
     parser.add_argument("--skip-bad", action="store_true",
-                        help="leave out rows of the data that are wrong, and say how many")  # fmt: skip
+                        help="leave out rows that are wrong or too long, and say how many")  # fmt: skip
     parser.add_argument("--keys", action="store_true", help="list every key of a run file and exit")
     parser.add_argument("--families", action="store_true", help="list the generated families and exit")
     return parser

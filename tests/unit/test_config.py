@@ -13,6 +13,7 @@ from srl_rlvr.errors import InputError
 DATA = '[[data]]\nfamily = "chain_sum"\n'
 STAGE = '[[stages]]\nkind = "srl"\n'
 RUN = DATA + STAGE
+RUN_FILES = sorted((Path(__file__).parents[2] / "runs").glob("*.toml"))
 TWO = DATA + '[[stages]]\nkind = "sft"\n[[stages]]\nkind = "rlvr"\nname = "polish"\n'
 
 
@@ -290,3 +291,9 @@ def test_keys_that_are_one_of_some_say_which() -> None:
 def test_what_could_only_be_ignored_is_refused(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(InputError, match=said):
         load(tmp_path, text)
+
+
+@pytest.mark.parametrize("file", RUN_FILES, ids=lambda file: file.stem)
+def test_the_run_files_are_right(file: Path) -> None:
+    read = config.load(file)
+    assert read.data[0].dev and [stage.kind for stage in read.stages] == ["sft", "srl", "rlvr"]

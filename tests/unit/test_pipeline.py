@@ -446,25 +446,28 @@ def test_predictions_stand_beside_their_own_problems(tokenizer: Any) -> None:
 
 def refused(config: Any, train: pa.Table, evaluated: pa.Table, tokenizer: Any, limit: int = 1024) -> str:
     with pytest.raises(InputError) as caught:
-        pipeline.check_fits_context(train, [evaluated], tokenizer, config, limit)
+        pipeline.fitting(train, [evaluated], tokenizer, config, limit)
     return str(caught.value)
 
 
 def test_a_problem_that_fills_the_context_is_named_before_the_run(tokenizer: Any) -> None:
     config = configs.parse({"data": [{"family": "x"}], "stages": [RLVR, SRL], "model": {"max_context": 300}}, "test")
     three, none = problems(3), problems(3)[:0]
-    pipeline.check_fits_context(three, [three], tokenizer, config, 1024)
+    pipeline.fitting(three, [three], tokenizer, config, 1024)
     assert refused(config, three, none, tokenizer, 100) == (
         "model.max_context is 300, but the model was made for at most 100 tokens"
     )
-    named = r"problem \w+ \(.*\) {} \d+ tokens long and model.max_context is {}: raise it, or leave the problem out"
+    named = (
+        r"problem \w+ \(.*\) {} \d+ tokens long and model.max_context is {}: raise it, or leave out what does not fit "
+        "by --skip-bad"
+    )
     prompts = [len(ids) for ids in pipeline.rlvr.prompts(three, tokenizer, "x", False)["token_ids"].to_pylist()]
     config.model.max_context = longest = max(prompts)
     assert re.fullmatch(named.format("is", longest), refused(config, none, three, tokenizer))
     config.model.max_context = longest = max(prompts) + 1
     before_the_last = named.format("and the steps before its last are", longest)
     assert re.fullmatch(before_the_last, refused(config, three, none, tokenizer))
-    pipeline.check_fits_context(none, [three], tokenizer, config, 1024)
+    pipeline.fitting(none, [three], tokenizer, config, 1024)
 
 
 @pytest.mark.parametrize("stage", [SFT, {"kind": "dpo", "steps": 1}])
@@ -475,12 +478,12 @@ def test_a_solution_that_the_context_cannot_hold_is_named_before_it_is_learned(s
     config = configs.parse(
         {"data": [{"family": "x"}], "stages": [stage, RLVR], "model": {"max_context": whole}}, "test"
     )
-    pipeline.check_fits_context(one, [], tokenizer, config, 1024)
+    pipeline.fitting(one, [], tokenizer, config, 1024)
     config.model.max_context = whole - 1
     found = refused(config, one, one[:0], tokenizer)
     assert re.fullmatch(rf"problem \w+ \(.*\) and its solution are {whole} tokens long and .*", found)
     config.stages = config.stages[1:]
-    pipeline.check_fits_context(one, [one], tokenizer, config, 1024)
+    pipeline.fitting(one, [one], tokenizer, config, 1024)
 
 
 def test_srl_asks_for_room_only_in_the_problems_that_it_takes(tokenizer: Any) -> None:
@@ -491,9 +494,27 @@ def test_srl_asks_for_room_only_in_the_problems_that_it_takes(tokenizer: Any) ->
     for given, fits in ({"examples": 1}, True), ({"examples": 2}, False), ({}, False):
         config = configs.parse(data | {"stages": [SRL | given, RLVR]}, "test")
         if fits:
-            pipeline.check_fits_context(table, [], tokenizer, config, 1024)
+            pipeline.fitting(table, [], tokenizer, config, 1024)
         else:
             assert refused(config, table, table[:0], tokenizer).startswith(f"problem {long['id']} ")
+
+
+def test_problems_that_do_not_fit_are_left_out_where_it_is_asked_for(tokenizer: Any, caplog: Any) -> None:
+    *short, last = sorted(problems(8).to_pylist(), key=lambda row: len(row["steps"]))
+    long = last | {"id": "long", "steps": last["steps"] * 20}
+    table = pa.Table.from_pylist([long, *short], problems(1).schema)
+    data = [{"family": "x", "skip_bad": True}]
+    config = configs.parse({"data": data, "stages": [SRL, RLVR], "model": {"max_context": 300}}, "test")
+    train, held_out = pipeline.fitting(table, [table], tokenizer, config, 1024)
+    assert train.to_pylist() == short and held_out == table
+    assert re.search("problems too long, and left out: 1; the first: problem long ", caplog.text)
+    # the count is of what is learned from
+    config.stages[0].examples = len(short)
+    assert pipeline.fitting(table, [], tokenizer, config, 1024) == [train]
+    config.data.append(config.data[0].model_copy(update={"skip_bad": False}))
+    assert refused(config, table, table, tokenizer).startswith("problem long ")
+    del config.data[1]
+    assert refused(config, table[:1], table, tokenizer).startswith("problem long ")  # nothing is left
 
 
 # What a reader sees
