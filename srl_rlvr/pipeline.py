@@ -482,7 +482,7 @@ def fitting(
     by_step = max((count for kind, count in taken if kind == "srl"), default=0)
     as_a_whole = max((count for kind, count in taken if kind in ("sft", "dpo")), default=0)
     skip_bad = all(source.skip_bad for source in config.data)
-    tables, too_long = list[pa.Table](), list[InputError]()
+    tables, too_long = list[pa.Table](), list[str]()
     for table, learned in ((train, True), *((each, False) for each in evaluated)):
         fit: list[int] = []
         for row, example in enumerate(table.to_pylist()):
@@ -496,16 +496,16 @@ def fitting(
             if tokens + room <= limit:
                 fit.append(row)
                 continue
-            error = InputError(
+            found = (
                 f"problem {example['id']} ({example['provenance']}) {what} {tokens} tokens long and "
-                f"model.max_context is {limit}: raise it, or leave out what does not fit by --skip-bad"
+                f"model.max_context is {limit}"
             )
             if not skip_bad:
-                raise error
-            too_long.append(error)
+                raise InputError(f"{found}: raise it, or leave out what does not fit by --skip-bad")
+            too_long.append(found)
         if table.num_rows and not fit:
-            raise too_long[-1]
-        tables.append(table.take(pa.array(fit, pa.int64())))
+            raise InputError(f"{too_long[-1]}, and none of the {table.num_rows} fits: raise it")
+        tables.append(table if len(fit) == table.num_rows else table.take(pa.array(fit, pa.int64())))
     if too_long:
         log.warning("problems too long, and left out: %d; the first: %s", len(too_long), too_long[0])
     return tables
