@@ -3,28 +3,55 @@
 from __future__ import annotations
 
 import dataclasses
+import faulthandler
+import functools
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 BATCHES = ["SRL trees of many steps", "one sample", "RLVR groups of uneven lengths"]
 
 
+def worker(work: Callable[..., None]) -> Callable[..., None]:
+    """`work(rank, world, …, out)` in a process of its group, which ends as Ray Train's workers do: at once.
+
+    Python's own end is not for it: FSDP's caches hold the group beyond `destroy_process_group`, DDP's buckets beyond
+    the policy, so gloo's threads would run on beside an interpreter that is being taken down.
+    """
+
+    @functools.wraps(work)
+    def run(rank: int, world: int, *arguments: Any) -> None:
+        import torch
+        import torch.distributed as dist
+
+        sys.path.insert(0, str(Path(__file__).parent))
+        torch.set_num_threads(1)
+        if world == 1:
+            work(rank, world, *arguments)
+            return
+        faulthandler.enable()
+        rendezvous = f"file://{arguments[-1]}/rendezvous"
+        dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world)
+        work(rank, world, *arguments)
+        dist.barrier()  # the other may still read from this one
+        os._exit(0)
+
+    return run
+
+
+@worker
 def run(rank: int, world: int, strategy: str, lora_rank: int, model: str, out: str) -> None:
     """Updates, a save, a load into a new policy, one more update; rank 0 leaves what came of it in `out`."""
+    import cases
     import torch
     import torch.distributed as dist
-
-    sys.path.insert(0, str(Path(__file__).parent))
-    import cases
 
     from srl_rlvr.policies.losses import UpdateSpec
     from srl_rlvr.policies.text import TextPolicy, _whole
 
-    torch.set_num_threads(1)
     folder = Path(out)
-    if world > 1:
-        dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
 
     def make(seed: int) -> TextPolicy:
         return TextPolicy(
@@ -68,25 +95,19 @@ def run(rank: int, world: int, strategy: str, lora_rank: int, model: str, out: s
         found["refused"] = str(error)
     if rank == 0:
         torch.save(found, folder / "found.pt")
-    del policy, resumed, each  # DDP's part in the process group: the last owner must not be freed under the GIL
-    if world > 1:
-        dist.destroy_process_group()
 
 
+@worker
 def hand_over(rank: int, world: int, strategies: tuple[str, str], model: str, out: str) -> None:
     """One strategy's policy updates, saves and updates again; the other's loads that and updates, too."""
+    import cases
     import torch
     import torch.distributed as dist
-
-    sys.path.insert(0, str(Path(__file__).parent))
-    import cases
 
     from srl_rlvr.policies.losses import UpdateSpec
     from srl_rlvr.policies.text import TextPolicy
 
-    torch.set_num_threads(1)
     folder = Path(out)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
     first, second = (TextPolicy(Path(model), strategy=strategy) for strategy in strategies)
     samples = cases.table(cases.BATCHES[BATCHES[0]])
     spec = UpdateSpec(loss="policy_gradient", learning_rate=1e-4, kl=0.2)
@@ -100,25 +121,18 @@ def hand_over(rank: int, world: int, strategies: tuple[str, str], model: str, ou
         buffer, _ = policy.export()
         if rank == 0:
             torch.save(buffer.clone(), folder / f"{name}.pt")
-    del first, second, policy
-    dist.destroy_process_group()
 
 
+@worker
 def see(rank: int, world: int, model: str, out: str) -> None:
     """Updates of a policy that sees, the last of one tree; rank 0 leaves what came of it in `out`."""
-    import torch
-    import torch.distributed as dist
-
-    sys.path.insert(0, str(Path(__file__).parent))
     import cases
+    import torch
 
     from srl_rlvr.policies.losses import UpdateSpec
     from srl_rlvr.policies.text import TextPolicy
 
-    torch.set_num_threads(1)
     folder = Path(out)
-    if world > 1:
-        dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
     policy = TextPolicy(Path(model), tokens_per_microbatch=30)
     policy.begin_stage(keep_reference=True)
     config = policy.network.config
@@ -129,6 +143,3 @@ def see(rank: int, world: int, model: str, out: str) -> None:
     found = {"metrics": metrics, "logprobs": policy.logprobs(batches[0])}
     if rank == 0:
         torch.save(found, folder / "found.pt")
-    del policy
-    if world > 1:
-        dist.destroy_process_group()
