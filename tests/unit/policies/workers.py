@@ -17,8 +17,8 @@ BATCHES = ["SRL trees of many steps", "one sample", "RLVR groups of uneven lengt
 def worker(work: Callable[..., None]) -> Callable[..., None]:
     """`work(rank, world, …, out)` in a process of its group, which ends as Ray Train's workers do: at once.
 
-    Python's own end is not for it: FSDP's caches hold the group beyond `destroy_process_group`, DDP's buckets beyond
-    the policy, so gloo's threads would run on beside an interpreter that is being taken down.
+    Python's own end is not for it: FSDP's caches hold the group beyond `destroy_process_group`, so gloo's threads would
+    run on beside an interpreter that is being taken down.
     """
 
     @functools.wraps(work)
