@@ -201,8 +201,7 @@ class Crew:
 
 def engine_of(config: RunConfig) -> tuple[str, dict[str, Any]]:
     """The kind of the run's engine and its arguments."""
-    model_type, engine = model_types.find(config.model_type), config.engine
-    kind = model_type.engine or engine.kind
+    model_type, engine, kind = model_types.find(config.model_type), config.engine, config.engine_kind
     max_context, tokens_per_pass = config.model.max_context, config.learner.tokens_per_microbatch
     arguments = engines.arguments(kind, engine, max_context, tokens_per_pass) | model_type.policy_options()
     return kind, arguments | ({"matmul": config.model.matmul} if kind == "transformers" else {})
@@ -230,6 +229,7 @@ def _learner_spec(config: RunConfig, model: Path, storage: Path) -> LearnerSpec:
     policy = model_type.policy_options() | {
         "tokens_per_microbatch": learner.tokens_per_microbatch,
         "weight_decay": learner.weight_decay,
+        "betas": tuple(learner.betas),
         "max_grad_norm": learner.max_grad_norm,
     }
     if config.model.dimensions:

@@ -206,8 +206,8 @@ Stage = Annotated[SftStage | DpoStage | SrlStage | RlvrStage, Field(discriminato
 
 
 class EngineConfig(Section):
-    kind: Literal["vllm", "transformers"] = "vllm"
-    """Sampling engine: vLLM (CPU or GPU), or plain transformers."""
+    kind: Literal["auto", "vllm", "transformers"] = "auto"
+    """Sampling engine. auto: the engine that the model type needs, else vLLM (CPU or GPU)."""
     generators: int = Field(default=1, ge=1)
     """Actors that sample."""
     max_running: int = Field(default=64, ge=1)
@@ -228,14 +228,16 @@ class LearnerConfig(Section):
     workers: int = Field(default=1, ge=1)
     """Data-parallel training processes."""
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
-    """auto: DDP on CPUs and single GPUs, FSDP2 on several GPUs. What sees images is trained by DDP always."""
+    """auto: DDP on CPUs and single GPUs, FSDP2 on several GPUs. Types that rank or see images always use DDP."""
     tokens_per_microbatch: int = Field(default=448, ge=16)
     """Tokens of one forward and backward pass; gradients accumulate over the batch. The more, the faster, and the more
     memory; a single longer sequence is not cut."""
     activation_checkpointing: bool = False
     """Keep each layer's input only and compute the rest anew in the backward pass: less memory, but slower."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """Of AdamW."""
+    """Weight decay of AdamW, for matrices only: norms, biases and other vectors are not decayed."""
+    betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field(default=[0.9, 0.99], min_length=2, max_length=2)
+    """Decay rates of AdamW's averages of the gradient and of its square."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm."""
     threads: int = Field(default=0, ge=0)
@@ -298,7 +300,7 @@ class RunConfig(Section):
     model_type: str = "task_llm"
     """What the model is for: task_llm, srl_parser, extractor, multimodal_vision, intent_router, embeddings, reranker
     (the files of srl_rlvr/model_types)."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Of everything drawn: problems, order, samples."""
     think: bool = False
     """The policy writes <think>…</think> before each action; the monologue is never rewarded nor compared."""
@@ -316,6 +318,12 @@ class RunConfig(Section):
     verifier: VerifierConfig = VerifierConfig()
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @property
+    def engine_kind(self) -> str:
+        """The engine that samples: the model type's own, or the one asked for."""
+        asked = "vllm" if self.engine.kind == "auto" else self.engine.kind
+        return model_types.find(self.model_type).engine or asked
 
     @field_validator("model_type")
     @classmethod
@@ -345,6 +353,9 @@ class RunConfig(Section):
             for stage in self.stages:
                 if isinstance(stage, RlvrStage):  # picks that the verifier does not read would be paid all the same
                     stage.max_tokens = min(stage.max_tokens, declared.picks or stage.max_tokens)
+                if isinstance(stage, SrlStage):  # an action is one pick; dr_grpo divides by the longest
+                    stage.max_tokens = 1
+        self._machinery_fits()
         if self.model.dimensions and not declared.shortens:
             raise ValueError(f"model.dimensions are of embeddings, not of a {self.model_type}: leave them out")
         if self.model.matmul == "bfloat16" and not self.model.lora_rank:
@@ -373,21 +384,36 @@ class RunConfig(Section):
                 raise ValueError(f"stage '{stage.label}': own_thoughts asks for lines_per_action of 1 or more")
         return self
 
+    def _machinery_fits(self) -> None:
+        """Raises ValueError if engine or learner cannot do what is asked, or would ignore it."""
+        declared, context = model_types.find(self.model_type), self.model.max_context
+        if self.engine.kind not in ("auto", self.engine_kind):
+            raise ValueError(
+                f"engine.kind = '{self.engine.kind}' cannot sample a {self.model_type}, which needs the engine "
+                f"{declared.engine}: leave it out"
+            )
+        if self.learner.strategy == "fsdp" and self.learner.workers == 1:
+            raise ValueError("learner.strategy = 'fsdp' shards over several workers: set learner.workers, or leave it")
+        if self.learner.strategy == "fsdp" and declared.engine:
+            raise ValueError(f"learner.strategy = 'fsdp' cannot train a {self.model_type}: leave it out")
+        if declared.policy == "ranking":
+            return  # candidates are picked, and texts are cut to the context
+        for stage in self.stages:
+            longest = getattr(stage, "max_tokens", 0)
+            chosen = longest and longest != type(stage).model_fields["max_tokens"].default
+            if chosen and longest >= context:
+                raise ValueError(
+                    f"stage '{stage.label}': max_tokens is {longest}, and model.max_context is only {context} for "
+                    "prompt and completion together: lower the one or raise the other"
+                )
+
 
 def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The run in the TOML file `path` with `key=value` overrides (dotted; stages by name or number).
 
     Raises InputError: the file is missing or no TOML, a key is unknown, a value has the wrong type or bound.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such run file")
-    try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid TOML: {error}") from None
-    for override in overrides:
-        _override(tree, override)
-    config = parse(tree, str(path))
+    config = read(path, overrides)
     for source in config.data:
         for field in ("path", "held_out_path"):
             value = getattr(source, field)
@@ -398,6 +424,19 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         if local.exists():
             config.model.base = str(local)
     return config
+
+
+def read(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The run as `load` returns it, with its paths as they are written. Raises as `load`."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such run file")
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid TOML: {error}") from None
+    for override in overrides:
+        _override(tree, override)
+    return parse(tree, str(path))
 
 
 def parse(tree: dict[str, Any], origin: str) -> RunConfig:

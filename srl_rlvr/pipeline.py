@@ -471,6 +471,7 @@ def fitting(
 ) -> list[pa.Table]:
     """`train` and those `evaluated`, of which every problem leaves room to answer, for SRL at its last step, and for
     the solution that SFT or DPO learns. Thoughts come on top, as their length is not known before they are drawn.
+    Problems that leave room for less than `max_tokens` stay, and are counted in a warning.
 
     Raises InputError naming the first problem that does not; where every source skips what is bad, those are left out,
     counted and said.
@@ -479,10 +480,12 @@ def fitting(
     if limit > model_limit:
         raise InputError(f"model.max_context is {limit}, but the model was made for at most {model_limit} tokens")
     taken = [(stage.kind, stage.examples or train.num_rows) for stage in config.stages]
+    longest = {stage.kind: getattr(stage, "max_tokens", 0) for stage in config.stages}
+    for_action, for_answer = longest.get("srl", 0), max(longest.get("rlvr", 0), longest.get("dpo", 0))
     by_step = max((count for kind, count in taken if kind == "srl"), default=0)
     as_a_whole = max((count for kind, count in taken if kind in ("sft", "dpo")), default=0)
     skip_bad = all(source.skip_bad for source in config.data)
-    tables, too_long = list[pa.Table](), list[str]()
+    tables, too_long, short_of_room = list[pa.Table](), list[str](), 0
     for table, learned in ((train, True), *((each, False) for each in evaluated)):
         fit: list[int] = []
         for row, example in enumerate(table.to_pylist()):
@@ -494,6 +497,11 @@ def fitting(
                 steps, what = len(solution.steps) - 1, "and the steps before its last are"
             tokens = len(solution.trunk(steps))
             if tokens + room <= limit:
+                asked = config.evaluation.max_tokens if not learned else for_answer
+                short = len(solution.trunk(0)) + asked > limit
+                if learned and len(fit) < by_step:
+                    short |= len(solution.trunk(len(solution.steps) - 1)) + for_action > limit
+                short_of_room += short
                 fit.append(row)
                 continue
             found = (
@@ -508,6 +516,11 @@ def fitting(
         tables.append(table if len(fit) == table.num_rows else table.take(pa.array(fit, pa.int64())))
     if too_long:
         log.warning("problems too long, and left out: %d; the first: %s", len(too_long), too_long[0])
+    if short_of_room:
+        log.warning(
+            "problems that leave less than max_tokens of model.max_context = %d for an answer, which is cut off there: "
+            "%d of %d", limit, short_of_room, sum(table.num_rows for table in tables),
+        )  # fmt: skip
     return tables
 
 

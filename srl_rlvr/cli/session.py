@@ -196,8 +196,7 @@ def _crew(config: RunConfig, model: Path, out: Path, progress: Progress) -> Iter
 
     supervisor.start_ray(config, progress.note)
     try:
-        kind = model_types.find(config.model_type).engine or config.engine.kind
-        progress.phase(f"starting the {kind} engine and the learner")
+        progress.phase(f"starting the {config.engine_kind} engine and the learner")
         run_id = f"{config.name}-{time.time_ns() % 10**9:09d}"
         crew = supervisor.Crew(config, model.resolve(), run_id, (out / _RAY_TRAIN).resolve())
         try:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import http.client
 import logging
+import os
 import shlex
 import time
 import urllib.error
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from srl_rlvr import config as configs
+from srl_rlvr.config import RunConfig
 from srl_rlvr.errors import InputError, RunError, Stopped
 
 _POLL_S = 1.0
@@ -44,7 +47,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> int:
-    configs.load(options.run_file, options.overrides)  # faults are found here and not on the cluster
+    config = configs.read(options.run_file, options.overrides)  # faults are found here and not on the cluster
     folder = options.working_dir.resolve()
     if not options.run_file.resolve().is_relative_to(folder):
         raise InputError(f"{options.run_file} is not below {folder}, which is what the cluster is sent: copy it there")
@@ -55,13 +58,22 @@ def run(options: argparse.Namespace) -> int:
         words += ["--set", override]
     words += ["--out", options.out] if options.out else []
     words += ["--resume"] if options.resume else []
+    sent = _to_send(folder)
+    _check_size(folder, sent)
+    _check_paths(config, options.run_file.absolute(), folder, sent)
     client = _client(options.address)
     environment = {
         "working_dir": str(folder),
         "excludes": _EXCLUDES,
         "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WAIT_S)},
     }
-    job = client.submit_job(entrypoint=shlex.join(words), runtime_env=environment)
+    print(f"sending {len(sent)} files, {sum(sent.values()) / 2**20:.1f} MiB", flush=True)
+    try:
+        job = client.submit_job(entrypoint=shlex.join(words), runtime_env=environment)
+    except (OSError, RuntimeError) as error:
+        if "413" in str(error):
+            raise InputError(_too_large(folder, sent, f"more than {options.address} takes")) from None
+        raise RunError(f"{options.address} did not take the job: {_first_line(error)}") from None
     print(f"job {job} on {options.address}: {shlex.join(words)}")
     if options.no_wait:
         print(f"follow it: ray job logs --follow --address {options.address} {job}")
@@ -78,6 +90,70 @@ def run(options: argparse.Namespace) -> int:
         raise RunError(f"the connection to {options.address} is lost: {_first_line(error)}; {goes_on}") from None
 
 
+def _to_send(folder: Path) -> dict[Path, int]:
+    """Size in bytes of each file that Ray would send, by its path in `folder`.
+
+    Raises InputError if a link leads back to a folder above it: Ray would follow it over and over.
+    """
+    from ray._private.runtime_env import packaging  # the walk by which the client packs a working folder
+
+    found: dict[Path, int] = {}
+
+    def visit(path: Path) -> None:
+        if path.is_symlink() and path.is_dir() and path.parent.resolve().is_relative_to(path.resolve()):
+            raise InputError(f"{path} links to a folder that holds it, which cannot be sent: remove the link")
+        if path.is_file():
+            found[path.relative_to(folder)] = path.stat().st_size
+
+    packaging._dir_travel(folder, [packaging._get_excludes(folder, _EXCLUDES)], visit, _reads_gitignore(), logger=None)
+    return found
+
+
+def _reads_gitignore() -> bool:
+    from ray._private.ray_constants import RAY_RUNTIME_ENV_IGNORE_GITIGNORE
+
+    return os.environ.get(RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1"
+
+
+def _check_size(folder: Path, sent: dict[Path, int]) -> None:
+    """Raises InputError if the dashboard would refuse so large a package. (Ray packs without compression.)"""
+    from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE as most
+
+    if sum(sent.values()) > most:
+        raise InputError(_too_large(folder, sent, f"and Ray takes at most {most / 2**20:.0f} MiB"))
+
+
+def _too_large(folder: Path, sent: dict[Path, int], limit: str) -> str:
+    largest = sorted(sent, key=lambda path: -sent[path])[:3]
+    named = ", ".join(f"{path} ({sent[path] / 2**20:.1f} MiB)" for path in largest)
+    return (
+        f"the working folder {folder} has {sum(sent.values()) / 2**20:.1f} MiB to send, {limit}; the largest: {named}: "
+        "name them in .rayignore, and read large data from a path that the cluster shares"
+    )
+
+
+def _check_paths(config: RunConfig, run_file: Path, folder: Path, sent: dict[Path, int]) -> None:
+    """Raises InputError if the run names a file or folder that is here and would be missing on the cluster. An absolute
+    path is the cluster's."""
+    named = {"model.base": config.model.base}
+    for number, source in enumerate(config.data):
+        named |= {f"data[{number}].path": source.path, f"data[{number}].held_out_path": source.held_out_path}
+    for key, value in named.items():
+        here = Path(os.path.normpath(run_file.parent / value))
+        if not value or Path(value).expanduser().is_absolute() or not here.exists():
+            continue
+        if not here.is_relative_to(folder):
+            raise InputError(
+                f"{key}: {value} lies outside the working folder {folder}, so the cluster would not have it: copy it "
+                "there, or name a path that the cluster shares"
+            )
+        if not any(path.is_relative_to(here.relative_to(folder)) for path in sent):
+            raise InputError(
+                f"{key}: {value} is not sent, as .gitignore, .rayignore or submit itself ({', '.join(_EXCLUDES)}) "
+                "leaves it out: move it, or name a path that the cluster shares"
+            )
+
+
 def _client(address: str) -> Any:
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
@@ -88,7 +164,7 @@ def _client(address: str) -> Any:
     try:
         _knock(address)
         return JobSubmissionClient(address)
-    except (OSError, RuntimeError, ValueError, AuthenticationError) as error:
+    except (OSError, RuntimeError, ValueError, AuthenticationError, http.client.HTTPException) as error:
         raise InputError(
             f"cannot reach the Ray cluster at {address}: {_first_line(error)}; is its dashboard running there, and are "
             "RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH set as on its head?"

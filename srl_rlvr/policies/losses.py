@@ -16,6 +16,10 @@ import torch
 SUMS: tuple[str, ...] = ("loss", "kl", "clip_fraction", "entropy", "divergence", "drawn")
 
 
+LARGEST_LOG_RATIO = 20.0
+"""exp(20) is 5e8. In float32 exp overflows at 88.7."""
+
+
 @dataclass(frozen=True)
 class UpdateSpec:
     """How one batch of samples moves the policy."""
@@ -60,21 +64,28 @@ def policy_gradient_loss(
         L    = -w · min(ρ·A, clip(ρ, 1 - clip_low, 1 + clip_high)·A)      DAPO (2503.14476), eq. 8
         L   += kl · (π_ref/π - log(π_ref/π) - 1)                          k3, GRPO (2402.03300), eq. 4
 
-    All inputs are [T], natural logarithms at the sampling temperature; only `logprobs_T` carries gradient.
+    All inputs are [T], natural logarithms at the sampling temperature; only `logprobs_T` carries gradient. Above
+    `LARGEST_LOG_RATIO` both ratios go on as straight lines, so that one token cannot overflow the loss.
     """
     weight = torch.exp(old_logprobs_T - behavior_logprobs_T).clamp(max=spec.importance_cap)
-    ratio = torch.exp(logprobs_T - old_logprobs_T)
+    ratio = _exp(logprobs_T - old_logprobs_T)
     clipped_ratio = ratio.clamp(1 - spec.clip_low, 1 + spec.clip_high)
     surrogate = torch.minimum(ratio * advantages_T, clipped_ratio * advantages_T)
     loss = -(weight * surrogate).sum()
     kl = torch.zeros((), device=logprobs_T.device)
     if reference_logprobs_T is not None:
         log_ratio = reference_logprobs_T - logprobs_T
-        k3 = (torch.exp(log_ratio) - log_ratio - 1).sum()
+        k3 = (_exp(log_ratio) - log_ratio - 1).sum()
         loss = loss + spec.kl * k3
         kl = k3.detach()
     clipped = (clipped_ratio * advantages_T < ratio * advantages_T).sum()
     return TokenLoss(loss, kl, clipped)
+
+
+def _exp(log_ratio_T: torch.Tensor) -> torch.Tensor:
+    """exp, continued above `LARGEST_LOG_RATIO` by its tangent: finite, and its gradient keeps its direction."""
+    bounded_T = log_ratio_T.clamp(max=LARGEST_LOG_RATIO)
+    return torch.exp(bounded_T) * (1 + (log_ratio_T - bounded_T))
 
 
 def cross_entropy_loss(logprobs_T: torch.Tensor) -> TokenLoss:

@@ -32,6 +32,7 @@ from srl_rlvr.policies.losses import (
     cross_entropy_loss,
     policy_gradient_loss,
 )
+from srl_rlvr.policies.optimizer import BETAS, new_optimizer
 from srl_rlvr.policies.questions import Question, unpack
 
 Kind = Literal["bi", "cross"]
@@ -39,7 +40,6 @@ SCALE = 20.0  # of cosines, as sentence-transformers trains them
 # What answers is at place n of a search with a probability as 1 / n to this power: of BM25 likeliest with 1.7 (SciFact)
 # and 1.8 (CovidQA).
 ORDER = 1.75
-_BETAS = (0.9, 0.99)
 
 
 class Scorer(torch.nn.Module):
@@ -180,6 +180,7 @@ class RankingPolicy:
         kind: Kind,
         tokens_per_microbatch: int = 4096,
         weight_decay: float = 0.0,
+        betas: tuple[float, float] = BETAS,
         max_grad_norm: float = 1.0,
         dimensions: Sequence[int] = (),
         device: str = "cpu",
@@ -189,7 +190,7 @@ class RankingPolicy:
         self.world = dist.get_world_size() if dist.is_initialized() else 1
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.scorer = Scorer(model, kind, tokens_per_microbatch).to(self.device)
-        self.weight_decay, self.max_grad_norm = weight_decay, max_grad_norm
+        self.weight_decay, self.betas, self.max_grad_norm = weight_decay, betas, max_grad_norm
         self.notices: list[str] = []
         self.version = 0
         named = list(self.scorer.network.named_parameters())
@@ -263,7 +264,7 @@ class RankingPolicy:
         (folder / "model_card.json").write_text(json.dumps(card, indent=2) + "\n")
 
     def _new_optimizer(self) -> torch.optim.AdamW:
-        return torch.optim.AdamW(self.parameters, lr=0.0, betas=_BETAS, weight_decay=self.weight_decay)
+        return new_optimizer(self.parameters, self.betas, self.weight_decay)
 
     def _step(self, rows: list[dict[str, Any]], old: list[np.ndarray] | None, spec: UpdateSpec) -> dict[str, float]:
         picks_seen = sum(len(row["completion_ids"]) for row in rows)

@@ -37,10 +37,9 @@ from srl_rlvr.policies.losses import (
     policy_gradient_loss,
     preference_weights,
 )
+from srl_rlvr.policies.optimizer import BETAS, new_optimizer
 from srl_rlvr.policies.output_head import head_logprobs
 from srl_rlvr.policies.prefix_tree import Forest, Pack, Tree, build_trees, plant, plant_one_by_one
-
-_BETAS = (0.9, 0.99)
 
 
 class CompletionLogprobs(torch.nn.Module):
@@ -87,6 +86,7 @@ class TextPolicy:
         matmul: str = "float32",
         tokens_per_microbatch: int = 1024,
         weight_decay: float = 0.0,
+        betas: tuple[float, float] = BETAS,
         max_grad_norm: float = 1.0,
         strategy: str = "ddp",
         activation_checkpointing: bool = False,
@@ -98,7 +98,7 @@ class TextPolicy:
         self.world = dist.get_world_size() if dist.is_initialized() else 1
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.token_budget = tokens_per_microbatch
-        self.weight_decay = weight_decay
+        self.weight_decay, self.betas = weight_decay, betas
         self.max_grad_norm = max_grad_norm
         self.lora_scale = lora_alpha / lora_rank if lora_rank else None
         self.version = 0
@@ -430,7 +430,7 @@ class TextPolicy:
 
     def _new_optimizer(self) -> torch.optim.AdamW:
         parameters = [p for p in self.network.parameters() if p.requires_grad]
-        return torch.optim.AdamW(parameters, lr=0.0, betas=_BETAS, weight_decay=self.weight_decay)
+        return new_optimizer(parameters, self.betas, self.weight_decay)
 
     def _is_trained(self, name: str) -> bool:
         return self.lora_scale is None or ".lora_" in name

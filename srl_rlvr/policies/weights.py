@@ -49,10 +49,18 @@ def flatten(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
 
 
 def in_memory(flat: torch.Tensor, manifest: Manifest) -> tuple[np.ndarray, Manifest]:
-    """The buffer as an array, of which the manifest has the checksum: that of a GPU is another."""
+    """The buffer as an array, and a manifest with the checksum of that array: a GPU's checksum is another.
+
+    Raises ValueError if the copy from the GPU is not what the manifest says.
+    """
     if not flat.is_cuda:
         return flat.numpy(), manifest
     flat = flat.cpu()
+    copied = f"{weighted_sum(flat):016x}"
+    if copied != manifest.checksum:
+        raise ValueError(
+            f"weights of version {manifest.version} left the GPU damaged: {copied} is not {manifest.checksum}"
+        )
     return flat.numpy(), replace(manifest, checksum=checksum(flat))
 
 

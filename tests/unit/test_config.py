@@ -33,7 +33,7 @@ def refusal(folder: Path, text: str, *overrides: str) -> str:
 
 def test_what_is_left_out_has_its_default(tmp_path: Path) -> None:
     run = load(tmp_path, RUN)
-    assert (run.seed, run.stages[0].label, run.engine.kind) == (0, "srl", "vllm")
+    assert (run.seed, run.stages[0].label, run.engine_kind) == (0, "srl", "vllm")
 
 
 @pytest.mark.parametrize(
@@ -297,3 +297,34 @@ def test_what_could_only_be_ignored_is_refused(tmp_path: Path, text: str, said: 
 def test_the_run_files_are_right(file: Path) -> None:
     read = config.load(file)
     assert read.data[0].dev and [stage.kind for stage in read.stages] == ["sft", "srl", "rlvr"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (RUN + "[learner]\nstrategy = 'fsdp'", ("learner.strategy", "learner.workers")),
+        ("model_type = 'reranker'\n" + RUN + "[learner]\nstrategy = 'fsdp'\nworkers = 2", ("strategy", "reranker")),
+        ("model_type = 'multimodal_vision'\n" + RUN + "[engine]\nkind = 'vllm'", ("engine.kind", "transformers")),
+        ("model_type = 'embeddings'\n" + RUN + "[engine]\nkind = 'vllm'", ("engine.kind", "ranking")),
+        (RUN + "max_tokens = 2000\n[model]\nmax_context = 64", ("'srl'", "2000", "model.max_context", "64")),
+        ("seed = 9223372036854775808\n" + RUN, ("seed", "9223372036854775808")),
+        (RUN + "[learner]\nbetas = [0.9]", ("learner.betas",)),
+        (RUN + "[learner]\nbetas = [0.9, 1.0]", ("learner.betas",)),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_is_refused_with_its_key(tmp_path: Path, text: str, words: tuple[str, ...]) -> None:
+    said = refusal(tmp_path, text)
+    assert all(word in said for word in words)
+
+
+def test_an_action_of_a_type_that_ranks_is_one_pick(tmp_path: Path) -> None:
+    """dr_grpo divides by the longest action."""
+    run = load(tmp_path, "model_type = 'embeddings'\n" + RUN + "advantage = 'dr_grpo'")
+    assert run.stages[0].model_dump()["max_tokens"] == 1
+
+
+@pytest.mark.parametrize(("model_type", "engine"), [("task_llm", "vllm"), ("embeddings", "ranking")])
+def test_the_engine_is_the_one_that_the_type_needs(tmp_path: Path, model_type: str, engine: str) -> None:
+    run = load(tmp_path, f"model_type = '{model_type}'\n" + RUN)
+    assert run.engine_kind == engine
+    assert config.parse(json.loads(config.dump(run)), "config.json").engine_kind == engine

@@ -470,6 +470,20 @@ def test_a_problem_that_fills_the_context_is_named_before_the_run(tokenizer: Any
     pipeline.fitting(none, [three], tokenizer, config, 1024)
 
 
+@pytest.mark.parametrize(("stage", "count"), [(RLVR, 3), (SRL, 3), (SFT, 0)])
+def test_problems_that_leave_less_than_max_tokens_are_counted(
+    stage: Any, count: int, tokenizer: Any, caplog: Any
+) -> None:
+    three = problems(3)
+    prompts = [len(ids) for ids in pipeline.rlvr.prompts(three, tokenizer, "x", False)["token_ids"].to_pylist()]
+    context = 2 * max(prompts)
+    asked = {"max_tokens": context - min(prompts) + 1} if stage is not SFT else {}
+    tree = {"data": [{"family": "x"}], "stages": [stage | asked], "model": {"max_context": context}}
+    pipeline.fitting(three, [three[:0]], tokenizer, configs.parse(tree, "test"), 10_000)
+    found = re.search(rf"model.max_context = {context} .*: (\d+) of 3$", caplog.text, re.MULTILINE)
+    assert (int(found[1]) if found else 0) == count
+
+
 @pytest.mark.parametrize("stage", [SFT, {"kind": "dpo", "steps": 1}])
 def test_a_solution_that_the_context_cannot_hold_is_named_before_it_is_learned(stage: Any, tokenizer: Any) -> None:
     one = problems(1)

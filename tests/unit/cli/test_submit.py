@@ -17,6 +17,83 @@ class Client:
         return "job-7"
 
 
+def project(folder: Path, monkeypatch: pytest.MonkeyPatch, data: str = 'family = "sums"') -> None:
+    (folder / "srl_rlvr").mkdir()
+    (folder / "run.toml").write_text(f'[[data]]\n{data}\n[[stages]]\nkind = "rlvr"\n')
+    monkeypatch.chdir(folder)
+
+
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], client: Any = None) -> str:
+    monkeypatch.setattr(submit, "_client", lambda address: client or pytest.fail("the cluster was asked"))
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["submit", "http://head:8265", "run.toml"])
+    told = capsys.readouterr().err
+    assert ended.value.code == 2 and len(told.splitlines()) == 1
+    return told
+
+
+def test_a_folder_that_is_too_large_is_refused_before_it_is_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project(tmp_path, monkeypatch)
+    with (tmp_path / "weights.bin").open("wb") as file:
+        file.truncate(200 * 2**20)
+    told = refused(monkeypatch, capsys)
+    assert "weights.bin (200.0 MiB)" in told and "100 MiB" in told and ".rayignore" in told
+    (tmp_path / ".gitignore").write_text("*.bin\n")
+    client = Client()
+    monkeypatch.setattr(submit, "_client", lambda address: client)
+    assert cli.main(["submit", "http://head:8265", "run.toml", "--no-wait"]) == 0
+
+
+def test_a_cluster_that_takes_less_is_said_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Small(Client):
+        def submit_job(self, entrypoint: str, runtime_env: dict[str, Any]) -> str:
+            raise RuntimeError("Request failed with status code 413: Maximum request body size 1 exceeded..")
+
+    project(tmp_path, monkeypatch)
+    assert "http://head:8265" in refused(monkeypatch, capsys, Small())
+
+
+@pytest.mark.parametrize(
+    ("data", "word"),
+    [
+        ('path = "data/rows.jsonl"', ".gitignore"),
+        ('path = "../rows.jsonl"', "outside"),
+        ('path = "out"', "leaves it out"),
+    ],
+)
+def test_data_that_would_not_be_sent_is_named(
+    data: str, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "project"
+    for place in (folder / "data", tmp_path, folder / "out"):
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "rows.jsonl").write_text("{}\n")
+    project(folder, monkeypatch, data)
+    (folder / ".gitignore").write_text("data/\n")
+    told = refused(monkeypatch, capsys)
+    assert "data[0].path" in told and word in told
+
+
+def test_linked_data_is_sent_and_a_link_to_its_own_folder_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    (elsewhere / "rows.jsonl").write_text("{}\n")
+    (folder / "linked").symlink_to(elsewhere)
+    project(folder, monkeypatch, 'path = "linked/rows.jsonl"')
+    client = Client()
+    monkeypatch.setattr(submit, "_client", lambda address: client)
+    assert cli.main(["submit", "http://head:8265", "run.toml", "--no-wait"]) == 0
+    (folder / "self").symlink_to(folder)
+    assert str(folder / "self") in refused(monkeypatch, capsys)
+
+
 @pytest.mark.parametrize(
     ("lost", "code", "said"),
     [(KeyboardInterrupt(), 130, "job job-7 goes on"), (ConnectionError("gone"), 1, "is lost: gone; job job-7 goes on")],
@@ -29,9 +106,7 @@ def test_a_job_that_is_no_longer_followed_is_said_to_go_on(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (tmp_path / "srl_rlvr").mkdir()
-    (tmp_path / "run.toml").write_text('[[data]]\nfamily = "sums"\n[[stages]]\nkind = "rlvr"\n')
-    monkeypatch.chdir(tmp_path)
+    project(tmp_path, monkeypatch)
     client = Client()
     monkeypatch.setattr(submit, "_client", lambda address: client)
 

@@ -77,5 +77,21 @@ def test_a_clipped_token_has_no_gradient_and_is_counted() -> None:
     assert (new.grad == 0).tolist() == [True, False, False, True] and int(result.clipped) == 2
 
 
+@pytest.mark.parametrize(("kl", "advantage"), [(0.3, 0.0), (0.0, -1.0), (0.3, 1.0)])
+def test_a_ratio_beyond_float32_keeps_loss_and_gradient_finite(kl: float, advantage: float) -> None:
+    spec = UpdateSpec("policy_gradient", 1e-5, kl=kl)
+    new = torch.tensor([-120.0, -0.5, -120.0], requires_grad=True)
+    old = torch.tensor([-120.0, -140.0, -140.0])
+    fixed = torch.tensor([-0.5, -0.5, -1.0]) if kl else None
+    result = policy_gradient_loss(new, old, old, torch.full((3,), advantage), fixed, spec)
+    result.loss.backward()
+    assert new.grad is not None
+    assert torch.isfinite(result.loss) and torch.isfinite(new.grad).all()
+    if kl:  # a token that the reference finds likelier is pulled up
+        assert new.grad[0] < -1e6
+    elif advantage < 0:  # a bad token that became likelier is pushed down
+        assert new.grad[1] > 1e6
+
+
 def test_cross_entropy_is_the_negative_sum_of_logprobs() -> None:
     assert float(cross_entropy_loss(torch.tensor([-0.5, -1.5])).loss) == 2.0

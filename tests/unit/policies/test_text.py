@@ -540,6 +540,9 @@ def test_weights_that_leave_a_gpu_have_the_checksum_of_where_they_arrive() -> No
     left = weights.Manifest(1, (("a", (2, 3)),), f"{weights.weighted_sum(torch.arange(6.0)):016x}")
     [(name, arrived)] = weights.unflatten(*weights.in_memory(OnGpu(), left))  # type: ignore[arg-type]
     assert name == "a" and arrived.tolist() == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
+    damaged = weights.Manifest(1, left.tensors, f"{weights.weighted_sum(torch.arange(1.0, 7.0)):016x}")
+    with pytest.raises(ValueError, match="version 1 left the GPU damaged"):
+        weights.in_memory(OnGpu(), damaged)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("rank", [0, 4])
