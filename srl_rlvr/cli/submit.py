@@ -18,6 +18,8 @@ from srl_rlvr import config as configs
 from srl_rlvr.config import RunConfig
 from srl_rlvr.errors import InputError, RunError, Stopped
 
+log = logging.getLogger(__name__)
+
 _POLL_S = 1.0
 _CONNECT_DEADLINE_S = 10.0
 _STOP_WAIT_S = 600  # that `ray job stop` leaves a run to finish its step and save; Ray's own is 3
@@ -105,7 +107,7 @@ def _to_send(folder: Path) -> dict[Path, int]:
         if path.is_file():
             found[path.relative_to(folder)] = path.stat().st_size
 
-    packaging._dir_travel(folder, [packaging._get_excludes(folder, _EXCLUDES)], visit, _reads_gitignore(), logger=None)
+    packaging._dir_travel(folder, [packaging._get_excludes(folder, _EXCLUDES)], visit, _reads_gitignore(), log)
     return found
 
 

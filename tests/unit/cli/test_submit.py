@@ -32,6 +32,13 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     return told
 
 
+def accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit, "_client", lambda address: Client())
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["submit", "http://head:8265", "run.toml", "--no-wait"])
+    assert ended.value.code == 0
+
+
 def test_a_folder_that_is_too_large_is_refused_before_it_is_sent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -41,9 +48,7 @@ def test_a_folder_that_is_too_large_is_refused_before_it_is_sent(
     told = refused(monkeypatch, capsys)
     assert "weights.bin (200.0 MiB)" in told and "100 MiB" in told and ".rayignore" in told
     (tmp_path / ".gitignore").write_text("*.bin\n")
-    client = Client()
-    monkeypatch.setattr(submit, "_client", lambda address: client)
-    assert cli.main(["submit", "http://head:8265", "run.toml", "--no-wait"]) == 0
+    accepted(monkeypatch)
 
 
 def test_a_cluster_that_takes_less_is_said_so(
@@ -87,9 +92,7 @@ def test_linked_data_is_sent_and_a_link_to_its_own_folder_is_refused(
     (elsewhere / "rows.jsonl").write_text("{}\n")
     (folder / "linked").symlink_to(elsewhere)
     project(folder, monkeypatch, 'path = "linked/rows.jsonl"')
-    client = Client()
-    monkeypatch.setattr(submit, "_client", lambda address: client)
-    assert cli.main(["submit", "http://head:8265", "run.toml", "--no-wait"]) == 0
+    accepted(monkeypatch)
     (folder / "self").symlink_to(folder)
     assert str(folder / "self") in refused(monkeypatch, capsys)
 
