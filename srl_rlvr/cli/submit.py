@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 _POLL_S = 1.0
 _CONNECT_DEADLINE_S = 10.0
+_AGENT_DEADLINE_S = 60.0
 _STOP_WAIT_S = 600  # that `ray job stop` leaves a run to finish its step and save; Ray's own is 3
 # What a working tree holds beside the code, and a cluster does not need.
 _EXCLUDES = [".git", ".venv", "out", "**/__pycache__", "*.egg-info", ".pytest_cache", ".ruff_cache"]
@@ -71,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
     }
     print(f"sending {len(sent)} files, {sum(sent.values()) / 2**20:.1f} MiB", flush=True)
     try:
-        job = client.submit_job(entrypoint=shlex.join(words), runtime_env=environment)
+        job = _submitted(client, shlex.join(words), environment)
     except (OSError, RuntimeError) as error:
         if "413" in str(error):
             raise InputError(_too_large(folder, sent, f"more than {options.address} takes")) from None
@@ -156,17 +157,33 @@ def _check_paths(config: RunConfig, run_file: Path, folder: Path, sent: dict[Pat
             )
 
 
+def _submitted(client: Any, entrypoint: str, environment: dict[str, Any]) -> str:
+    """The job's id. Raises as the client; a head that has just started is given time for its agent to answer."""
+    until = time.monotonic() + _AGENT_DEADLINE_S
+    while True:
+        try:
+            return client.submit_job(entrypoint=entrypoint, runtime_env=environment)
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(_POLL_S)
+
+
 def _client(address: str) -> Any:
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
-    logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)  # it tells of each upload
+    for name in ("dashboard.modules.dashboard_sdk", "_private.runtime_env.packaging"):  # they tell of each upload
+        logging.getLogger(f"ray.{name}").setLevel(logging.WARNING)
     if not address.startswith(("http://", "https://")):
         raise InputError(f"'{address}' is no address of a dashboard: write http://HOST:8265")
     try:
         _knock(address)
         return JobSubmissionClient(address)
-    except (OSError, RuntimeError, ValueError, AuthenticationError, http.client.HTTPException) as error:
+    except http.client.HTTPException:
+        raise InputError(f"{address} is no dashboard: what listens there does not speak HTTP; write http://HOST:8265, "
+                         "the dashboard's port and not the GCS's") from None  # fmt: skip
+    except (OSError, RuntimeError, ValueError, AuthenticationError) as error:
         raise InputError(
             f"cannot reach the Ray cluster at {address}: {_first_line(error)}; is its dashboard running there, and are "
             "RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH set as on its head?"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 
 from srl_rlvr import cli
 from srl_rlvr.cli import submit
+from srl_rlvr.errors import InputError
 
 
 class Client:
@@ -122,3 +125,30 @@ def test_a_job_that_is_no_longer_followed_is_said_to_go_on(
     told = capsys.readouterr().err
     assert ended.value.code == code and said in told and "ray job stop --address http://head:8265 job-7" in told
     assert int(client.runtime_env["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"]) >= 600
+
+
+def test_a_port_that_does_not_speak_http_is_no_dashboard() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            connection.sendall(b"\x00\x00\x12\x04 not HTTP\r\n\r\n")
+            connection.close()
+
+        threading.Thread(target=answer, daemon=True).start()
+        with pytest.raises(InputError, match="is no dashboard"):
+            submit._client(f"http://127.0.0.1:{listener.getsockname()[1]}")
+
+
+def test_a_head_whose_agent_is_still_starting_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Starting(Client):
+        tries = 0
+
+        def submit_job(self, entrypoint: str, runtime_env: dict[str, Any]) -> str:
+            self.tries += 1
+            if self.tries < 3:
+                raise RuntimeError("Request failed with status code 500: No available agent to submit job")
+            return super().submit_job(entrypoint, runtime_env)
+
+    monkeypatch.setattr(submit, "_POLL_S", 0.0)
+    assert submit._submitted(Starting(), "python", {}) == "job-7"
