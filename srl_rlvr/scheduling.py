@@ -202,10 +202,16 @@ def plan(config: RunConfig, cores: int | None) -> tuple[RunConfig, str]:
     """The run as this machine should run it, and in one line what was changed and why ("" where nothing was).
 
     Engines and learner that compute on the same `cores` at the same time only take them from each other: a run without
-    cores of its own for either side takes turns. On GPUs the two do not meet, and on a cluster (`cores` is None)
-    each has what Ray reserves for it.
+    cores of its own for either side takes turns. Whole GPUs belong to one side, and on a cluster (`cores` is None) each
+    has what Ray reserves for it; two fractions of a GPU are of the same one.
     """
     cluster, engine, learner = config.cluster, config.engine, config.learner
+    if config.max_staleness and 0 < cluster.gpus_per_generator < 1 and 0 < cluster.gpus_per_learner < 1:
+        remark = (
+            f"max_staleness = {config.max_staleness} does not pay if sampling and learning share one GPU: they take "
+            "turns; to overlap them, set cluster.gpus_per_generator and cluster.gpus_per_learner to 1 or more"
+        )
+        return config.model_copy(update={"max_staleness": 0}), remark
     if not config.max_staleness or cores is None or cluster.gpus_per_generator or cluster.gpus_per_learner:
         return config, ""
     threads = engine.threads * engine.generators + learner.threads * learner.workers

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import itertools
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -193,23 +194,39 @@ class TextPolicy:
 
     def export(self) -> tuple[torch.Tensor, weights.Manifest]:
         """What a generator needs to serve this version, as one flat float32 tensor: all weights, or only the adapters
-        under LoRA. It is the storage that the policy learns in (a copy only where weights are sharded): put it
-        somewhere before the next update."""
+        under LoRA. It is the storage that the policy learns in: put it somewhere before the next update. Weights that
+        are sharded are gathered one by one into rank 0's host memory; the other ranks return an empty buffer."""
         self.optimizer.zero_grad(set_to_none=True)  # what takes the weights in may need the room
-        flat = self.flat
-        if flat is None:
-            flat = weights.flatten(t for name, t in _full_tensors(self.network) if self._is_trained(name))
+        flat = self._gathered() if self.flat is None else self.flat
         return flat, weights.Manifest(self.version, self.shapes, weights.checksum(flat), self.lora_scale)
+
+    def _gathered(self) -> torch.Tensor:
+        """Trained weights as one flat float32 tensor on rank 0, empty elsewhere; one tensor is whole at a time."""
+        sizes = [math.prod(shape) for _, shape in self.shapes]
+        flat = torch.empty(0 if self.rank else sum(sizes))
+        trained = (t for name, t in _full_tensors(self.network) if self._is_trained(name))
+        for tensor, part in zip(trained, flat.split(sizes) if not self.rank else [flat] * len(sizes), strict=True):
+            if not self.rank:
+                part.copy_(tensor.reshape(-1))
+        return flat
+
+    def _on_rank_0(self, value: Any) -> Any:
+        """`value` gathered, in rank 0's host memory; None for a sharded tensor on other ranks, which take part only."""
+        if not isinstance(value, DTensor):
+            return value
+        whole = value.full_tensor()
+        return None if self.rank else whole.cpu()
 
     def save(self, folder: Path) -> None:
         """Everything a resumed run needs, bit for bit: trained weights, optimizer state, reference, version.
 
         Raises OSError where it cannot be written.
         """
+        trained = {name: p.detach() for name, p in self.network.named_parameters() if self._is_trained(name)}
         state = {
-            "weights": {name: t for name, t in _full_tensors(self.network) if self._is_trained(name)},
-            "optimizer": tree_map(_whole, self.optimizer.state_dict()),
-            "reference": tree_map(_whole, self.reference),
+            "weights": tree_map(self._on_rank_0, trained),
+            "optimizer": tree_map(self._on_rank_0, self.optimizer.state_dict()),
+            "reference": tree_map(self._on_rank_0, self.reference),
             "version": self.version,
         }
         if self.rank:
@@ -233,7 +250,7 @@ class TextPolicy:
     def save_model(self, folder: Path, card: dict[str, Any]) -> None:
         """The model in Hugging Face layout with its card; adapters are merged, and lie beside it in PEFT's layout, too.
         The tokenizer is the caller's."""
-        whole = dict(_full_tensors(self.network))
+        whole = {name: self._on_rank_0(p.detach()) for name, p in self.network.named_parameters()}
         named = {_plain_name(name): tensor for name, tensor in whole.items()}
         if self.rank:
             return

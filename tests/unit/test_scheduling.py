@@ -261,5 +261,11 @@ def test_with_cores_or_devices_of_their_own_both_run_at_once(settings: dict[str,
     assert scheduling.plan(config(**settings), cores) == (config(**settings), "")
 
 
+def test_two_fractions_of_one_gpu_take_turns() -> None:
+    halves = {"cluster": {"gpus_per_generator": 0.5, "gpus_per_learner": 0.5}}
+    planned, remark = scheduling.plan(config(**halves), None)
+    assert planned.max_staleness == 0 and "cluster.gpus_per_learner" in remark
+
+
 def test_a_run_that_takes_turns_is_left_alone() -> None:
     assert scheduling.plan(config(max_staleness=0), 1) == (config(max_staleness=0), "")
