@@ -20,6 +20,7 @@ from srl_rlvr.errors import InputError
 from srl_rlvr.examples.names import did_you_mean
 
 
+
 class Section(BaseModel):
     # Strict: TOML has types, so "20" for 20 is a slip and no number.
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
@@ -307,6 +308,9 @@ class RunConfig(Section):
     than n updates."""
     checkpoint_every: int = Field(default=10, ge=1)
     """Updates between checkpoints; one is also written at the end of each stage and on Ctrl-C."""
+    verifiers: list[str] = []
+    """Your own verifiers, each as "package.module:function", that rows may name in their 'verifier' column beside the
+    built-in ones; a row never names code by itself."""
     model: ModelConfig = ModelConfig()
     data: list[SourceConfig] = Field(min_length=1)
     stages: list[Stage] = Field(min_length=1)
@@ -316,6 +320,15 @@ class RunConfig(Section):
     verifier: VerifierConfig = VerifierConfig()
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @field_validator("verifiers")
+    @classmethod
+    def _are_functions(cls, names: list[str]) -> list[str]:
+        for name in names:
+            module, _, function = name.partition(":")
+            if not all(part.isidentifier() for part in [*module.split("."), function]):
+                raise ValueError(f"'{name}' should be written as 'package.module:function'")
+        return names
 
     @field_validator("model_type")
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -49,12 +49,12 @@ def read_model(options: argparse.Namespace) -> Trained:
 
 
 @contextmanager
-def open_model(model: Trained, engine: str = "auto") -> Iterator[Inference]:
-    """Raises InputError where it cannot be loaded."""
+def open_model(model: Trained, engine: str = "auto", verifiers: Sequence[str] = ()) -> Iterator[Inference]:
+    """Raises InputError where it cannot be loaded. `verifiers` are the user's own that problems may name."""
     tokenizer = model.load_tokenizer()
     opened = model.open_engine(model.engine_kind(engine), EngineConfig())
     verifier = VerifierConfig()
-    with VerifierPool(verifier.workers, verifier.deadline_s) as pool:
+    with VerifierPool(verifier.workers, verifier.deadline_s, verifiers) as pool:
         yield Inference(model, tokenizer, opened, pool)
 
 

@@ -25,6 +25,7 @@ from srl_rlvr.errors import InputError
 from srl_rlvr.examples import columns
 from srl_rlvr.examples.names import did_you_mean, nearest
 from srl_rlvr.examples.steps import one_line_each, operations
+from srl_rlvr.verifiers import check_name
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ class Reading:
     card: Mapping[str, Any] | None = None  # of the model that is asked
     unanswered: bool = False  # for prediction: rows need no answer
     skip_bad: bool = False  # rows that are wrong are left out and counted
+    verifiers: Sequence[str] = ()  # the user's own, that rows may name
 
 
 WHOLE = Reading()
@@ -109,6 +111,7 @@ def load(
     model_type: str = "task_llm",
     unanswered: bool = False,
     skip_bad: bool = False,
+    verifiers: Sequence[str] = (),
 ) -> pa.Table:
     """The Examples of a file, or of a folder's `split` file: the first `limit`, each once.
 
@@ -124,7 +127,7 @@ def load(
         if unanswered:
             row |= {"answer": UNANSWERED, "label": UNANSWERED}
         schema = schema or _recognize(file, number, row)
-        return _example(file, number, row, schema, task_of(path, file), model_type)
+        return _example(file, number, row, schema, task_of(path, file), model_type, verifiers)
 
     return collect(file, example, limit=limit, skip_bad=skip_bad, keep_repeated=unanswered)
 
@@ -291,7 +294,9 @@ def _missing(file: Source, number: int, row: Row, column: str) -> InputError:
     return InputError(f"{file}, row {number}: column '{column}' is missing{there}{did_you_mean(column, row)}")
 
 
-def _example(file: Source, number: int, row: Row, schema: Schema, task: str, model_type: str) -> dict[str, Any]:
+def _example(
+    file: Source, number: int, row: Row, schema: Schema, task: str, model_type: str, verifiers: Sequence[str]
+) -> dict[str, Any]:
     for column in schema.required:
         if column not in row:
             raise _missing(file, number, row, column)
@@ -303,7 +308,8 @@ def _example(file: Source, number: int, row: Row, schema: Schema, task: str, mod
             raise InputError(f"{file}, row {number}: column '{column}' should be {expected}, not {found}")
     try:
         problem = schema.problem(given)
-    except ValueError as error:
+        check_name(given.get("verifier", problem.verifier), verifiers)
+    except (InputError, ValueError) as error:
         raise InputError(f"{file}, row {number}: {error}") from None
     return records.example(
         model_type=model_type,

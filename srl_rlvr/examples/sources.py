@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,15 +20,17 @@ _GENERATED_BY_DEFAULT = 512
 
 
 def load_all(
-    sources: Sequence[SourceConfig], seed: int, model_type: str = "task_llm"
+    sources: Sequence[SourceConfig], seed: int, model_type: str = "task_llm", verifiers: Sequence[str] = ()
 ) -> tuple[pa.Table, pa.Table, pa.Table]:
     """(train, dev, held-out) Example tables of all sources, without a common problem.
 
+    `verifiers` are the user's own that rows may name.
     Raises InputError where a source is missing, wrong or empty.
     """
     declared, paths = model_types.find(model_type), [Path(source.path) for source in sources if source.path]
     card = declared.card(paths, []) if declared.one_card and len(paths) > 1 else None
-    parts = [_generated(source, seed) if source.family else _from_files(source, declared, card) for source in sources]
+    how = Reading(card=card, verifiers=tuple(verifiers))
+    parts = [_generated(source, seed) if source.family else _from_files(source, declared, how) for source in sources]
     ranks, taken = declared.policy == "ranking", set[str]()
     held_out, dev, train = (
         _distinct(records.concat("Example", [tables[i] for tables in parts]), taken, ranks) for i in (2, 1, 0)
@@ -51,21 +52,21 @@ def _generated(source: SourceConfig, seed: int) -> tuple[pa.Table, pa.Table, pa.
 
 
 def _from_files(
-    source: SourceConfig, declared: model_types.ModelType, card: Mapping[str, Any] | None
+    source: SourceConfig, declared: model_types.ModelType, how: Reading
 ) -> tuple[pa.Table, pa.Table, pa.Table]:
-    """`card` says what may be asked for where that is known of more than this source.
+    """The card of `how` says what may be asked for where that is known of more than this source.
 
     Which problems are set apart, and which are taken where not all are, is drawn: files are often sorted by label.
 
     The draw is the same for every seed of a run, so that all are judged by the same problems.
     """
     path = Path(source.path)
-    reading = Reading(candidates=source.candidates, skip_bad=source.skip_bad, ordered=source.ordered, card=card)
+    reading = replace(how, candidates=source.candidates, skip_bad=source.skip_bad, ordered=source.ordered)
     whole = declared.load(path, "train", reading)
     order = _drawn(whole)
     as_judged = replace(reading, candidates=WHOLE.candidates)
     if source.held_out_path or path.is_dir():
-        if source.held_out_path and card is None:  # what may be asked for is known of what is trained on
+        if source.held_out_path and how.card is None:  # what may be asked for is known of what is trained on
             as_judged = replace(as_judged, card=declared.card([path], []))
         judged = declared.load(Path(source.held_out_path or path), "dev", as_judged)
         held_out = _rows(judged, _drawn(judged)[: source.held_out])

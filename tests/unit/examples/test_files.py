@@ -148,6 +148,17 @@ def test_a_verifier_column_overrides(tmp_path: Path):
     assert only(tmp_path / "a.jsonl", {**FOUR, "verifier": "expression"})["verifier"] == "expression"
 
 
+@pytest.mark.parametrize("name", ["timeit:timeit", "os:system", "checks:other", "checks"])
+def test_a_row_never_names_code_that_is_not_declared(tmp_path: Path, name: str):
+    path = write(tmp_path / "a.jsonl", FOUR, {"question": "q", "answer": "import os", "verifier": name})
+    for unanswered in (False, True):
+        with pytest.raises(InputError, match=f"a.jsonl, row 2: verifier '{name}' is "):
+            load(path, verifiers=["checks:right"], unanswered=unanswered)
+    assert load(path, verifiers=["checks:right"], skip_bad=True).num_rows == 1
+    row = {"question": "q", "answer": "1", "verifier": "checks:right"}
+    assert load(write(path, row), verifiers=["checks:right"])["verifier"].to_pylist() == ["checks:right"]
+
+
 def test_provenance_names_file_row_and_the_rows_own_id(tmp_path: Path):
     row = only(tmp_path / "a.jsonl", {**FOUR, "id": "mine-1"})
     assert json.loads(row["provenance"]) == {"source": "a.jsonl", "row": 1, "id": "mine-1"}
