@@ -6,6 +6,8 @@ columns; it must not know what a verifier does with the reference that it names.
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import gzip
 import json
 import logging
@@ -22,10 +24,11 @@ import pyarrow.parquet as pq
 
 from srl_rlvr import records
 from srl_rlvr.errors import InputError
-from srl_rlvr.examples import columns
+from srl_rlvr.examples import columns, references
 from srl_rlvr.examples.names import did_you_mean, nearest
 from srl_rlvr.examples.steps import one_line_each, operations
 from srl_rlvr.verifiers import check_name
+from srl_rlvr.verifiers.answers import extract_answer, read_number
 
 log = logging.getLogger(__name__)
 
@@ -36,14 +39,8 @@ Row = Mapping[str, Any]
 SUFFIXES = (".jsonl.gz", ".jsonl", ".parquet")
 FOLIO_LABELS = ("True", "False", "Unknown")
 UNANSWERED = "(unanswered)"
+_MOST_NAMED = 5
 
-_PLAIN_NUMBER = re.compile(r"[-+]?(([0-9]{1,3}(,[0-9]{3})+|[0-9]+)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]{1,3})?")
-_WORD = re.compile(r"[^\W\d_]{3,}")
-_OF_FORMULAS = {
-    *("sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh"),
-    *("log", "exp", "sqrt", "abs", "floor", "ceil", "max", "min", "gcd", "lcm", "mod", "inf", "infinity"),
-    *("alpha", "beta", "gamma", "delta", "epsilon", "theta", "lambda", "rho", "sigma", "tau", "phi", "psi", "omega"),
-}
 _LETTERED = re.compile(r"\(?([A-Z])\s*[).:]\s*")
 _NOT_A_STEP = re.compile(
     r"\W*((the|so|hence|therefore|correct|right|final|answer|ans|option|choice|is)\b\W*)*[A-Z]\W*|\W*(solution|explanation)\W*",
@@ -129,7 +126,8 @@ def load(
         schema = schema or _recognize(file, number, row)
         return _example(file, number, row, schema, task_of(path, file), model_type, verifiers)
 
-    return collect(file, example, limit=limit, skip_bad=skip_bad, keep_repeated=unanswered)
+    check = None if unanswered else references.slow_faults
+    return collect(file, example, limit=limit, skip_bad=skip_bad, keep_repeated=unanswered, check=check)
 
 
 def collect(
@@ -139,27 +137,60 @@ def collect(
     limit: int | None = None,
     skip_bad: bool = False,
     keep_repeated: bool = False,
+    check: Callable[[Sequence[Mapping[str, Any]]], list[str]] | None = None,
 ) -> pa.Table:
     """The Examples that `example_of` (line number, row) makes of the file's rows: the first `limit`, each once.
 
+    Of rows that repeat a problem the first that has steps is kept; those with another answer are named in the log.
+    `check` tells what is wrong with each Example ("" for nothing), all at once.
     A row that is wrong ends it with its InputError, or under `skip_bad` is left out, counted and said.
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}; it should be 1 or more")
     examples: dict[Any, dict[str, Any]] = {}
     repeated, bad = 0, left_out(skip_bad)
+    contradicting: list[tuple[int, int]] = []
     for number, example in each(file, example_of, bad):
         key = number if keep_repeated else example["id"]
-        repeated += key in examples
-        examples.setdefault(key, example)
+        first = examples.setdefault(key, example)
+        if first is not example:
+            repeated += 1
+            if not _same_answer(first, example):
+                contradicting.append((_row_of(first), number))
+            elif len(first["steps"]) == 0 < len(example["steps"]):
+                examples[key] = example
         if len(examples) == limit:
             break
+    if check is not None:
+        for (key, example), fault in zip(list(examples.items()), check([*examples.values()]), strict=True):
+            if fault:
+                error = InputError(f"{file}, row {_row_of(example)}: {fault}")
+                if bad is None:
+                    raise error
+                bad.append(error)
+                del examples[key]
     say_left_out(file, bad)
     if not examples:
         raise InputError(f"{file}: the file holds no rows" + (" that are right" if bad else ""))
     if repeated:
         log.warning("%s: rows dropped that repeat an earlier problem: %d", file.name, repeated)
+    if contradicting:
+        pairs = [f"{one} and {other}" for one, other in contradicting[:_MOST_NAMED]]
+        more = f" (and {len(contradicting) - _MOST_NAMED} more)" if len(contradicting) > _MOST_NAMED else ""
+        log.warning(
+            "%s: rows with the same question and different answers: %s%s; the first of each pair is kept: correct or "
+            "delete one of them", file.name, ", ".join(pairs), more,
+        )  # fmt: skip
     return records.build("Example", examples.values())
+
+
+def _row_of(example: Mapping[str, Any]) -> int:
+    return json.loads(example["provenance"])["row"]
+
+
+def _same_answer(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    numbers = [read_number(of["reference"]) if of["verifier"] == "numeric" else None for of in (one, other)]
+    return one["reference"] == other["reference"] or (None not in numbers and numbers[0] == numbers[1])
 
 
 def task_of(path: Source, file: Source) -> str:
@@ -223,7 +254,7 @@ def _row(file: Source, number: int, line: bytes | dict[str, Any]) -> dict[str, A
     if isinstance(line, dict):
         return line
     try:
-        row = json.loads(line.decode("utf-8-sig"))
+        row = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_once_each)
         if _SURROGATE.search(line):
             json.dumps(row, ensure_ascii=False).encode()
     except UnicodeError:
@@ -235,6 +266,15 @@ def _row(file: Source, number: int, line: bytes | dict[str, Any]) -> dict[str, A
     if not isinstance(row, dict):
         raise InputError(f"{file}, line {number}: a row should be a JSON object, not {_kind(row)}")
     return row
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object. Raises ValueError if a key comes twice: readers differ in which of its values they take."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key '{next(name for name in names if names.count(name) > 1)}' comes twice")
+    return found
 
 
 def _lines(file: Source) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
@@ -259,20 +299,36 @@ def _lines(file: Source) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
 
 def _parquet(file: Path) -> Iterator[dict[str, Any]]:
     try:
-        for batch in pq.ParquetFile(file).iter_batches(batch_size=256):
+        content = pq.ParquetFile(file)
+        names = _label_names(content.schema_arrow)
+        for batch in content.iter_batches(batch_size=256):
             for row in batch.to_pylist():
-                yield _without_nulls(row)
+                yield without_nulls(row) | {
+                    column: of[row[column]]
+                    for column, of in names.items()
+                    if isinstance(row.get(column), int) and 0 <= row[column] < len(of)
+                }
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{file}: not a whole Parquet file ({str(error).splitlines()[0]})") from None
     except UnicodeDecodeError:
         raise InputError(f"{file}: a column of texts holds what is not UTF-8") from None
 
 
-def _without_nulls(value: Any) -> Any:
-    """What a row does not have is null in Parquet, at every level."""
+def _label_names(schema: pa.Schema) -> dict[str, list[str]]:
+    """The names of each column's numbers, where Hugging Face's datasets library wrote them (its ClassLabel)."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        labels = {column: of["names"] for column, of in features.items() if of.get("_type") == "ClassLabel"}
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return {}
+    return {column: of for column, of in labels.items() if _is_text_list(of)}
+
+
+def without_nulls(value: Any) -> Any:
+    """What a row does not have is null in Parquet, and where rows were padded, at every level."""
     if isinstance(value, dict):
-        return {name: _without_nulls(of) for name, of in value.items() if of is not None}
-    return list(map(_without_nulls, value)) if isinstance(value, list) else value
+        return {name: without_nulls(of) for name, of in value.items() if of is not None}
+    return list(map(without_nulls, value)) if isinstance(value, list) else value
 
 
 def _names_in(folder: Path) -> list[str]:
@@ -300,7 +356,9 @@ def _example(
     for column in schema.required:
         if column not in row:
             raise _missing(file, number, row, column)
-    given: dict[str, Any] = {key: value for key, value in row.items() if value is not None or key in schema.required}
+    given: dict[str, Any] = {
+        key: _as_text(value) for key, value in row.items() if value is not None or key in schema.required
+    }
     for column in (*schema.required, *schema.optional, "verifier", "id"):
         expected, fits = COLUMNS[column]
         if column in given and not fits(given[column]):
@@ -308,7 +366,10 @@ def _example(
             raise InputError(f"{file}, row {number}: column '{column}' should be {expected}, not {found}")
     try:
         problem = schema.problem(given)
-        check_name(given.get("verifier", problem.verifier), verifiers)
+        verifier = given.get("verifier", problem.verifier)
+        check_name(verifier, verifiers)
+        if problem.reference != UNANSWERED and (fault := references.fault(problem.reference, verifier, problem.metadata)):
+            raise ValueError(fault)
     except (InputError, ValueError) as error:
         raise InputError(f"{file}, row {number}: {error}") from None
     return records.example(
@@ -317,11 +378,18 @@ def _example(
         prompt=columns.bounded(problem.prompt, "the question", f"{file}, row {number}"),
         steps=problem.steps,
         reference=problem.reference,
-        verifier=given.get("verifier", problem.verifier),
+        verifier=verifier,
         metadata=problem.metadata,
         difficulty=len(problem.steps),
         provenance={"source": file.name, "row": number, "id": given.get("id")},
     )
+
+
+def _as_text(value: Any) -> Any:
+    """Parquet's dates, times and decimals as JSON lines would have them; anything else as it is."""
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    return format(value, "f") if isinstance(value, decimal.Decimal) and value.is_finite() else value
 
 
 def _from_conclusion(row: Row) -> Problem:
@@ -355,8 +423,8 @@ def _from_equation(row: Row) -> Problem:
     reference, verifier = _reference(row["answer"])
     # SVAMP itself has equations that contradict the answer: such steps would teach the wrong thing.
     if steps and verifier == "numeric":
-        result = float(steps[-1].rpartition(" = ")[2])
-        steps = steps if math.isclose(result, float(reference), abs_tol=0.01) else []
+        result, right = float(steps[-1].rpartition(" = ")[2]), read_number(reference)
+        steps = steps if right is not None and math.isclose(result, right, abs_tol=0.01) else []
     return Problem(row["question"], steps, reference, verifier)
 
 
@@ -364,19 +432,15 @@ def _from_question(row: Row) -> Problem:
     # The original GSM8K has the solution in the answer: lines of reasoning, then `#### 72`.
     solution, marker, answer = str(row["answer"]).rpartition("####")
     lines = row.get("steps") or row.get("solution", solution if marker else "").splitlines()
+    if not marker and "\n" in answer.strip() and (marked := extract_answer(answer)):  # others end in `Answer: 72`
+        *solved, last = answer.strip().splitlines()
+        lines = lines or (solved if marked in last else [*solved, last])
+        answer = marked
     reference, verifier = _reference(answer)
     return Problem(row["question"], one_line_each(_CALCULATOR.sub("", line) for line in lines), reference, verifier)
 
 
-def _reference(answer: str | int | float) -> tuple[str, str]:
-    """(reference, verifier): a number without its thousands separators, words, or mathematics as it stands."""
-    text = str(answer).strip()
-    if not text:
-        raise ValueError("column 'answer' is empty")
-    if _PLAIN_NUMBER.fullmatch(text):
-        return text.replace(",", ""), "numeric"
-    in_words = "\\" not in text and set(map(str.lower, _WORD.findall(text))) - _OF_FORMULAS
-    return text, "exact" if in_words else "expression"
+_reference = references.reference_of
 
 
 def _is_text(value: object) -> bool:

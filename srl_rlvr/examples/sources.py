@@ -114,7 +114,7 @@ def _split_end(order: np.ndarray, last: int, path: Path, key: str, remedy: str) 
 def _distinct(examples: pa.Table, taken: set[str], ranks: bool) -> pa.Table:
     """Each problem that no other split has `taken`, once. A ranking's is its question, whatever its candidates."""
     ids = examples["id"].to_pylist()
-    problems = [" ".join(prompt.split()) for prompt in examples["prompt"].to_pylist()] if ranks else ids
+    problems = [records.folded(prompt) for prompt in examples["prompt"].to_pylist()] if ranks else ids
     rows, own = [], set[str]()
     for row, (example_id, problem) in enumerate(zip(ids, problems, strict=True)):
         if problem not in taken and example_id not in own:
