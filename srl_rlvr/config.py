@@ -20,7 +20,6 @@ from srl_rlvr.errors import InputError
 from srl_rlvr.examples.names import did_you_mean
 
 
-
 class Section(BaseModel):
     # Strict: TOML has types, so "20" for 20 is a slip and no number.
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)

@@ -16,6 +16,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -25,7 +26,7 @@ import pyarrow.parquet as pq
 from srl_rlvr import records
 from srl_rlvr.errors import InputError
 from srl_rlvr.examples import columns, references
-from srl_rlvr.examples.names import did_you_mean, nearest
+from srl_rlvr.examples.names import nearest
 from srl_rlvr.examples.steps import one_line_each, operations
 from srl_rlvr.verifiers import check_name
 from srl_rlvr.verifiers.answers import extract_answer, read_number
@@ -39,6 +40,12 @@ Row = Mapping[str, Any]
 SUFFIXES = (".jsonl.gz", ".jsonl", ".parquet")
 FOLIO_LABELS = ("True", "False", "Unknown")
 UNANSWERED = "(unanswered)"
+_ANSWERS = ("answer", "label", "solution")  # columns that only rows with an answer have
+_TURNS = ("messages", "conversations", "prompt")  # columns of conversations
+_OTHER_NAMES = {
+    "question": ("prompt", "instruction", "query", "input", "text"),
+    "answer": ("completion", "response", "output", "target", "label", "ground_truth"),
+}
 _MOST_NAMED = 5
 
 _LETTERED = re.compile(r"\(?([A-Z])\s*[).:]\s*")
@@ -121,9 +128,15 @@ def load(
 
     def example(number: int, row: dict[str, Any]) -> dict[str, Any]:
         nonlocal schema
+        if "problem" in row and "question" not in row:  # as MATH and its kin call it
+            row["question"] = row.pop("problem")
+        own = list(row)
         if unanswered:
             row |= {"answer": UNANSWERED, "label": UNANSWERED}
-        schema = schema or _recognize(file, number, row)
+        schema = schema or _recognize(row)
+        for column in schema.required:
+            if column not in row:
+                raise _missing(f"{file}, row {number}", {name: row[name] for name in own}, column, unanswered)
         return _example(file, number, row, schema, task_of(path, file), model_type, verifiers)
 
     check = None if unanswered else references.slow_faults
@@ -210,7 +223,12 @@ def find(path: Source, split: Split = "train") -> Source:
         for suffix in SUFFIXES:
             if (file := path / f"{split}{suffix}").is_file():
                 return file
-        raise InputError(f"{path}: no {split}.jsonl.gz, .jsonl or .parquet{nearest(split, _names_in(path))}")
+        names = _names_in(path)
+        shard = next((name for name in sorted(names) if re.fullmatch(rf"{split}-\d+-of-\d+\.parquet", name)), None)
+        joined = (
+            f"; {shard} is one of several files: join them into {split}.parquet" if shard else nearest(split, names)
+        )
+        raise InputError(f"{path}: no {split}.jsonl.gz, .jsonl or .parquet{joined}")
     if not path.is_file():
         raise InputError(f"{path}: no such file{nearest(path.name, _names_in(path.parent))}")
     if not path.name.endswith(SUFFIXES):
@@ -335,27 +353,36 @@ def _names_in(folder: Path) -> list[str]:
     return [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
 
 
-def _recognize(file: Source, number: int, row: Row) -> Schema:
-    """The first schema whose required columns are all there; else the error tells what the closest one lacks."""
+def _recognize(row: Row) -> Schema:
+    """The first schema whose required columns are all there, else the closest one."""
     for schema in SCHEMAS:
         if all(column in row for column in schema.required):
             return schema
-    closest = max(SCHEMAS, key=lambda schema: (sum(column in row for column in schema.required), -len(schema.required)))
-    column = next(column for column in closest.required if column not in row)
-    raise _missing(file, number, row, column)
+    return max(SCHEMAS, key=lambda schema: (sum(column in row for column in schema.required), -len(schema.required)))
 
 
-def _missing(file: Source, number: int, row: Row, column: str) -> InputError:
+def _missing(where: str, row: Row, column: str, unanswered: bool) -> InputError:
+    """The error for a row without this column: what it has, what to do, and which columns are read."""
     there = f"; it has {', '.join(row)}" if row else ""
-    return InputError(f"{file}, row {number}: column '{column}' is missing{there}{did_you_mean(column, row)}")
+    sets = [[name for name in schema.required if not (unanswered and name in _ANSWERS)] for schema in SCHEMAS]
+    wanted = ", or ".join(dict.fromkeys(" + ".join(names) for names in sorted(sets, key=len)))
+    return InputError(f"{where}: column '{column}' is missing{there}{_remedy(row, column)}; columns read: {wanted}")
+
+
+def _remedy(row: Row, column: str) -> str:
+    turns = next((name for name in row if name in _TURNS and isinstance(row[name], list)), None)
+    if turns:
+        return f"; put the user's turn of '{turns}' into 'question', and the right answer to it alone into 'answer'"
+    close = get_close_matches(column, list(row), n=1, cutoff=0.8)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    other = next((name for name in _OTHER_NAMES.get(column, ()) if name in row), None)
+    return f"; rename '{other}' to '{column}'" if other else ""
 
 
 def _example(
     file: Source, number: int, row: Row, schema: Schema, task: str, model_type: str, verifiers: Sequence[str]
 ) -> dict[str, Any]:
-    for column in schema.required:
-        if column not in row:
-            raise _missing(file, number, row, column)
     given: dict[str, Any] = {
         key: _as_text(value) for key, value in row.items() if value is not None or key in schema.required
     }
@@ -368,7 +395,9 @@ def _example(
         problem = schema.problem(given)
         verifier = given.get("verifier", problem.verifier)
         check_name(verifier, verifiers)
-        if problem.reference != UNANSWERED and (fault := references.fault(problem.reference, verifier, problem.metadata)):
+        if problem.reference != UNANSWERED and (
+            fault := references.fault(problem.reference, verifier, problem.metadata)
+        ):
             raise ValueError(fault)
     except (InputError, ValueError) as error:
         raise InputError(f"{file}, row {number}: {error}") from None
@@ -440,6 +469,15 @@ def _from_question(row: Row) -> Problem:
     return Problem(row["question"], one_line_each(_CALCULATOR.sub("", line) for line in lines), reference, verifier)
 
 
+def _from_solution(row: Row) -> Problem:
+    answer = extract_answer(row["solution"])
+    if answer is None:
+        raise ValueError(
+            "column 'answer' is missing, and column 'solution' marks none by 'Answer:', \\boxed{…} or '####'"
+        )
+    return _from_question({**row, "answer": answer})
+
+
 _reference = references.reference_of
 
 
@@ -483,6 +521,7 @@ SCHEMAS = (
     Schema(("question", "options", "answer"), ("rationale",), _from_options),
     Schema(("question", "equation", "answer"), (), _from_equation),
     Schema(("question", "answer"), ("steps", "solution"), _from_question),
+    Schema(("question", "solution"), (), _from_solution),
 )
 
 COLUMNS: dict[str, tuple[str, Callable[[object], bool]]] = {

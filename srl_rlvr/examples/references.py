@@ -26,17 +26,18 @@ DEADLINE_S = 5.0  # of one check; a reference that takes longer would time out a
 _WORKERS = 4
 _QUICK = ("exact", "numeric", "choice")  # which always end, soon
 
-_MATHEMATICS = set(
-    "frac dfrac tfrac cfrac sqrt pi theta alpha beta gamma delta epsilon varepsilon lambda mu nu rho sigma tau phi "
-    "varphi psi omega Gamma Delta Theta Lambda Sigma Phi Psi Omega cdot times div pm mp le leq leqslant ge geq geqslant "
-    "ne neq lt gt approx equiv sim infty cup cap in notin subset subseteq setminus emptyset varnothing left right begin "
-    "end overline bar dot hat vec log ln exp sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh binom dbinom "
-    "tbinom mathbb mathcal lfloor rfloor lceil rceil ldots cdots dots circ angle triangle sum prod int lim to mod pmod "
-    "bmod mid lvert rvert vert quad text mathrm textbf mbox det gcd max min deg prime forall exists land lor".split()
+_MATHEMATICS = re.compile(  # commands of LaTeX
+    r"[dtc]?frac|sqrt|[dt]?binom|cdot|times|div|pm|mp|le|leq|leqslant|ge|geq|geqslant|ne|neq|lt|gt|approx|equiv|sim|infty"
+    r"|cup|cap|in|notin|subset|subseteq|setminus|emptyset|varnothing|left|right|begin|end|overline|bar|dot|hat|vec"
+    r"|log|ln|exp|(?:arc)?(?:sin|cos|tan)h?|cot|sec|csc|det|gcd|max|min|deg|mathbb|mathcal|lfloor|rfloor|lceil|rceil"
+    r"|[lc]?dots|circ|angle|triangle|sum|prod|int|lim|to|[pb]?mod|mid|[lr]?vert|quad|text|mathrm|textbf|mbox|prime"
+    r"|pi|theta|[aA]lpha|beta|[gG]amma|[dD]elta|(?:var)?epsilon|[lL]ambda|mu|nu|rho|[sS]igma|tau|(?:var)?[pP]hi|[pP]si"
+    r"|[oO]mega|[tT]heta|forall|exists|land|lor"
 )
-_NAMES = set(
-    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp sqrt abs floor ceil max min gcd lcm mod "
-    "inf infinity pi alpha beta gamma delta epsilon theta lambda rho sigma tau phi psi omega mu nu".split()
+_NAMES = re.compile(  # in plain formulas
+    r"(?:arc)?(?:sin|cos|tan)h?|cot|sec|csc|log|ln|lg|exp|sqrt|abs|floor|ceil|max|min|gcd|lcm|mod|inf|infinity|pi"
+    r"|alpha|beta|gamma|delta|epsilon|theta|lambda|rho|sigma|tau|phi|psi|omega|mu|nu",
+    re.IGNORECASE,
 )
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _LETTERS = re.compile(r"[^\W\d_]+")
@@ -53,7 +54,7 @@ _OPERAND_BEFORE, _OPERAND_AFTER = r"[\w)\]}!]", r"[\w(\[{√\\]"
 _SIGN = r"\s*(?:\*\*|[-+*/^=<>≤≥≠·×÷]|\\[a-z]+)\s*[-+±]?"
 _OPERATION = re.compile(
     rf"(?!(?<=[0-9])\s?[-\u2013]\s?[0-9])(?<={_OPERAND_BEFORE}){_SIGN}(?={_OPERAND_AFTER})"
-    r"|[±√]\s?[\w(]|[0-9a-z)]!(?!\w)|(?<![A-Za-z0-9])[0-9]+(?:[a-ceijknp-rtuvw-z]|π)(?![A-Za-z0-9])|[0-9a-z)][²³⁰-⁹]"
+    r"|[±√]\s?[\w(]|[0-9a-z)]!(?!\w)|(?<![A-Za-z0-9])[0-9]+(?:[a-ceijknp-rtuvw-z]|π)(?![A-Za-z0-9])|[0-9a-z)][²³⁰-⁹]|[¼-¾⅐-⅞]"
 )
 _VARIABLES = re.compile(r"[abcknpqrsuvwxyz]{2,3}")
 _LONE_VARIABLES = re.compile(r"[knxyz]{2}|[πθ∞∅]|pi|infinity")
@@ -101,20 +102,20 @@ def _is_quantity(text: str) -> bool:
 def _is_formula(text: str) -> bool:
     commands = _COMMAND.findall(text)
     if commands:
-        return any(command in _MATHEMATICS for command in commands)
+        return any(map(_MATHEMATICS.fullmatch, commands))
     if _CONJUNCTION.search(text):
         parts = [part for part in _AND.split(text) if part]
         return len(parts) > 1 and all(PLAIN_NUMBER.fullmatch(part) or _is_formula(part) for part in parts)
     if _ELEMENT.search(text) or re.fullmatch(r"[A-Z]\s?[-/]\s?[A-Z]", text):
         return False
-    words = [word for word in _LETTERS.findall(text) if len(word) > 1 and word.lower() not in _NAMES]
+    words = [word for word in _LETTERS.findall(text) if len(word) > 1 and not _NAMES.fullmatch(word)]
     if any(not _VARIABLES.fullmatch(word) for word in words):
         return False
     return bool(_OPERATION.search(text) or _LIST.search(text) or _LONE_VARIABLES.fullmatch(text) or _is_call(text))
 
 
 def _is_call(text: str) -> bool:
-    return bool(re.search(r"[a-z]\(", text)) and bool(_NAMES & set(_LETTERS.findall(text)))
+    return bool(re.search(r"[a-z]\(", text)) and any(map(_NAMES.fullmatch, _LETTERS.findall(text)))
 
 
 def fault(reference: str, verifier: str, metadata: Mapping[str, Any]) -> str:

@@ -78,6 +78,7 @@ def load(
     Raises InputError naming the file, the row and the column.
     """
     file = files.find(path, split)
+    null_is_missing = isinstance(file, Path) and file.suffix == ".parquet"
     known = how.card or {}
     if verifier == "fields" and "schema" not in known and not how.unanswered:
         known = _known([files.find(path, "train") if path.is_dir() else file], how.skip_bad)
@@ -97,7 +98,7 @@ def load(
             of_row = _schema_of(row, known, where)
             prompt = f"{json.dumps(_short(of_row))}\n{text}"
             metadata = {"schema": of_row}
-            steps = as_lines({} if how.unanswered else _fields(row, of_row, text, where))
+            steps = as_lines({} if how.unanswered else _fields(row, of_row, text, where, null_is_missing))
         return records.example(
             model_type=model_type,
             task=files.task_of(path, file),
@@ -317,15 +318,15 @@ def _as_json(target: Row, where: str) -> dict[str, Any]:
         raise InputError(f"{where}: column 'target' should be a JSON object: {error}") from None
 
 
-def _settled(value: Any, schema: Any, whole: Row) -> Any:
-    """The value with null in the fields that are required and may be null, and in no other.
+def _without_padding(value: Any, schema: Any, whole: Row, null_is_missing: bool) -> Any:
+    """The value with null in fields that are required only: elsewhere it is padding of rows with different fields.
 
-    Arrow pads objects with null and cannot tell it from a field that is missing, so both mean the same.
+    If `null_is_missing`, as in Parquet, required fields that are missing and may be null are null.
     """
     kinds = alternatives(schema, whole)
     if isinstance(value, list):
         items = {"anyOf": [of["items"] for of in kinds if "items" in of]}
-        return [_settled(item, items, whole) for item in value]
+        return [_without_padding(item, items, whole, null_is_missing) for item in value]
     if not isinstance(value, dict):
         return value
     of_objects = [of for of in kinds if "properties" in of]
@@ -334,9 +335,10 @@ def _settled(value: Any, schema: Any, whole: Row) -> Any:
         name: {"anyOf": [of["properties"][name] for of in of_objects if name in of["properties"]]}
         for name in {*value, *required}
     }
-    filled = {name: None for name in sorted(required - value.keys()) if _may_be_null(fields_of[name], whole)}
+    missing = sorted(required - value.keys()) if null_is_missing else ()
+    filled = {name: None for name in missing if _may_be_null(fields_of[name], whole)}
     kept = {name: of for name, of in value.items() if of is not None or name in required}
-    return {name: _settled(of, fields_of[name], whole) for name, of in kept.items()} | filled
+    return {name: _without_padding(of, fields_of[name], whole, null_is_missing) for name, of in kept.items()} | filled
 
 
 def _may_be_null(schema: Any, whole: Row) -> bool:
@@ -377,11 +379,12 @@ def _short(schema: Row) -> dict[str, Any]:
     return {name: kind(field, ()) for name, field in schema["properties"].items()}
 
 
-def _fields(row: Row, schema: Row, text: str, where: str) -> dict[str, Any]:
+def _fields(row: Row, schema: Row, text: str, where: str, null_is_missing: bool) -> dict[str, Any]:
     """Each field that has a value, or has to be there, in the order of the text."""
     values: dict[str, Any] = {}
     if isinstance(row.get("target"), dict):
-        required, target = schema.get("required", ()), _settled(_as_json(row["target"], where), schema, schema)
+        required, target = schema.get("required", ()), _as_json(row["target"], where)
+        target = _without_padding(target, schema, schema, null_is_missing)
         values = {of: value for of, value in target.items() if value not in (None, "", []) or of in required}
     else:
         for kind, _, span in sorted(_entities(row, text, where), key=lambda entity: entity[1]):

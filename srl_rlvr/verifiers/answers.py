@@ -34,12 +34,16 @@ _FRACTION = re.compile(
 )
 _AS_PLAIN = str.maketrans({"\N{MINUS SIGN}": "-", "\N{EN DASH}": "-"})
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
-_POWER_OF_TEN = r"10\s*(?:(?:\^|\*\*)\s*(?:\{\s*([-+]?[0-9]{1,3})\s*\}|([-+]?[0-9]{1,3})(?![0-9]))|([⁻⁺]?[⁰¹²³⁴-⁹]{1,3}))"
+_POWER_OF_TEN = (
+    r"10\s*(?:(?:\^|\*\*)\s*(?:\{\s*([-+]?[0-9]{1,3})\s*\}|([-+]?[0-9]{1,3})(?![0-9]))|([⁻⁺]?[⁰¹²³⁴-⁹]{1,3}))"
+)
 _SCIENTIFIC = re.compile(rf"(?<=[0-9.])\s*(?:\\times|\\cdot|[×x*·⋅])\s*{_POWER_OF_TEN}")
 _ONE_TO_A_POWER = re.compile(rf"(?<![\w.^){{}}\]]){_POWER_OF_TEN}")
 _VULGAR = re.compile(r"([0-9]?)([¼-¾⅐-⅞↉])")
 # Thousands set apart by thin spaces, apostrophes or underscores, or by dots where a comma ends the whole part.
-_THIN_GROUPS = re.compile(r"(?<![\w.,])[0-9]{1,3}(?:(?:[\u00a0\u2009\u202f][0-9]{3})+|(?:['’][0-9]{3})+|(?:_[0-9]{3})+)(?!\w)")
+_THIN_GROUPS = re.compile(
+    r"(?<![\w.,])[0-9]{1,3}(?:(?:[\u00a0\u2009\u202f][0-9]{3})+|(?:['’][0-9]{3})+|(?:_[0-9]{3})+)(?!\w)"
+)
 _BLANK_GROUPS = re.compile(r"(?<![\w.,/^])[0-9]{1,3}(?: [0-9]{3})+(?![\w/]|,[0-9])")
 _DOT_GROUPS = re.compile(r"(?<![\w.,])([0-9]{1,3}(?:\.[0-9]{3})+),([0-9]+)(?![\w,]|\.[0-9])")
 _MIXED_NUMBER = re.compile(r"(?<![\w.,/^])([0-9]{1,9})\s+([0-9]{1,9})\s?/\s?([1-9][0-9]{0,8})(?![\w/]|\.[0-9])")

@@ -18,8 +18,25 @@ _DIGITS = 30
 _MIXED_NUMBER = re.compile(r"(?<![\w.,^])([0-9]+)\s+([0-9]+/[0-9]+)(?![\w./])")
 _PLAIN_NAME = re.compile(r"(?<![\\A-Za-z])(pi|sin|cos|tan|ln|log|exp)(?![A-Za-z])")
 _SIGNS = {
-    **{"π": r"\pi ", "√": r"\sqrt ", "∞": r"\infty ", "∅": r"\emptyset ", "±": r"\pm ", "·": r"\cdot ", "×": r"\times "},
-    **{"≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "÷": r"/", "°": r"^\circ "},
+    **{
+        "π": r"\pi ",
+        "√": r"\sqrt ",
+        "∞": r"\infty ",
+        "∅": r"\emptyset ",
+        "±": r"\pm ",
+        "·": r"\cdot ",
+        "×": r"\times ",
+    },
+    **{
+        "≤": r"\le ",
+        "≥": r"\ge ",
+        "≠": r"\ne ",
+        "∪": r"\cup ",
+        "∩": r"\cap ",
+        "∈": r"\in ",
+        "÷": r"/",
+        "°": r"^\circ ",
+    },
     **{"\N{MINUS SIGN}": "-", "\N{EN DASH}": "-", "≈": "", "⋅": r"\cdot ", "θ": r"\theta ", "α": r"\alpha "},
 }
 _AS_LATEX = str.maketrans(_SIGNS)

@@ -14,7 +14,8 @@ _SPELLINGS = """
 $: dollar usd us$ buck | €: euro eur | £: pound-sterling gbp quid | ¥: yen jpy yuan cny | ₹: rupee inr rs rs. | ¢: cent
 %: percent pct | °: degree deg | °C: celsius centigrade °c | °F: fahrenheit °f | K: kelvin | rad: radian
 km: kilometer kilometre | m: meter metre | dm: decimeter decimetre | cm: centimeter centimetre
-mm: millimeter millimetre | nm: nanometer nanometre | μm: µm um micrometer micron | mi: mile | yd: yard | ft: foot feet | in: inch inches
+mm: millimeter millimetre | nm: nanometer nanometre | μm: µm um micrometer micron
+mi: mile | yd: yard | ft: foot feet | in: inch inches
 kg: kilogram kilo | g: gram gramme | mg: milligram | t: tonne ton | lb: lbs pound | oz: ounce
 s: sec second | ms: millisecond | min: minute mins | h: hr hour | d: day | wk: week | mo: month | yr: year
 am: a.m | pm: p.m
