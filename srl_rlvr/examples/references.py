@@ -36,11 +36,10 @@ _MATHEMATICS = re.compile(  # commands of LaTeX
 )
 _NAMES = re.compile(  # in plain formulas
     r"(?:arc)?(?:sin|cos|tan)h?|cot|sec|csc|log|ln|lg|exp|sqrt|abs|floor|ceil|max|min|gcd|lcm|mod|inf|infinity|pi"
-    r"|alpha|beta|gamma|delta|epsilon|theta|lambda|rho|sigma|tau|phi|psi|omega|mu|nu",
-    re.IGNORECASE,
+    r"|alpha|beta|gamma|delta|epsilon|theta|lambda|rho|sigma|tau|phi|psi|omega|mu|nu"
 )
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
-_LETTERS = re.compile(r"[^\W\d_]+")
+_LETTERS = re.compile(r"(?:(?![²³¹⁰⁴-⁹₀-₉¼-¾⅐-⅞])[^\W\d_])+")
 _DIGITS_APART = re.compile(r"[0-9](?:\s?[-\u2013:]\s?|\s[/.]\s)[0-9]")
 _CODES = (
     re.compile(r"[0-9]+(?:\s?[-\u2013./:]\s?[0-9]+){2,}"),  # dates, versions, addresses, ISBN
@@ -56,8 +55,8 @@ _OPERATION = re.compile(
     rf"(?!(?<=[0-9])\s?[-\u2013]\s?[0-9])(?<={_OPERAND_BEFORE}){_SIGN}(?={_OPERAND_AFTER})"
     r"|[±√]\s?[\w(]|[0-9a-z)]!(?!\w)|(?<![A-Za-z0-9])[0-9]+(?:[a-ceijknp-rtuvw-z]|π)(?![A-Za-z0-9])|[0-9a-z)][²³⁰-⁹]|[¼-¾⅐-⅞]"
 )
-_VARIABLES = re.compile(r"[abcknpqrsuvwxyz]{2,3}")
-_LONE_VARIABLES = re.compile(r"[knxyz]{2}|[πθ∞∅]|pi|infinity")
+_VARIABLES = re.compile(r"[abcdfghkmnpqrstuvwxyz]{2}|[abc]{3}|[xyz]{3}")  # of a product, if they are no unit
+_LONE_VARIABLES = re.compile(r"[xyz]{2}|[πθ∞∅]|pi|infinity")
 _LIST = re.compile(r"[0-9]\s*\}?\s*,|,\s*[-+]?[0-9]")
 _AND = re.compile(r"\s*,?\s*\b(?:and|or)\b\s*|\s*,\s*")
 _CONJUNCTION = re.compile(r"\b(?:and|or)\b")
@@ -109,13 +108,14 @@ def _is_formula(text: str) -> bool:
     if _ELEMENT.search(text) or re.fullmatch(r"[A-Z]\s?[-/]\s?[A-Z]", text):
         return False
     words = [word for word in _LETTERS.findall(text) if len(word) > 1 and not _NAMES.fullmatch(word)]
-    if any(not _VARIABLES.fullmatch(word) for word in words):
+    if any(not _VARIABLES.fullmatch(word) or is_known(word) for word in words):
         return False
     return bool(_OPERATION.search(text) or _LIST.search(text) or _LONE_VARIABLES.fullmatch(text) or _is_call(text))
 
 
 def _is_call(text: str) -> bool:
-    return bool(re.search(r"[a-z]\(", text)) and any(map(_NAMES.fullmatch, _LETTERS.findall(text)))
+    """Whether a function or a constant stands beside a number, a variable or a parenthesis: "ln 2", "2pi"."""
+    return any(map(_NAMES.fullmatch, _LETTERS.findall(text))) and bool(re.search(r"[0-9(]|\b[a-z]\b", text))
 
 
 def fault(reference: str, verifier: str, metadata: Mapping[str, Any]) -> str:

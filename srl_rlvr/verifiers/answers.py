@@ -319,6 +319,7 @@ def _plain(text: str) -> str:
     text = re.sub(r"_\{(\w+)\}", r"_\1", text)
     text = re.sub(r"(?<=[A-Za-z)])_(?=[0-9])", "", text)  # CO_2, but not 4210_5
     text = " ".join(text.casefold().split()).removesuffix(".").rstrip()
+    text = re.sub(r"(?<=[0-9])\s*([-:/])\s*(?=[0-9])", r"\1", text)  # 3 - 1
     return re.sub(r"^\((\w)\)$", r"\1", text)
 
 
