@@ -461,9 +461,9 @@ def _from_question(row: Row) -> Problem:
     # The original GSM8K has the solution in the answer: lines of reasoning, then `#### 72`.
     solution, marker, answer = str(row["answer"]).rpartition("####")
     lines = row.get("steps") or row.get("solution", solution if marker else "").splitlines()
-    if not marker and "\n" in answer.strip() and (marked := extract_answer(answer)):  # others end in `Answer: 72`
+    if not marker and (marked := extract_answer(answer)):  # others end in `Answer: 72` or \boxed{72}
         *solved, last = answer.strip().splitlines()
-        lines = lines or (solved if marked in last else [*solved, last])
+        lines = lines or (solved if last.lower().startswith("answer:") else [*solved, last] if solved else [])
         answer = marked
     reference, verifier = _reference(answer)
     return Problem(row["question"], one_line_each(_CALCULATOR.sub("", line) for line in lines), reference, verifier)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +18,10 @@ from srl_rlvr.errors import InputError
 from srl_rlvr.examples import generated
 from srl_rlvr.examples.files import WHOLE, Reading
 
+log = logging.getLogger(__name__)
+
 _GENERATED_BY_DEFAULT = 512
+_MOST_NAMED = 5
 
 
 def load_all(
@@ -31,6 +36,7 @@ def load_all(
     card = declared.card(paths, []) if declared.one_card and len(paths) > 1 else None
     how = Reading(card=card, verifiers=tuple(verifiers))
     parts = [_generated(source, seed) if source.family else _from_files(source, declared, how) for source in sources]
+    _say_contradictions([table for tables in parts for table in tables])
     ranks, taken = declared.policy == "ranking", set[str]()
     held_out, dev, train = (
         _distinct(records.concat("Example", [tables[i] for tables in parts]), taken, ranks) for i in (2, 1, 0)
@@ -38,6 +44,23 @@ def load_all(
     if not train.num_rows:
         raise InputError("no problem is left to train on: all of them are held out; lower data.held_out or data.dev")
     return train, dev, held_out
+
+
+def _say_contradictions(tables: Sequence[pa.Table]) -> None:
+    """Log the rows of different sources or files that ask the same and have different answers."""
+    first: dict[str, tuple[str, str]] = {}
+    found: list[str] = []
+    for table in tables:
+        columns = (table[name].to_pylist() for name in ("id", "reference", "provenance"))
+        for example_id, reference, provenance in zip(*columns, strict=True):
+            known = first.setdefault(example_id, (reference, provenance))
+            if known[0] != reference:
+                places = (json.loads(of) for of in (known[1], provenance))
+                found.append(" and ".join(f"{of.get('source')} row {of.get('row')}" for of in places))
+    if found:
+        more = f" (and {len(found) - _MOST_NAMED} more)" if len(found) > _MOST_NAMED else ""
+        log.warning("the same question has different answers in %s%s: correct or delete one of each pair",
+                    ", ".join(found[:_MOST_NAMED]), more)  # fmt: skip
 
 
 def _generated(source: SourceConfig, seed: int) -> tuple[pa.Table, pa.Table, pa.Table]:

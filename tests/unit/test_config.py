@@ -297,3 +297,9 @@ def test_what_could_only_be_ignored_is_refused(tmp_path: Path, text: str, said: 
 def test_the_run_files_are_right(file: Path) -> None:
     read = config.load(file)
     assert read.data[0].dev and [stage.kind for stage in read.stages] == ["sft", "srl", "rlvr"]
+
+
+def test_own_verifiers_are_functions_of_modules(tmp_path: Path) -> None:
+    assert load(tmp_path, 'verifiers = ["checks:right", "a.b:c"]\n' + RUN).verifiers == ["checks:right", "a.b:c"]
+    for wrong in ("checks", "checks:", ":right", "os:system('x')", "a..b:c"):
+        assert "package.module:function" in refusal(tmp_path, f'verifiers = ["{wrong}"]\n' + RUN)
