@@ -74,8 +74,9 @@ def _known(word: str) -> str:
     bare, table = word.removesuffix(power), _symbols()
     lower = bare.lower()
     singular = lower[:-1] if len(lower) > 2 and lower.endswith("s") and not lower.endswith("ss") else lower
-    named = (bare,) if len(bare) == 1 else (bare, lower, singular)  # "g" and "G" differ
-    return next((table[name] for name in named if name in table), singular) + power
+    if len(bare) == 1:  # "g" and "G" differ
+        return table.get(bare, bare) + power
+    return next((table[name] for name in (bare, lower, singular) if name in table), singular) + power
 
 
 @functools.cache

@@ -79,7 +79,7 @@ def test_what_is_small_is_compared_relatively(answer, reference):
 @pytest.mark.parametrize(
     ("answer", "reference"),
     [("10000000.5", "10000000.500001"), ("0.333333", "1/3"), ("424264068.7", "3 \\times 10^8 \\sqrt{2}"),
-     ("0", "\\sqrt{2}-\\sqrt{2}"), ("1", "\\sin^2 x + \\cos^2 x"), ("x = 1", "2x = 2")],
+     ("0", "\\sqrt{2}-\\sqrt{2}"), ("1", "\\sin^2 x + \\cos^2 x"), ("2 = x", "x = 2")],
 )  # fmt: skip
 def test_a_decimal_stands_for_what_it_is_near_to(answer, reference):
     assert expression(f"Answer: {answer}", reference, {}).reward == 1.0
