@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from srl_rlvr import model_types
 from srl_rlvr.errors import InputError
 from srl_rlvr.examples.names import did_you_mean
+from srl_rlvr.verifiers import check_own
 
 
 class Section(BaseModel):
@@ -323,10 +324,7 @@ class RunConfig(Section):
     @field_validator("verifiers")
     @classmethod
     def _are_functions(cls, names: list[str]) -> list[str]:
-        for name in names:
-            module, _, function = name.partition(":")
-            if not all(part.isidentifier() for part in [*module.split("."), function]):
-                raise ValueError(f"'{name}' should be written as 'package.module:function'")
+        check_own(names)
         return names
 
     @field_validator("model_type")

@@ -17,6 +17,7 @@ from srl_rlvr.engines import SamplingSpec
 from srl_rlvr.errors import InputError
 from srl_rlvr.policies import base_models
 from srl_rlvr.trained import Trained
+from srl_rlvr.verifiers import check_own
 from srl_rlvr.verifiers.pool import VerifierPool
 
 
@@ -44,6 +45,10 @@ def read_model(options: argparse.Namespace) -> Trained:
         value = getattr(options, flag)
         if value is not None and value < 1:
             raise InputError(f"--{flag.replace('_', '-')} is {value}; it should be 1 or more")
+    try:
+        check_own(options.verifier)
+    except ValueError as error:
+        raise InputError(f"--verifier {error}") from None
     folder = base_models.resolve(options.model, model_cache())
     return trained.read(folder, options.max_context, options.max_tokens)
 

@@ -31,7 +31,7 @@ from srl_rlvr.verifiers.reasoning_gym_scorers import reasoning_gym
 from srl_rlvr.verifiers.similarity import similarity
 from srl_rlvr.verifiers.structures import fields, frames
 
-__all__ = ["VERIFIERS", "Score", "Verifier", "check_name", "find_verifier"]
+__all__ = ["VERIFIERS", "Score", "Verifier", "check_name", "check_own", "find_verifier"]
 
 VERIFIERS: dict[str, Verifier] = {
     "similarity": similarity,
@@ -76,6 +76,14 @@ def check_name(name: str, own: Collection[str] = ()) -> None:
         f"verifier '{name}' is unknown: did you mean '{nearest}'? There are {', '.join([*VERIFIERS, *own])}; "
         "declare your own as 'package.module:function' in the run file's 'verifiers'"
     )
+
+
+def check_own(names: Collection[str]) -> None:
+    """Raise ValueError if a name is not written as "package.module:function"."""
+    for name in names:
+        module, _, function = name.partition(":")
+        if not all(part.isidentifier() for part in [*module.split("."), function]):
+            raise ValueError(f"'{name}' should be written as 'package.module:function'")
 
 
 def _imported(name: str) -> Verifier:

@@ -123,7 +123,8 @@ def _apart(one: Any, other: Any) -> bool:
         return any(map(_apart, one.args, other.args))
     symbols = one.free_symbols if isinstance(one, sympy.Expr) and isinstance(other, sympy.Expr) else set()
     if symbols and symbols == other.free_symbols:
-        values = {symbol: sympy.Rational(number, 7) for number, symbol in enumerate(symbols, start=11)}
+        names = sorted(symbols, key=str)
+        values: Any = {symbol: sympy.Rational(number, 7) for number, symbol in enumerate(names, start=11)}
         sides = [side.doit().subs(values) for side in (one, other)]
         return all(map(_is_number, sides)) and not _same_number(*sides)
     return False

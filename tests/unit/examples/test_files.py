@@ -216,8 +216,14 @@ def test_limit_takes_the_first_rows_and_split_the_file_asked_for(tmp_path: Path)
         ([{"question": "q", "answer": None}], "column 'answer' should be text or a finite number, not null"),
         ([{"question": "q", "answer": " "}], "row 1: column 'answer' is empty"),
         ([FOUR, "{not json"], "line 2: not JSON"),
-        ([FOUR, '{"question": "a", "answer": 1, "question": "b"}'], "line 2: not JSON that can be read (the key 'question'"),
-        ([{**FOUR, "more": {}}, '{"question": "a", "answer": 1, "more": {"x": 1, "x": 2}}'], "line 2: not JSON that can"),
+        (
+            [FOUR, '{"question": "a", "answer": 1, "question": "b"}'],
+            "line 2: not JSON that can be read (the key 'question'",
+        ),
+        (
+            [{**FOUR, "more": {}}, '{"question": "a", "answer": 1, "more": {"x": 1, "x": 2}}'],
+            "line 2: not JSON that can",
+        ),
         ([FOUR, "[1, 2]"], "line 2: a row should be a JSON object, not a list"),
         ([], "the file holds no rows"),
         ([{"question": "q", "options": ["A)1"], "answer": "F"}], "column 'answer' is 'F'; it should be one of"),

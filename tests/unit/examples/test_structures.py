@@ -331,7 +331,10 @@ def test_what_is_wrong_with_a_row_is_one_line(
 
 
 NOTE = {"type": "object", "properties": {"note": {"type": ["string", "null"]}}, "required": ["note"]}
-NESTED = {"type": "object", "properties": {"of": NOTE | {"properties": NOTE["properties"] | {"more": {"type": "string"}}}}}
+NESTED = {
+    "type": "object",
+    "properties": {"of": NOTE | {"properties": NOTE["properties"] | {"more": {"type": "string"}}}},
+}
 
 
 @pytest.mark.parametrize(
@@ -360,5 +363,7 @@ def test_a_required_field_that_is_null_is_read_alike_from_every_file(tmp_path: P
 @pytest.mark.parametrize("column", ["schema", "target", "entities"])
 def test_a_column_of_text_that_is_no_json_is_named(tmp_path: Path, column: str) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": "a", "target": {"b": "a"}} | {column: "{b: a}"}) + "\n")
-    with pytest.raises(InputError, match=f"row 1: column '{column}' should be .* JSON of one; it is text, and not JSON"):
+    with pytest.raises(
+        InputError, match=f"row 1: column '{column}' should be .* JSON of one; it is text, and not JSON"
+    ):
         structures.load(tmp_path / "a.jsonl", "train", "extractor", "fields")
