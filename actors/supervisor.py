@@ -100,7 +100,7 @@ class Crew:
         ]
         self.verifiers = [
             Verifier.options(name=f"{run_id}/verifier-{i}", namespace=NAMESPACE, num_cpus=0).remote(  # type: ignore[attr-defined]
-                config.verifier.workers, config.verifier.deadline_s
+                config.verifier.workers, config.verifier.deadline_s, config.verifiers
             )
             for i in range(config.verifier.actors)
         ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -18,8 +19,8 @@ from srl_rlvr.verifiers.pool import VerifierPool
 class Verifier:
     """A verdict depends on its rollout alone, so a call that was lost is simply made again."""
 
-    def __init__(self, workers: int, deadline_s: float):
-        self.pool = VerifierPool(workers, deadline_s)
+    def __init__(self, workers: int, deadline_s: float, own: Sequence[str] = ()):
+        self.pool = VerifierPool(workers, deadline_s, own)
 
     def score(self, prompts: pa.Table, rollouts: pa.Table) -> pa.Table:
         """Verdict table, one row for each rollout, in order."""

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from srl_rlvr import model_types
 from srl_rlvr.errors import InputError
 from srl_rlvr.examples.names import did_you_mean
+from srl_rlvr.verifiers import check_own
 
 
 class Section(BaseModel):
@@ -309,6 +310,9 @@ class RunConfig(Section):
     than n updates."""
     checkpoint_every: int = Field(default=10, ge=1)
     """Updates between checkpoints; one is also written at the end of each stage and on Ctrl-C."""
+    verifiers: list[str] = []
+    """Your own verifiers, each as "package.module:function", that rows may name in their 'verifier' column beside the
+    built-in ones; a row never names code by itself."""
     model: ModelConfig = ModelConfig()
     data: list[SourceConfig] = Field(min_length=1)
     stages: list[Stage] = Field(min_length=1)
@@ -324,6 +328,12 @@ class RunConfig(Section):
         """The engine that samples: the model type's own, or the one asked for."""
         asked = "vllm" if self.engine.kind == "auto" else self.engine.kind
         return model_types.find(self.model_type).engine or asked
+
+    @field_validator("verifiers")
+    @classmethod
+    def _are_functions(cls, names: list[str]) -> list[str]:
+        check_own(names)
+        return names
 
     @field_validator("model_type")
     @classmethod

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -192,11 +193,16 @@ def example(
     }
 
 
+def folded(text: str) -> str:
+    """The text as identity sees it: white space folded, letters and their accents composed (NFC)."""
+    return unicodedata.normalize("NFC", " ".join(text.split()))
+
+
 def example_id(model_type: str, prompt: str, images: Sequence[bytes] = (), candidates: Sequence[str] = ()) -> str:
-    """128-bit content hash, hex. White space is folded, so that a reformatted copy is still the same problem."""
+    """128-bit content hash, hex. A copy that differs in white space or in Unicode's composition is the same problem."""
     digest = hashlib.blake2b(digest_size=16)
-    for part in (model_type, " ".join(prompt.split()), *candidates):
-        digest.update(part.encode() + b"\0")
+    for part in (model_type, folded(prompt), *candidates):
+        digest.update(unicodedata.normalize("NFC", part).encode() + b"\0")
     for image in images:
         digest.update(hashlib.blake2b(image, digest_size=16).digest())
     return digest.hexdigest()

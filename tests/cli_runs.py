@@ -30,6 +30,7 @@ CLOCKS = re.compile(r"seconds|.*_s|.*_per_s")
 RUN = """\
 name = "tiny"
 checkpoint_every = 2
+verifiers = ["user_verifiers:dense"]
 [model]
 base = "{model}"
 max_context = 512
@@ -84,6 +85,7 @@ def write_run(folder: Path, model: Path, text: str = RUN, verifier: str = "user_
     folder.mkdir(parents=True, exist_ok=True)
     data = write_problems(folder / "problems.jsonl", verifier)
     file = folder / "run.toml"
+    text = text.replace('"user_verifiers:dense"', f'"{verifier}"')
     file.write_text(text.format(model=model, data=data))
     return file
 

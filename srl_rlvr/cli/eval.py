@@ -36,6 +36,13 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="problems (.jsonl, .jsonl.gz, .parquet; of a folder its dev file)",
     )
     parser.add_argument("--skip-bad", action="store_true", help="leave out rows that are wrong, and say how many")
+    parser.add_argument(
+        "--verifier",
+        metavar="MODULE:FUNCTION",
+        action="append",
+        default=[],
+        help="a verifier of your own that rows may name in their 'verifier' column; may be given several times",
+    )
     parser.add_argument("--limit", metavar="N", type=int, help="only the first N problems")
     parser.add_argument(
         "--engine", choices=("auto", "vllm", "transformers"), default="auto", help="auto: vLLM where it is installed"
@@ -57,9 +64,9 @@ def run(options: argparse.Namespace) -> int:
 
     model = inference.read_model(options)
     model_type, card = model.model_type, model.card
-    how = Reading(options.limit, card=card, skip_bad=options.skip_bad)
+    how = Reading(options.limit, card=card, skip_bad=options.skip_bad, verifiers=tuple(options.verifier))
     examples = model_type.load(options.data, "dev", how)
-    with inference.open_model(model, options.engine) as opened:
+    with inference.open_model(model, options.engine, options.verifier) as opened:
         began = time.monotonic()
         predictions = model_type.over_corpus(opened.engine, opened.tokenizer, options.data, how)
         if predictions is None:

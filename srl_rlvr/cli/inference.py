@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,7 @@ from srl_rlvr.engines import SamplingSpec
 from srl_rlvr.errors import InputError
 from srl_rlvr.policies import base_models
 from srl_rlvr.trained import Trained
+from srl_rlvr.verifiers import check_own
 from srl_rlvr.verifiers.pool import VerifierPool
 
 
@@ -44,17 +45,21 @@ def read_model(options: argparse.Namespace) -> Trained:
         value = getattr(options, flag)
         if value is not None and value < 1:
             raise InputError(f"--{flag.replace('_', '-')} is {value}; it should be 1 or more")
+    try:
+        check_own(options.verifier)
+    except ValueError as error:
+        raise InputError(f"--verifier {error}") from None
     folder = base_models.resolve(options.model, model_cache())
     return trained.read(folder, options.max_context, options.max_tokens)
 
 
 @contextmanager
-def open_model(model: Trained, engine: str = "auto") -> Iterator[Inference]:
-    """Raises InputError where it cannot be loaded."""
+def open_model(model: Trained, engine: str = "auto", verifiers: Sequence[str] = ()) -> Iterator[Inference]:
+    """Raises InputError where it cannot be loaded. `verifiers` are the user's own that problems may name."""
     tokenizer = model.load_tokenizer()
     opened = model.open_engine(model.engine_kind(engine), EngineConfig())
     verifier = VerifierConfig()
-    with VerifierPool(verifier.workers, verifier.deadline_s) as pool:
+    with VerifierPool(verifier.workers, verifier.deadline_s, verifiers) as pool:
         yield Inference(model, tokenizer, opened, pool)
 
 

@@ -42,7 +42,9 @@ def run(options: argparse.Namespace) -> int:
         raise InputError(f"--out {options.out}: it is a folder; name a file in it")
     model = inference.read_model(options)
     model_type, card = model.model_type, model.card
-    how = Reading(options.limit, card=card, unanswered=True, skip_bad=options.skip_bad)
+    how = Reading(
+        options.limit, card=card, unanswered=True, skip_bad=options.skip_bad, verifiers=tuple(options.verifier)
+    )
     examples = model_type.load(options.data, "dev", how)
     longest = model.max_tokens
     if model_type.policy == "ranking" and model_type.picks != 1:  # an order is of all candidates

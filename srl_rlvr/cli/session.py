@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
+import itertools
 import json
 import os
 import shutil
 import signal
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from srl_rlvr.reporting.memory import PeakMemory
 from srl_rlvr.reporting.progress import Progress
 from srl_rlvr.scheduling import plan
 from srl_rlvr.stages import sft
-from srl_rlvr.verifiers import find_verifier
+from srl_rlvr.verifiers import check_name
 
 # Ray Train wants a folder of its own; our checkpoints do not lie in it.
 _RAY_TRAIN = ".ray_train"
@@ -51,7 +52,7 @@ def train(config: RunConfig, out: Path, resume: bool, command: str) -> int:
     model_type = model_types.find(config.model_type)
     config.model.base = config.model.base or model_type.base
     state, history, folder = _starting_point(config, out, resume)
-    train_examples, dev, held_out = sources.load_all(config.data, config.seed, config.model_type)
+    train_examples, dev, held_out = sources.load_all(config.data, config.seed, config.model_type, config.verifiers)
     model = base_models.resolve(config.model.base, model_cache())
     tokenizer = model_type.load_tokenizer(model, config.model.max_context)
     of_model = base_models.read_config(model)
@@ -60,7 +61,8 @@ def train(config: RunConfig, out: Path, resume: bool, command: str) -> int:
         train_examples, dev, held_out = pipeline.fitting(train_examples, (dev, held_out), tokenizer, config, limit)
     _check_data(state, out, train_examples, dev, held_out)
     _check_steps(config, train_examples)
-    _check_verifiers({name for table in (train_examples, dev, held_out) for name in table["verifier"].to_pylist()})
+    named = {name for table in (train_examples, dev, held_out) for name in table["verifier"].to_pylist()}
+    _check_verifiers(named, config.verifiers)
     _check_disk(config, model, out, with_best=dev.num_rows > 0)
     _begin_folder(out, config)
     stages = [(stage.label, _steps(stage, train_examples.num_rows)) for stage in config.stages]
@@ -149,22 +151,33 @@ def _check_steps(config: RunConfig, examples: Any) -> None:
             srl.with_steps(examples.slice(0, stage.examples))
 
 
-def _check_verifiers(names: set[str]) -> None:
-    """A user's own verifiers are imported by the workers only; that they are there at all is found before that."""
-    for name in sorted(names):
-        module, own, _ = name.partition(":")
-        if not own:
-            find_verifier(name)
-            continue
-        try:
-            missing = importlib.util.find_spec(module) is None
-        except (ImportError, ValueError, SyntaxError):  # of a package above it, or of a program itself
-            missing = True
-        if missing:
+def _check_verifiers(names: set[str], own: Sequence[str] = ()) -> None:
+    """Raise InputError if a name is not known or not declared, or the module of a declared one is not there.
+
+    Only the workers import a user's own verifiers, so their modules are looked up without importing anything.
+    """
+    for name in sorted({*names, *own}):
+        check_name(name, own)
+        module, of_user, _ = name.partition(":")
+        if of_user and not _is_module(module):
             raise InputError(
-                f"verifier '{name}' of the data: there is no module {module}; put it into the working folder or on "
-                "PYTHONPATH"
+                f"verifier '{name}': there is no module {module}; put it into the working folder or on PYTHONPATH"
             )
+
+
+def _is_module(name: str) -> bool:
+    """Whether the import system finds the module. Unlike find_spec, this does not import the packages above it."""
+    places: list[str] | None = None  # sys.path
+    for part in itertools.accumulate(name.split("."), "{}.{}".format):
+        try:
+            found = (finder.find_spec(part, places) for finder in sys.meta_path)
+            spec = next(filter(None, found), None)
+        except (ImportError, ValueError):
+            return False
+        if spec is None:
+            return False
+        places = list(spec.submodule_search_locations or [])
+    return True
 
 
 def _check_disk(config: RunConfig, model: Path, out: Path, with_best: bool) -> None:

@@ -31,6 +31,9 @@ def text(row: Mapping[str, Any], column: str, where: str) -> str:
     if column not in row:
         raise InputError(f"{where}: column '{column}' is missing; it has {', '.join(row)}")
     value = row[column]
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        raise InputError(f"{where}: column '{column}' should be text that is not empty, not a number ({value}): write "
+                         "what it stands for, as its name")  # fmt: skip
     if not isinstance(value, str) or not value.strip():
         raise InputError(f"{where}: column '{column}' should be text that is not empty")
     return bounded(value, f"column '{column}'", where)

@@ -6,6 +6,8 @@ columns; it must not know what a verifier does with the reference that it names.
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import gzip
 import json
 import logging
@@ -14,6 +16,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -22,9 +25,11 @@ import pyarrow.parquet as pq
 
 from srl_rlvr import records
 from srl_rlvr.errors import InputError
-from srl_rlvr.examples import columns
-from srl_rlvr.examples.names import did_you_mean, nearest
+from srl_rlvr.examples import columns, references
+from srl_rlvr.examples.names import nearest
 from srl_rlvr.examples.steps import one_line_each, operations
+from srl_rlvr.verifiers import check_name
+from srl_rlvr.verifiers.answers import extract_answer, read_number
 
 log = logging.getLogger(__name__)
 
@@ -35,14 +40,14 @@ Row = Mapping[str, Any]
 SUFFIXES = (".jsonl.gz", ".jsonl", ".parquet")
 FOLIO_LABELS = ("True", "False", "Unknown")
 UNANSWERED = "(unanswered)"
-
-_PLAIN_NUMBER = re.compile(r"[-+]?(([0-9]{1,3}(,[0-9]{3})+|[0-9]+)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]{1,3})?")
-_WORD = re.compile(r"[^\W\d_]{3,}")
-_OF_FORMULAS = {
-    *("sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh"),
-    *("log", "exp", "sqrt", "abs", "floor", "ceil", "max", "min", "gcd", "lcm", "mod", "inf", "infinity"),
-    *("alpha", "beta", "gamma", "delta", "epsilon", "theta", "lambda", "rho", "sigma", "tau", "phi", "psi", "omega"),
+_ANSWERS = ("answer", "label", "solution")  # columns that only rows with an answer have
+_TURNS = ("messages", "conversations", "prompt")  # columns of conversations
+_OTHER_NAMES = {
+    "question": ("prompt", "instruction", "query", "input", "text"),
+    "answer": ("completion", "response", "output", "target", "label", "ground_truth"),
 }
+_MOST_NAMED = 5
+
 _LETTERED = re.compile(r"\(?([A-Z])\s*[).:]\s*")
 _NOT_A_STEP = re.compile(
     r"\W*((the|so|hence|therefore|correct|right|final|answer|ans|option|choice|is)\b\W*)*[A-Z]\W*|\W*(solution|explanation)\W*",
@@ -62,6 +67,7 @@ class Reading:
     card: Mapping[str, Any] | None = None  # of the model that is asked
     unanswered: bool = False  # for prediction: rows need no answer
     skip_bad: bool = False  # rows that are wrong are left out and counted
+    verifiers: Sequence[str] = ()  # the user's own, that rows may name
 
 
 WHOLE = Reading()
@@ -109,6 +115,7 @@ def load(
     model_type: str = "task_llm",
     unanswered: bool = False,
     skip_bad: bool = False,
+    verifiers: Sequence[str] = (),
 ) -> pa.Table:
     """The Examples of a file, or of a folder's `split` file: the first `limit`, each once.
 
@@ -121,12 +128,19 @@ def load(
 
     def example(number: int, row: dict[str, Any]) -> dict[str, Any]:
         nonlocal schema
+        if "problem" in row and "question" not in row:  # as MATH and its kin call it
+            row["question"] = row.pop("problem")
+        own = list(row)
         if unanswered:
             row |= {"answer": UNANSWERED, "label": UNANSWERED}
-        schema = schema or _recognize(file, number, row)
-        return _example(file, number, row, schema, task_of(path, file), model_type)
+        schema = schema or _recognize(row)
+        for column in schema.required:
+            if column not in row:
+                raise _missing(f"{file}, row {number}", {name: row[name] for name in own}, column, unanswered)
+        return _example(file, number, row, schema, task_of(path, file), model_type, verifiers)
 
-    return collect(file, example, limit=limit, skip_bad=skip_bad, keep_repeated=unanswered)
+    check = None if unanswered else references.slow_faults
+    return collect(file, example, limit=limit, skip_bad=skip_bad, keep_repeated=unanswered, check=check)
 
 
 def collect(
@@ -136,27 +150,60 @@ def collect(
     limit: int | None = None,
     skip_bad: bool = False,
     keep_repeated: bool = False,
+    check: Callable[[Sequence[Mapping[str, Any]]], list[str]] | None = None,
 ) -> pa.Table:
     """The Examples that `example_of` (line number, row) makes of the file's rows: the first `limit`, each once.
 
+    Of rows that repeat a problem the first that has steps is kept; those with another answer are named in the log.
+    `check` tells what is wrong with each Example ("" for nothing), all at once.
     A row that is wrong ends it with its InputError, or under `skip_bad` is left out, counted and said.
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}; it should be 1 or more")
     examples: dict[Any, dict[str, Any]] = {}
     repeated, bad = 0, left_out(skip_bad)
+    contradicting: list[tuple[int, int]] = []
     for number, example in each(file, example_of, bad):
         key = number if keep_repeated else example["id"]
-        repeated += key in examples
-        examples.setdefault(key, example)
+        first = examples.setdefault(key, example)
+        if first is not example:
+            repeated += 1
+            if not _same_answer(first, example):
+                contradicting.append((_row_of(first), number))
+            elif len(first["steps"]) == 0 < len(example["steps"]):
+                examples[key] = example
         if len(examples) == limit:
             break
+    if check is not None:
+        for (key, example), fault in zip(list(examples.items()), check([*examples.values()]), strict=True):
+            if fault:
+                error = InputError(f"{file}, row {_row_of(example)}: {fault}")
+                if bad is None:
+                    raise error
+                bad.append(error)
+                del examples[key]
     say_left_out(file, bad)
     if not examples:
         raise InputError(f"{file}: the file holds no rows" + (" that are right" if bad else ""))
     if repeated:
         log.warning("%s: rows dropped that repeat an earlier problem: %d", file.name, repeated)
+    if contradicting:
+        pairs = [f"{one} and {other}" for one, other in contradicting[:_MOST_NAMED]]
+        more = f" (and {len(contradicting) - _MOST_NAMED} more)" if len(contradicting) > _MOST_NAMED else ""
+        log.warning(
+            "%s: rows with the same question and different answers: %s%s; the first of each pair is kept: correct or "
+            "delete one of them", file.name, ", ".join(pairs), more,
+        )  # fmt: skip
     return records.build("Example", examples.values())
+
+
+def _row_of(example: Mapping[str, Any]) -> int:
+    return json.loads(example["provenance"])["row"]
+
+
+def _same_answer(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    numbers = [read_number(of["reference"]) if of["verifier"] == "numeric" else None for of in (one, other)]
+    return one["reference"] == other["reference"] or (None not in numbers and numbers[0] == numbers[1])
 
 
 def task_of(path: Source, file: Source) -> str:
@@ -176,7 +223,12 @@ def find(path: Source, split: Split = "train") -> Source:
         for suffix in SUFFIXES:
             if (file := path / f"{split}{suffix}").is_file():
                 return file
-        raise InputError(f"{path}: no {split}.jsonl.gz, .jsonl or .parquet{nearest(split, _names_in(path))}")
+        names = _names_in(path)
+        shard = next((name for name in sorted(names) if re.fullmatch(rf"{split}-\d+-of-\d+\.parquet", name)), None)
+        joined = (
+            f"; {shard} is one of several files: join them into {split}.parquet" if shard else nearest(split, names)
+        )
+        raise InputError(f"{path}: no {split}.jsonl.gz, .jsonl or .parquet{joined}")
     if not path.is_file():
         raise InputError(f"{path}: no such file{nearest(path.name, _names_in(path.parent))}")
     if not path.name.endswith(SUFFIXES):
@@ -220,7 +272,7 @@ def _row(file: Source, number: int, line: bytes | dict[str, Any]) -> dict[str, A
     if isinstance(line, dict):
         return line
     try:
-        row = json.loads(line.decode("utf-8-sig"))
+        row = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_once_each)
         if _SURROGATE.search(line):
             json.dumps(row, ensure_ascii=False).encode()
     except UnicodeError:
@@ -232,6 +284,15 @@ def _row(file: Source, number: int, line: bytes | dict[str, Any]) -> dict[str, A
     if not isinstance(row, dict):
         raise InputError(f"{file}, line {number}: a row should be a JSON object, not {_kind(row)}")
     return row
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object. Raises ValueError if a key comes twice: readers differ in which of its values they take."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key '{next(name for name in names if names.count(name) > 1)}' comes twice")
+    return found
 
 
 def _lines(file: Source) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
@@ -256,46 +317,75 @@ def _lines(file: Source) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
 
 def _parquet(file: Path) -> Iterator[dict[str, Any]]:
     try:
-        for batch in pq.ParquetFile(file).iter_batches(batch_size=256):
+        content = pq.ParquetFile(file)
+        names = _label_names(content.schema_arrow)
+        for batch in content.iter_batches(batch_size=256):
             for row in batch.to_pylist():
-                yield _without_nulls(row)
+                yield without_nulls(row) | {
+                    column: of[row[column]]
+                    for column, of in names.items()
+                    if isinstance(row.get(column), int) and 0 <= row[column] < len(of)
+                }
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{file}: not a whole Parquet file ({str(error).splitlines()[0]})") from None
     except UnicodeDecodeError:
         raise InputError(f"{file}: a column of texts holds what is not UTF-8") from None
 
 
-def _without_nulls(value: Any) -> Any:
-    """What a row does not have is null in Parquet, at every level."""
+def _label_names(schema: pa.Schema) -> dict[str, list[str]]:
+    """The names of each column's numbers, where Hugging Face's datasets library wrote them (its ClassLabel)."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        labels = {column: of["names"] for column, of in features.items() if of.get("_type") == "ClassLabel"}
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return {}
+    return {column: of for column, of in labels.items() if _is_text_list(of)}
+
+
+def without_nulls(value: Any) -> Any:
+    """What a row does not have is null in Parquet, and where rows were padded, at every level."""
     if isinstance(value, dict):
-        return {name: _without_nulls(of) for name, of in value.items() if of is not None}
-    return list(map(_without_nulls, value)) if isinstance(value, list) else value
+        return {name: without_nulls(of) for name, of in value.items() if of is not None}
+    return list(map(without_nulls, value)) if isinstance(value, list) else value
 
 
 def _names_in(folder: Path) -> list[str]:
     return [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
 
 
-def _recognize(file: Source, number: int, row: Row) -> Schema:
-    """The first schema whose required columns are all there; else the error tells what the closest one lacks."""
+def _recognize(row: Row) -> Schema:
+    """The first schema whose required columns are all there, else the closest one."""
     for schema in SCHEMAS:
         if all(column in row for column in schema.required):
             return schema
-    closest = max(SCHEMAS, key=lambda schema: (sum(column in row for column in schema.required), -len(schema.required)))
-    column = next(column for column in closest.required if column not in row)
-    raise _missing(file, number, row, column)
+    return max(SCHEMAS, key=lambda schema: (sum(column in row for column in schema.required), -len(schema.required)))
 
 
-def _missing(file: Source, number: int, row: Row, column: str) -> InputError:
+def _missing(where: str, row: Row, column: str, unanswered: bool) -> InputError:
+    """The error for a row without this column: what it has, what to do, and which columns are read."""
     there = f"; it has {', '.join(row)}" if row else ""
-    return InputError(f"{file}, row {number}: column '{column}' is missing{there}{did_you_mean(column, row)}")
+    sets = [[name for name in schema.required if not (unanswered and name in _ANSWERS)] for schema in SCHEMAS]
+    wanted = ", or ".join(dict.fromkeys(" + ".join(names) for names in sorted(sets, key=len)))
+    return InputError(f"{where}: column '{column}' is missing{there}{_remedy(row, column)}; columns read: {wanted}")
 
 
-def _example(file: Source, number: int, row: Row, schema: Schema, task: str, model_type: str) -> dict[str, Any]:
-    for column in schema.required:
-        if column not in row:
-            raise _missing(file, number, row, column)
-    given: dict[str, Any] = {key: value for key, value in row.items() if value is not None or key in schema.required}
+def _remedy(row: Row, column: str) -> str:
+    turns = next((name for name in row if name in _TURNS and isinstance(row[name], list)), None)
+    if turns:
+        return f"; put the user's turn of '{turns}' into 'question', and the right answer to it alone into 'answer'"
+    close = get_close_matches(column, list(row), n=1, cutoff=0.8)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    other = next((name for name in _OTHER_NAMES.get(column, ()) if name in row), None)
+    return f"; rename '{other}' to '{column}'" if other else ""
+
+
+def _example(
+    file: Source, number: int, row: Row, schema: Schema, task: str, model_type: str, verifiers: Sequence[str]
+) -> dict[str, Any]:
+    given: dict[str, Any] = {
+        key: _as_text(value) for key, value in row.items() if value is not None or key in schema.required
+    }
     for column in (*schema.required, *schema.optional, "verifier", "id"):
         expected, fits = COLUMNS[column]
         if column in given and not fits(given[column]):
@@ -303,7 +393,13 @@ def _example(file: Source, number: int, row: Row, schema: Schema, task: str, mod
             raise InputError(f"{file}, row {number}: column '{column}' should be {expected}, not {found}")
     try:
         problem = schema.problem(given)
-    except ValueError as error:
+        verifier = given.get("verifier", problem.verifier)
+        check_name(verifier, verifiers)
+        if problem.reference != UNANSWERED and (
+            fault := references.fault(problem.reference, verifier, problem.metadata)
+        ):
+            raise ValueError(fault)
+    except (InputError, ValueError) as error:
         raise InputError(f"{file}, row {number}: {error}") from None
     return records.example(
         model_type=model_type,
@@ -311,11 +407,18 @@ def _example(file: Source, number: int, row: Row, schema: Schema, task: str, mod
         prompt=columns.bounded(problem.prompt, "the question", f"{file}, row {number}"),
         steps=problem.steps,
         reference=problem.reference,
-        verifier=given.get("verifier", problem.verifier),
+        verifier=verifier,
         metadata=problem.metadata,
         difficulty=len(problem.steps),
         provenance={"source": file.name, "row": number, "id": given.get("id")},
     )
+
+
+def _as_text(value: Any) -> Any:
+    """Parquet's dates, times and decimals as JSON lines would have them; anything else as it is."""
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    return format(value, "f") if isinstance(value, decimal.Decimal) and value.is_finite() else value
 
 
 def _from_conclusion(row: Row) -> Problem:
@@ -349,8 +452,8 @@ def _from_equation(row: Row) -> Problem:
     reference, verifier = _reference(row["answer"])
     # SVAMP itself has equations that contradict the answer: such steps would teach the wrong thing.
     if steps and verifier == "numeric":
-        result = float(steps[-1].rpartition(" = ")[2])
-        steps = steps if math.isclose(result, float(reference), abs_tol=0.01) else []
+        result, right = float(steps[-1].rpartition(" = ")[2]), read_number(reference)
+        steps = steps if right is not None and math.isclose(result, right, abs_tol=0.01) else []
     return Problem(row["question"], steps, reference, verifier)
 
 
@@ -358,19 +461,24 @@ def _from_question(row: Row) -> Problem:
     # The original GSM8K has the solution in the answer: lines of reasoning, then `#### 72`.
     solution, marker, answer = str(row["answer"]).rpartition("####")
     lines = row.get("steps") or row.get("solution", solution if marker else "").splitlines()
+    if not marker and (marked := extract_answer(answer)):  # others end in `Answer: 72` or \boxed{72}
+        *solved, last = answer.strip().splitlines()
+        lines = lines or (solved if last.lower().startswith("answer:") else [*solved, last] if solved else [])
+        answer = marked
     reference, verifier = _reference(answer)
     return Problem(row["question"], one_line_each(_CALCULATOR.sub("", line) for line in lines), reference, verifier)
 
 
-def _reference(answer: str | int | float) -> tuple[str, str]:
-    """(reference, verifier): a number without its thousands separators, words, or mathematics as it stands."""
-    text = str(answer).strip()
-    if not text:
-        raise ValueError("column 'answer' is empty")
-    if _PLAIN_NUMBER.fullmatch(text):
-        return text.replace(",", ""), "numeric"
-    in_words = "\\" not in text and set(map(str.lower, _WORD.findall(text))) - _OF_FORMULAS
-    return text, "exact" if in_words else "expression"
+def _from_solution(row: Row) -> Problem:
+    answer = extract_answer(row["solution"])
+    if answer is None:
+        raise ValueError(
+            "column 'answer' is missing, and column 'solution' marks none by 'Answer:', \\boxed{…} or '####'"
+        )
+    return _from_question({**row, "answer": answer})
+
+
+_reference = references.reference_of
 
 
 def _is_text(value: object) -> bool:
@@ -413,6 +521,7 @@ SCHEMAS = (
     Schema(("question", "options", "answer"), ("rationale",), _from_options),
     Schema(("question", "equation", "answer"), (), _from_equation),
     Schema(("question", "answer"), ("steps", "solution"), _from_question),
+    Schema(("question", "solution"), (), _from_solution),
 )
 
 COLUMNS: dict[str, tuple[str, Callable[[object], bool]]] = {

@@ -40,6 +40,7 @@ FRAMES = {
         "additionalProperties": {"anyOf": [_TEXT, _TEXTS]},
     },
 }
+_ANSWERS = ("target", "frames", "entities", "slots")
 _MOST_SHOWN, _DEEPEST_SHOWN = 10_000, 16  # fields: references can make a small schema endless
 
 
@@ -77,12 +78,14 @@ def load(
     Raises InputError naming the file, the row and the column.
     """
     file = files.find(path, split)
+    null_is_missing = isinstance(file, Path) and file.suffix == ".parquet"
     known = how.card or {}
     if verifier == "fields" and "schema" not in known and not how.unanswered:
         known = _known([files.find(path, "train") if path.is_dir() else file], how.skip_bad)
 
     def example(number: int, row: dict[str, Any]) -> dict[str, Any]:
         where = f"{file}, row {number}"
+        row = _read(row, where, () if how.unanswered else _ANSWERS)
         text = _text(row, where)
         if row.get("verifier", verifier) not in (None, verifier):
             raise InputError(f"{where}: column 'verifier' is for types of text; an answer of {model_type} is verified "
@@ -95,7 +98,7 @@ def load(
             of_row = _schema_of(row, known, where)
             prompt = f"{json.dumps(_short(of_row))}\n{text}"
             metadata = {"schema": of_row}
-            steps = as_lines({} if how.unanswered else _fields(row, of_row, text, where))
+            steps = as_lines({} if how.unanswered else _fields(row, of_row, text, where, null_is_missing))
         return records.example(
             model_type=model_type,
             task=files.task_of(path, file),
@@ -109,6 +112,19 @@ def load(
         )
 
     return files.collect(file, example, limit=how.limit, skip_bad=how.skip_bad, keep_repeated=how.unanswered)
+
+
+def _read(row: dict[str, Any], where: str, answers: Sequence[str]) -> dict[str, Any]:
+    """The row, with columns that hold JSON as text read: so rows of different fields are kept in one Arrow table."""
+    read = {}
+    for column in ("schema", *answers):
+        if isinstance(value := row.get(column), str):
+            try:
+                read[column] = read_json(value)
+            except ValueError as error:
+                raise InputError(f"{where}: column '{column}' should be an object or a list, or JSON of one; "
+                                 f"it is text, and {error}") from None  # fmt: skip
+    return row | read
 
 
 def _text(row: Row, where: str) -> str:
@@ -176,6 +192,7 @@ def _schema_of(row: Row, known: Row, where: str) -> dict[str, Any]:
 
 
 def _checked(schema: Any, where: str) -> dict[str, Any]:
+    schema = files.without_nulls(schema)  # padded, where other rows have other fields
     if not isinstance(schema, dict) or not isinstance(schema.get("properties"), dict):
         raise InputError(f"{where}: 'schema' should be a JSON Schema of an object with 'properties'")
     from jsonschema import SchemaError
@@ -214,6 +231,7 @@ def _domains(train: files.Source, skip_bad: bool) -> dict[str, dict[str, Any]]:
 
     def fields_of(number: int, row: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         where = f"{train}, row {number}"
+        row = _read(row, where, _ANSWERS)
         text = _text(row, where)
         if isinstance(row.get("target"), dict):
             fields = {name: _kind_of(value) for name, value in _as_json(row["target"], where).items()}
@@ -300,6 +318,37 @@ def _as_json(target: Row, where: str) -> dict[str, Any]:
         raise InputError(f"{where}: column 'target' should be a JSON object: {error}") from None
 
 
+def _without_padding(value: Any, schema: Any, whole: Row, null_is_missing: bool) -> Any:
+    """The value with null in fields that are required only: elsewhere it is padding of rows with different fields.
+
+    If `null_is_missing`, as in Parquet, required fields that are missing and may be null are null.
+    """
+    kinds = alternatives(schema, whole)
+    if isinstance(value, list):
+        items = {"anyOf": [of["items"] for of in kinds if "items" in of]}
+        return [_without_padding(item, items, whole, null_is_missing) for item in value]
+    if not isinstance(value, dict):
+        return value
+    of_objects = [of for of in kinds if "properties" in of]
+    required = set.intersection(*(set(of.get("required", ())) for of in of_objects)) if of_objects else set()
+    fields_of = {
+        name: {"anyOf": [of["properties"][name] for of in of_objects if name in of["properties"]]}
+        for name in {*value, *required}
+    }
+    missing = sorted(required - value.keys()) if null_is_missing else ()
+    filled = {name: None for name in missing if _may_be_null(fields_of[name], whole)}
+    kept = {name: of for name, of in value.items() if of is not None or name in required}
+    return {name: _without_padding(of, fields_of[name], whole, null_is_missing) for name, of in kept.items()} | filled
+
+
+def _may_be_null(schema: Any, whole: Row) -> bool:
+    for of in alternatives(schema, whole):
+        types = of.get("type", [])
+        if "null" in ([types] if isinstance(types, str) else types) or None in of.get("enum", ()):
+            return True
+    return False
+
+
 def _short(schema: Row) -> dict[str, Any]:
     """A JSON Schema's fields as the model is shown them: a type, or a list of several; an array as a list of what its
     items are; an object by its fields; what is one of some values by these."""
@@ -330,11 +379,12 @@ def _short(schema: Row) -> dict[str, Any]:
     return {name: kind(field, ()) for name, field in schema["properties"].items()}
 
 
-def _fields(row: Row, schema: Row, text: str, where: str) -> dict[str, Any]:
+def _fields(row: Row, schema: Row, text: str, where: str, null_is_missing: bool) -> dict[str, Any]:
     """Each field that has a value, or has to be there, in the order of the text."""
     values: dict[str, Any] = {}
     if isinstance(row.get("target"), dict):
         required, target = schema.get("required", ()), _as_json(row["target"], where)
+        target = _without_padding(target, schema, schema, null_is_missing)
         values = {of: value for of, value in target.items() if value not in (None, "", []) or of in required}
     else:
         for kind, _, span in sorted(_entities(row, text, where), key=lambda entity: entity[1]):

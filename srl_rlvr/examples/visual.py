@@ -31,6 +31,7 @@ from srl_rlvr import images, records
 from srl_rlvr.errors import InputError
 from srl_rlvr.examples import columns, files
 from srl_rlvr.examples.structures import as_lines
+from srl_rlvr.verifiers import check_name
 
 Row = Mapping[str, Any]
 _COUNT = "n_"  # begins the columns that are counts of something in the image
@@ -153,6 +154,10 @@ def _unanswered(row: Row, of_model: Row, where: str) -> Problem:
         raise InputError(f"{where}: it has no 'question', and the model's card names none")
     if question != of_model.get("question"):
         return Problem(question, (), "unknown")
+    try:
+        check_name(of_model["verifier"])  # a card comes with a model, and names no code either
+    except InputError as error:
+        raise InputError(f"{where}: the model's card: {error}") from None
     return Problem(question, (), "{}", of_model["verifier"], of_model["metadata"])
 
 

@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from multiprocessing.connection import Pipe, wait
 from typing import Any
 
@@ -30,7 +30,7 @@ import pyarrow as pa
 
 from srl_rlvr import records
 from srl_rlvr.errors import InputError, RunError
-from srl_rlvr.verifiers import find_verifier
+from srl_rlvr.verifiers import check_name
 from srl_rlvr.verifiers.worker import Item, Outcome
 
 LARGEST_CHUNK = 64  # items for one trip through a pipe: a similarity takes less time than the trip
@@ -45,18 +45,20 @@ class VerifierPool:
 
     What an item imports for the first time does not count. Workers start at once, in the background, and
     exit when the pool is closed or its process ends. Safe to call from several threads, one batch at a time.
+    `own` are the user's verifiers ("package.module:function") that prompts may name beside the built-in ones.
     """
 
-    def __init__(self, workers: int, deadline_s: float):
+    def __init__(self, workers: int, deadline_s: float, own: Collection[str] = ()):
         if workers < 1 or not 0 < deadline_s < math.inf:
             raise InputError(f"verifier pool: {workers} workers and a deadline of {deadline_s} s; both must be above 0")
         self._deadline_s = deadline_s
+        self._own = tuple(own)
         self._lock = threading.Lock()
         self._closed = False
         self._replaced = 0
         self._timeouts = 0
         self._false_starts = 0
-        self._workers = [_Worker(deadline_s) for _ in range(workers)]
+        self._workers = [_Worker(deadline_s, self._own) for _ in range(workers)]
 
     def score(self, prompts: pa.Table, rollouts: pa.Table) -> pa.Table:
         """One Verdict for each Rollout, in their order.
@@ -64,7 +66,7 @@ class VerifierPool:
         Raises RecordError for tables that do not hold to their records or do not fit together, InputError
         for a verifier or metadata that the run was set up with wrongly, RunError where workers cannot start.
         """
-        items = _items(records.check("Prompt", prompts), records.check("Rollout", rollouts))
+        items = _items(records.check("Prompt", prompts), records.check("Rollout", rollouts), self._own)
         with self._lock:
             if self._closed:
                 raise RunError("verifier pool: it is closed")
@@ -108,7 +110,7 @@ class VerifierPool:
             # What the workers still hold belongs to no batch now.
             for index, worker in enumerate(self._workers):
                 worker.kill()
-                self._workers[index] = _Worker(self._deadline_s)
+                self._workers[index] = _Worker(self._deadline_s, self._own)
             raise
         return [verdicts[row] for row in range(len(items))]
 
@@ -161,7 +163,7 @@ class VerifierPool:
             self._false_starts += 1
         waiting.extendleft(reversed(worker.items))
         self._replaced += 1
-        self._workers[self._workers.index(worker)] = _Worker(self._deadline_s)
+        self._workers[self._workers.index(worker)] = _Worker(self._deadline_s, self._own)
         if self._false_starts >= FALSE_STARTS_ALLOWED:
             names = sorted({item[1] for item in worker.items})
             what = f"loading verifier {', '.join(names)}" if names else "starting a verifier worker"
@@ -172,11 +174,11 @@ class VerifierPool:
 class _Worker:
     """The pool's side of one process. `items` are those it holds, the one it is at first."""
 
-    def __init__(self, deadline_s: float):
+    def __init__(self, deadline_s: float, own: Sequence[str]):
         self.connection, theirs = Pipe()
         module = "srl_rlvr.verifiers.worker"
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", module, str(theirs.fileno()), str(deadline_s)],
+            [sys.executable, "-P", "-m", module, str(theirs.fileno()), str(deadline_s), *own],
             stdin=subprocess.DEVNULL,
             env=_environment(),
             pass_fds=[theirs.fileno()],
@@ -213,14 +215,13 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
 
 
-def _items(prompts: pa.Table, rollouts: pa.Table) -> list[Item]:
+def _items(prompts: pa.Table, rollouts: pa.Table, own: Collection[str]) -> list[Item]:
     columns = (prompts[name].to_pylist() for name in ("id", "verifier", "reference", "metadata"))
     by_id: dict[str, tuple[str, str, str]] = {}
     for prompt_id, verifier, reference, metadata in zip(*columns, strict=True):
         if prompt_id in by_id:
             raise records.RecordError(f"Prompt table: id '{prompt_id}' stands twice")
-        if ":" not in verifier:  # a user's own is imported by the workers only
-            find_verifier(verifier)
+        check_name(verifier, own)  # a user's own is imported by the workers only
         _check_metadata(prompt_id, metadata)
         by_id[prompt_id] = verifier, reference, metadata
     columns = (rollouts[name].to_pylist() for name in ("prompt_id", "text", "finish_reason"))

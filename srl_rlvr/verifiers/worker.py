@@ -1,4 +1,4 @@
-"""One killable process of the pool: `python -P -m srl_rlvr.verifiers.worker FD DEADLINE_S`.
+"""One killable process of the pool: `python -P -m srl_rlvr.verifiers.worker FD DEADLINE_S [OWN_VERIFIER …]`.
 
 Takes chunks of items from its end of a pipe and sends each verdict back as soon as it is known. It does
 not know the time: whether an item has overrun is the pool's business. It imports no pyarrow, to start fast.
@@ -36,7 +36,7 @@ LONGEST_DETAIL = 500
 
 
 def main() -> None:
-    connection, deadline_s = Connection(int(sys.argv[1])), float(sys.argv[2])
+    connection, deadline_s, own = Connection(int(sys.argv[1])), float(sys.argv[2]), sys.argv[3:]
     os.dup2(2, 1)  # what a verifier prints must not end up in a command's output
     _, hard_limit = resource.getrlimit(resource.RLIMIT_AS)
     limit = MEMORY_LIMIT_BYTES if hard_limit == resource.RLIM_INFINITY else min(MEMORY_LIMIT_BYTES, hard_limit)
@@ -44,14 +44,14 @@ def main() -> None:
     try:
         connection.send(("ready",))
         while True:
-            _score_chunk(connection, connection.recv(), deadline_s)
+            _score_chunk(connection, connection.recv(), deadline_s, own)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # the pool closed its end, or its process is gone
 
 
-def _score_chunk(connection: Connection, chunk: list[Item], deadline_s: float) -> None:
+def _score_chunk(connection: Connection, chunk: list[Item], deadline_s: float, own: list[str]) -> None:
     try:
-        prepared = [_prepare(item) for item in chunk]
+        prepared = [_prepare(item, own) for item in chunk]
         connection.send(("started",))
         for (row, _, text, reference, _, _), (verifier, metadata, fault) in zip(chunk, prepared, strict=True):
             # The pool kills what overruns. Where the pool itself was killed, nobody does: the kernel's alarm,
@@ -65,10 +65,10 @@ def _score_chunk(connection: Connection, chunk: list[Item], deadline_s: float) -
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _prepare(item: Item) -> tuple[Verifier, dict[str, Any], str]:
+def _prepare(item: Item, own: list[str]) -> tuple[Verifier, dict[str, Any], str]:
     """The verifier, imported and warm, the item's own metadata, and what went wrong ("" for nothing)."""
     _, name, _, _, metadata_json, finish_reason = item
-    verifier = find_verifier(name)
+    verifier = find_verifier(name, own)
     metadata = {**json.loads(metadata_json), "finish_reason": finish_reason}
     warm_up = getattr(sys.modules.get(getattr(verifier, "__module__", "")), "warm_up", None)
     try:
@@ -91,8 +91,13 @@ def _score(verifier: Verifier, text: str, reference: str, metadata: dict[str, An
 
 
 def _checked(score: object) -> Outcome:
+    if isinstance(score, numbers.Real) or type(score).__name__ == "bool":  # numpy's bool is no number
+        reward = float(score)  # type: ignore[arg-type]
+        if not 0 <= reward <= 1:
+            return _failed(f"returned {reward} as reward; a plain number should be from 0 to 1")
+        score = Score(SCORED, reward)
     if not isinstance(score, Score):
-        return _failed(f"returned a {type(score).__name__}, not a Score")
+        return _failed(f"returned a {type(score).__name__}; it should return a Score or a number from 0 to 1")
     if score.outcome not in (SCORED, INVALID):
         return _failed(f"returned the outcome {score.outcome!r}, not '{SCORED}' or '{INVALID}'")
     named = {"reward": score.reward, **score.components}

@@ -15,11 +15,13 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 def test_failed_verdicts_are_counted_and_the_run_ends_well(tiny_model: Path, tmp_path: Path) -> None:
     head, _, rest = RUN.partition("[[stages]]")
     text = head + "[[stages]]" + rest.rpartition("[[stages]]")[2]  # RLVR alone
+    names = [f"user_verifiers:{name}" for name in ("hangs", "crashes", "returns_nan")]
+    text = text.replace('["user_verifiers:dense"]', json.dumps(names))
     run_file = write_run(tmp_path, tiny_model, text)
     problems = tmp_path / "problems.jsonl"
     rows = [json.loads(line) for line in problems.read_text().splitlines()]
     for index, row in enumerate(rows):
-        row["verifier"] = f"user_verifiers:{('hangs', 'crashes', 'returns_nan')[index % 3]}"
+        row["verifier"] = names[index % 3]
     problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
     every_problem = "stages.rlvr.steps=8"  # of 18, 3 a step
     finished = srl_rlvr("train", run_file, "--set", every_problem, "--out", "out", cwd=tmp_path)

@@ -328,3 +328,9 @@ def test_the_engine_is_the_one_that_the_type_needs(tmp_path: Path, model_type: s
     run = load(tmp_path, f"model_type = '{model_type}'\n" + RUN)
     assert run.engine_kind == engine
     assert config.parse(json.loads(config.dump(run)), "config.json").engine_kind == engine
+
+
+def test_own_verifiers_are_functions_of_modules(tmp_path: Path) -> None:
+    assert load(tmp_path, 'verifiers = ["checks:right", "a.b:c"]\n' + RUN).verifiers == ["checks:right", "a.b:c"]
+    for wrong in ("checks", "checks:", ":right", "os:system('x')", "a..b:c"):
+        assert "package.module:function" in refusal(tmp_path, f'verifiers = ["{wrong}"]\n' + RUN)

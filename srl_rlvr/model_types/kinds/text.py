@@ -36,7 +36,7 @@ class TextType(ModelType):
     step_verifier: ClassVar[str] = "similarity"
 
     def load(self, path: Source, split: Split, how: Reading = WHOLE) -> pa.Table:
-        return files.load(path, split, how.limit, self.name, how.unanswered, how.skip_bad)
+        return files.load(path, split, how.limit, self.name, how.unanswered, how.skip_bad, how.verifiers)
 
     def load_tokenizer(self, model: Path, max_context: int) -> Any:
         return base_models.load_tokenizer(model)

@@ -87,9 +87,28 @@ def test_a_run_does_not_go_on_with_other_problems(tmp_path: Path) -> None:
     ("name", "said"), [("numerik", "did you mean 'numeric'"), ("nowhere.checks:f", "there is no module nowhere.checks")]
 )
 def test_a_verifier_that_is_not_there_is_found_before_anything_starts(name: str, said: str) -> None:
-    session._check_verifiers({"numeric", "json:loads"})
+    session._check_verifiers({"numeric", "json:loads"}, ["json:loads"])
     with pytest.raises(InputError, match=said):
-        session._check_verifiers({name})
+        session._check_verifiers({name}, [name] if ":" in name else [])
+
+
+def test_a_verifier_that_is_not_declared_is_refused_and_the_key_named() -> None:
+    with pytest.raises(InputError, match=r'verifiers = \["os:system"\]'):
+        session._check_verifiers({"os:system"}, ["json:loads"])
+
+
+def test_looking_for_a_verifiers_module_imports_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "marks_its_import" / "below"
+    package.mkdir(parents=True)
+    made = tmp_path / "made"
+    for folder in (package.parent, package):
+        (folder / "__init__.py").write_text(f"open({str(made)!r}, 'w')\n")
+    (package / "checks.py").write_text("raise SystemExit(3)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    session._check_verifiers(set(), ["marks_its_import.below.checks:right"])
+    with pytest.raises(InputError, match="there is no module marks_its_import.below.cheks"):
+        session._check_verifiers(set(), ["marks_its_import.below.cheks:right"])
+    assert not made.exists() and "marks_its_import" not in sys.modules
 
 
 def test_a_verifier_in_the_working_folder_is_found(
@@ -102,20 +121,16 @@ def test_a_verifier_in_the_working_folder_is_found(
     (tmp_path / "q.jsonl").write_text('{"question": "?", "answer": "1", "verifier": "own_checks:right"}\n')
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
-    with pytest.raises(SystemExit) as ended:
-        words = [
-            "eval",
-            str(tiny_model),
-            "--data",
-            "q.jsonl",
-            "--engine",
-            "transformers",
-            "--max-tokens",
-            "2",
-            "--json",
-        ]
-        cli.main(words)
-    assert ended.value.code == 0 and json.loads(capsys.readouterr().out)["metrics"] == {"accuracy": 1.0}
+    words = ["eval", str(tiny_model), "--data", "q.jsonl", "--engine", "transformers", "--max-tokens", "2", "--json"]
+    for flags, code in (([], 2), (["--verifier", "own_checks:right"], 0)):
+        with pytest.raises(SystemExit) as ended:
+            cli.main([*words, *flags])
+        assert ended.value.code == code
+        said = capsys.readouterr()
+        if flags:
+            assert json.loads(said.out)["metrics"] == {"accuracy": 1.0}
+        else:
+            assert "q.jsonl, row 1: " in said.err and "--verifier own_checks:right" in said.err
 
 
 def test_room_on_the_disk_is_of_what_is_written(

@@ -1,4 +1,5 @@
 import datetime
+import decimal
 import gzip
 import json
 import logging
@@ -148,6 +149,17 @@ def test_a_verifier_column_overrides(tmp_path: Path):
     assert only(tmp_path / "a.jsonl", {**FOUR, "verifier": "expression"})["verifier"] == "expression"
 
 
+@pytest.mark.parametrize("name", ["timeit:timeit", "os:system", "checks:other", "checks"])
+def test_a_row_never_names_code_that_is_not_declared(tmp_path: Path, name: str):
+    path = write(tmp_path / "a.jsonl", FOUR, {"question": "q", "answer": "import os", "verifier": name})
+    for unanswered in (False, True):
+        with pytest.raises(InputError, match=f"a.jsonl, row 2: verifier '{name}' is "):
+            load(path, verifiers=["checks:right"], unanswered=unanswered)
+    assert load(path, verifiers=["checks:right"], skip_bad=True).num_rows == 1
+    row = {"question": "q", "answer": "1", "verifier": "checks:right"}
+    assert load(write(path, row), verifiers=["checks:right"])["verifier"].to_pylist() == ["checks:right"]
+
+
 def test_provenance_names_file_row_and_the_rows_own_id(tmp_path: Path):
     row = only(tmp_path / "a.jsonl", {**FOUR, "id": "mine-1"})
     assert json.loads(row["provenance"]) == {"source": "a.jsonl", "row": 1, "id": "mine-1"}
@@ -159,6 +171,25 @@ def test_a_repeated_problem_is_kept_once_and_the_log_says_so(tmp_path: Path, cap
         table = load(write(tmp_path / "a.jsonl", FOUR, copy, {"question": "q", "answer": "1"}))
     assert table["reference"].to_pylist() == ["4", "1"]
     assert "rows dropped that repeat an earlier problem: 1" in caplog.text
+
+
+def test_rows_that_contradict_each_other_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    five, again = {"question": "What is 2 + 2?", "answer": "5"}, {**FOUR, "answer": "4.0"}
+    with caplog.at_level(logging.WARNING):
+        load(write(tmp_path / "a.jsonl", FOUR, again, {"question": "q", "answer": "1"}, five))
+    assert "different answers: 1 and 4;" in caplog.text
+
+
+def test_of_copies_the_one_with_worked_steps_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    worked = {**FOUR, "answer": 4.0, "steps": ["2 + 2 = 4"]}
+    with caplog.at_level(logging.WARNING):
+        [row] = load(write(tmp_path / "a.jsonl", FOUR, worked, FOUR)).to_pylist()
+    assert row["steps"] == ["2 + 2 = 4"] and "different answers" not in caplog.text
+
+
+def test_one_question_in_two_compositions_of_unicode_is_one_problem(tmp_path: Path):
+    rows = [{"question": f"Caf{e} or t{e}a?", "answer": "1"} for e in ("\u00e9", "e\u0301")]
+    assert load(write(tmp_path / "a.jsonl", *rows)).num_rows == 1
 
 
 def test_limit_takes_the_first_rows_and_split_the_file_asked_for(tmp_path: Path):
@@ -185,6 +216,14 @@ def test_limit_takes_the_first_rows_and_split_the_file_asked_for(tmp_path: Path)
         ([{"question": "q", "answer": None}], "column 'answer' should be text or a finite number, not null"),
         ([{"question": "q", "answer": " "}], "row 1: column 'answer' is empty"),
         ([FOUR, "{not json"], "line 2: not JSON"),
+        (
+            [FOUR, '{"question": "a", "answer": 1, "question": "b"}'],
+            "line 2: not JSON that can be read (the key 'question'",
+        ),
+        (
+            [{**FOUR, "more": {}}, '{"question": "a", "answer": 1, "more": {"x": 1, "x": 2}}'],
+            "line 2: not JSON that can",
+        ),
         ([FOUR, "[1, 2]"], "line 2: a row should be a JSON object, not a list"),
         ([], "the file holds no rows"),
         ([{"question": "q", "options": ["A)1"], "answer": "F"}], "column 'answer' is 'F'; it should be one of"),
@@ -205,7 +244,7 @@ def test_what_parquet_holds_and_json_does_not_is_one_line(tmp_path: Path):
             {"question": b"\xff", "answer": "1"},
             "row 1: column 'question' should be text that is not empty, not bytes",
         ),
-        ({"question": "q", "answer": datetime.date(2024, 5, 3)}, "row 1: column 'answer' should be text or a finite"),
+        ({"question": "q", "answer": b"1"}, "row 1: column 'answer' should be text or a finite"),
     ):
         pq.write_table(pa.Table.from_pylist([column]), tmp_path / "a.parquet")
         with pytest.raises(InputError, match=says):
@@ -214,6 +253,53 @@ def test_what_parquet_holds_and_json_does_not_is_one_line(tmp_path: Path):
     pq.write_table(pa.table({"question": texts, "answer": ["1"]}), tmp_path / "a.parquet")
     with pytest.raises(InputError, match="a.parquet: a column of texts holds what is not UTF-8"):
         load(tmp_path / "a.parquet")
+
+
+def test_dates_times_and_decimals_of_parquet_are_texts(tmp_path: Path):
+    answers = (
+        (datetime.date(2024, 5, 3), "2024-05-03", "exact"), (datetime.time(21, 30), "21:30:00", "exact"),
+        (decimal.Decimal("2.50"), "2.50", "numeric"), (decimal.Decimal("1E+3"), "1000", "numeric"),
+    )  # fmt: skip
+    for answer, reference, verifier in answers:
+        pq.write_table(pa.table({"question": ["q"], "answer": [answer]}), tmp_path / "a.parquet")
+        [row] = load(tmp_path / "a.parquet").to_pylist()
+        assert (row["reference"], row["verifier"]) == (reference, verifier)
+
+
+def test_numbers_that_stand_for_names_are_read_by_them(tmp_path: Path):
+    features = {"label": {"names": ["True", "False", "Unknown"], "_type": "ClassLabel"}}
+    table = pa.table({"premises": [["p"]] * 2, "conclusion": ["a", "b"], "label": [2, 0]})
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert load(tmp_path / "a.parquet")["reference"].to_pylist() == ["Unknown", "True"]
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"messages": [{"role": "user", "content": "q"}]}, "put the user's turn of 'messages' into 'question'"),
+        ({"prompt": [{"role": "user", "content": "q"}], "answer": "1"}, "put the user's turn of 'prompt' into"),
+        ({"prompt": "q", "completion": "1"}, "rename 'prompt' to 'question'"),
+        ({"instruction": "q", "input": "", "output": "1"}, "rename 'instruction' to 'question'"),
+        ({"Question": "q", "Answer": "1"}, "did you mean 'Question'?"),
+        ({"question": "q", "completion": "1"}, "rename 'completion' to 'answer'"),
+    ],
+)
+def test_another_layout_is_refused_with_what_to_rename_and_what_is_read(tmp_path: Path, row: dict[str, Any], says: str):
+    path = write(tmp_path / "a.jsonl", row)
+    with pytest.raises(InputError) as raised:
+        load(path)
+    assert says in str(raised.value) and "columns read: question + answer, or " in str(raised.value)
+    if "question" not in row:
+        with pytest.raises(InputError) as raised:
+            load(path, unanswered=True)
+        assert f"it has {', '.join(row)}; " in str(raised.value) and "columns read: question, or " in str(raised.value)
+
+
+def test_shards_are_named(tmp_path: Path):
+    (tmp_path / "train-00000-of-00002.parquet").touch()
+    with pytest.raises(InputError, match="join them into train.parquet"):
+        load(tmp_path)
 
 
 def test_a_missing_file_names_the_nearest_one(tmp_path: Path):

@@ -230,3 +230,16 @@ def test_a_label_that_training_does_not_have_is_named(tmp_path: Path) -> None:
     folder = write(tmp_path, train=[{"text": "a", "label": "x"}], dev=[{"text": "b", "label": "y"}])
     with pytest.raises(InputError, match="label 'y' is not among the 1 that are trained"):
         load(folder, "dev", "intent_router")
+
+
+def test_a_number_as_a_label_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"text": "hi", "label": 3}\n')
+    with pytest.raises(InputError, match=r"row 1: column 'label' .*not a number \(3\): write what it stands for"):
+        rankings.load(tmp_path, "train", "intent_router", "label")
+
+
+def test_two_labels_of_one_text_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = ({"text": "hi", "label": "greet"}, {"text": "bye", "label": "leave"}, {"text": "hi", "label": "leave"})
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert rankings.load(tmp_path, "train", "intent_router", "label").num_rows == 2
+    assert "different answers: 1 and 3;" in caplog.text

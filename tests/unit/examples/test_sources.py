@@ -134,3 +134,22 @@ def test_all_sources_of_a_run_ask_for_the_same_labels_and_fields_as_its_model_wi
     train, _, held_out = load_all(several, 0, "extractor")
     assert {json.loads(row["metadata"])["schema"]["properties"].keys() == {"city", "person"}
             for row in train.to_pylist() + held_out.to_pylist()} == {True}  # fmt: skip
+
+
+def test_a_question_with_different_answers_in_two_files_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, answer in (("train", 4), ("dev", 5)):
+        rows = [{"question": "2 + 2?", "answer": answer}, {"question": f"{name}?", "answer": 1}]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    load_all([SourceConfig(path=str(tmp_path), held_out=2)], 0)
+    assert "different answers in train.jsonl row 1 and dev.jsonl row 1" in caplog.text
+
+
+def test_a_runs_own_verifiers_reach_its_files(tmp_path: Path) -> None:
+    rows = [{"question": f"{n}?", "answer": 1, "verifier": "checks:right"} for n in range(3)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = SourceConfig(path=str(tmp_path / "a.jsonl"), held_out=1)
+    with pytest.raises(InputError, match=r"row 1: verifier 'checks:right' is not declared"):
+        load_all([source], 0)
+    assert load_all([source], 0, verifiers=["checks:right"])[0]["verifier"].to_pylist() == ["checks:right"] * 2

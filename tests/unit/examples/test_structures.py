@@ -328,3 +328,42 @@ def test_what_is_wrong_with_a_row_is_one_line(
     with pytest.raises(InputError, match=complaint) as caught:
         load(tmp_path, model_type, row)
     assert "row 1: " in str(caught.value) and "\n" not in str(caught.value)
+
+
+NOTE = {"type": "object", "properties": {"note": {"type": ["string", "null"]}}, "required": ["note"]}
+NESTED = {
+    "type": "object",
+    "properties": {"of": NOTE | {"properties": NOTE["properties"] | {"more": {"type": "string"}}}},
+}
+
+
+@pytest.mark.parametrize(
+    ("schema", "target"),
+    [(NOTE, {"note": None}), (NOTE, {"note": "x"}), (NESTED, {"of": {"note": None}}), (NESTED, {"of": {"note": "x"}})],
+)
+def test_a_required_field_that_is_null_is_read_alike_from_every_file(tmp_path: Path, schema: Any, target: Any) -> None:
+    row = {"text": "Nothing of note: x", "schema": schema, "target": target}
+    padded = row | {"schema": schema | {"properties": schema["properties"] | {"other": None}}}
+    of = target.get("of")
+    padded["target"] = {"of": of | {"more": None}, "other": None} if of else target | {"other": None}
+    as_text = row | {"schema": json.dumps(schema), "target": json.dumps(target)}
+    found = []
+    for name, rows in {"plain": [row], "padded": [padded], "text": [as_text]}.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+        found.append(structures.load(tmp_path / f"{name}.jsonl", "train", "extractor", "fields"))
+    # A table of both kinds of target has a struct for it, with null where the field is null.
+    both = [row, row | {"target": {"of": {"note": "x"}} if of else {"note": "x"}, "text": "another: x"}]
+    for name, rows in {"arrow": both, "text": [as_text, as_text | {"text": "another: x"}]}.items():
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}.parquet")
+        found.append(structures.load(tmp_path / f"{name}.parquet", "train", "extractor", "fields"))
+    assert [json.loads(table["reference"][0].as_py()) for table in found] == [target] * 5
+    assert {table["prompt"][0].as_py() for table in found} == {found[0]["prompt"][0].as_py()}
+
+
+@pytest.mark.parametrize("column", ["schema", "target", "entities"])
+def test_a_column_of_text_that_is_no_json_is_named(tmp_path: Path, column: str) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "a", "target": {"b": "a"}} | {column: "{b: a}"}) + "\n")
+    with pytest.raises(
+        InputError, match=f"row 1: column '{column}' should be .* JSON of one; it is text, and not JSON"
+    ):
+        structures.load(tmp_path / "a.jsonl", "train", "extractor", "fields")

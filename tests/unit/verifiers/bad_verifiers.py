@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from srl_rlvr.errors import InputError
 from srl_rlvr.verifiers.base import SCORED, Score
 
@@ -61,7 +63,19 @@ def misbehave(text: str, reference: str, metadata: dict[str, Any]) -> Any:
         case "too large":
             return Score(SCORED, 1e300)
         case "number":
-            return 1.0
+            return 1
+        case "half":
+            return 0.5
+        case "two":
+            return 2
+        case "dict":
+            return {"score": 1.0}
+        case "true" | "false":
+            return text == "true"
+        case "numpy true":
+            return np.bool_(True)
+        case "numpy float":
+            return np.float32(0.25)
         case "text":
             return Score(SCORED, "1.0")  # type: ignore[arg-type]
         case "outcome":
@@ -86,6 +100,14 @@ def count_starts(text: str, reference: str, metadata: dict[str, Any]) -> Score:
     while text == "bad":
         time.sleep(1)
     return GOOD
+
+
+def as_verl(data_source: Any, solution_str: Any, ground_truth: Any, extra_info: Any = None) -> float:
+    return 1.0
+
+
+def as_trl(completions: Any, **more: Any) -> list[float]:
+    return [1.0]
 
 
 def start_a_child(text: str, reference: str, metadata: dict[str, Any]) -> Score:

@@ -12,6 +12,11 @@ import pytest
 from srl_rlvr import records
 from srl_rlvr.verifiers.pool import VerifierPool
 
+_BAD = (
+    *("hang", "hang_without_yielding", "leave", "die_by_signal", "misbehave", "echo", "refuse", "count_starts"),
+    *("start_a_child", "no_such_function", "as_verl", "as_trl"),
+)
+OWN = [f"bad_verifiers:{name}" for name in _BAD] + ["slow_to_import:quick", "ends_on_import:f", "no_such_package:f"]
 Batch = Callable[..., tuple[pa.Table, pa.Table]]
 
 
@@ -24,8 +29,13 @@ def bad_verifiers_importable(monkeypatch: pytest.MonkeyPatch) -> None:
 def pool() -> Iterator[VerifierPool]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "path", [*sys.path, str(Path(__file__).parent)])
-        with VerifierPool(workers=2, deadline_s=0.5) as pool:
+        with VerifierPool(workers=2, deadline_s=0.5, own=OWN) as pool:
             yield pool
+
+
+@pytest.fixture
+def own_verifiers() -> list[str]:
+    return OWN
 
 
 @pytest.fixture

@@ -56,6 +56,41 @@ def test_no_answer_is_invalid():
     assert expression("Answer: 5", "5", {"finish_reason": "length"}).outcome == "invalid"
 
 
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        ("\\frac{1}{2^{98}}", "\\frac{1}{2^{99}}"),
+        ("\\frac{1}{201!}", "\\frac{1}{200!}"),
+        ("-0.0000001", "6.02 \\times 10^{-8}"),
+        ("0", "e^{-30}"),
+        ("x/2^{98}", "x/2^{99}"),
+        ("x = 1/2^{98}", "x = 1/2^{99}"),
+        ("(\\frac{1}{2^{98}}, 1)", "(\\frac{1}{2^{99}}, 1)"),
+        ("\\{10^{-31}, 1\\}", "\\{10^{-30}, 1\\}"),
+        ("10^{20} + 1", "10^{20}"),
+        ("3.14", "\\pi"),
+        ("0.33", "1/3"),
+    ],
+)
+def test_what_is_small_is_compared_relatively(answer, reference):
+    assert expression(f"Answer: {answer}", reference, {}).reward == 0.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [("10000000.5", "10000000.500001"), ("0.333333", "1/3"), ("424264068.7", "3 \\times 10^8 \\sqrt{2}"),
+     ("0", "\\sqrt{2}-\\sqrt{2}"), ("1", "\\sin^2 x + \\cos^2 x"), ("2 = x", "x = 2")],
+)  # fmt: skip
+def test_a_decimal_stands_for_what_it_is_near_to(answer, reference):
+    assert expression(f"Answer: {answer}", reference, {}).reward == 1.0
+
+
+def test_a_reference_that_cannot_be_read_is_compared_as_text():
+    assert expression("Answer: A \\cup B", "A \\cup B", {}).reward == 1.0
+    wrong = expression("Answer: 5", "A \\cup B", {})
+    assert (wrong.outcome, wrong.reward) == ("scored", 0.0)
+
+
 def test_a_reference_that_is_no_expression_is_not_the_policys_fault():
     with pytest.raises(ValueError, match="is not an expression"):
         expression("Answer: 5", "?", {})

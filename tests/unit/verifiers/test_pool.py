@@ -86,7 +86,8 @@ def test_what_is_not_a_finite_score_is_failed(pool, batch):
         "nan": "returned nan as reward",
         "infinite": "returned inf as part",
         "too large": "returned 1e+300 as reward",
-        "number": "returned a float, not a Score",
+        "dict": "returned a dict; it should return a Score or a number from 0 to 1",
+        "two": "returned 2.0 as reward; a plain number should be from 0 to 1",
         "text": "returned a str as reward",
         "outcome": "returned the outcome 'splendid'",
     }
@@ -94,6 +95,31 @@ def test_what_is_not_a_finite_score_is_failed(pool, batch):
     assert outcomes(verdicts) == ["failed"] * len(expected) + ["scored"]
     for detail, start in zip(verdicts["detail"].to_pylist(), expected.values(), strict=False):
         assert detail.startswith(start)
+
+
+def test_a_number_from_0_to_1_is_a_score(pool, batch):
+    texts = ["number", "half", "true", "false", "numpy true", "numpy float"]
+    verdicts = pool.score(*batch("bad_verifiers:misbehave", texts))
+    assert outcomes(verdicts) == ["scored"] * len(texts)
+    assert verdicts["reward"].to_pylist() == [1.0, 0.5, 1.0, 0.0, 1.0, 0.25]
+
+
+def test_a_prompt_cannot_name_code_that_nobody_declared(pool, batch, bad_verifiers_importable, tmp_path):
+    made = tmp_path / "made"
+    for name in ("os:system", "timeit:timeit", "bad_verifiers:start_a_child"):
+        with VerifierPool(workers=1, deadline_s=0.5, own=["bad_verifiers:echo"]) as strict:
+            with pytest.raises(InputError, match="is not declared"):
+                strict.score(*batch(name, [f"touch {made}"], f"touch {made}"))
+            [worker] = strict._workers
+            wait_until_ready(strict, batch)
+            worker.connection.send([(0, name, f"touch {made}", "", "{}", "stop")])  # past the pool's own check
+            kind, message = worker.connection.recv()
+            assert kind == "input_error" and "is not declared" in message
+    assert not made.exists()
+
+
+def wait_until_ready(pool, batch):
+    assert outcomes(pool.score(*batch("exact", ["Answer: x"], "x"))) == ["scored"]
 
 
 def test_an_item_that_hangs_is_never_tried_again(pool, batch, tmp_path):
@@ -140,6 +166,8 @@ def test_an_unknown_verifier_names_the_nearest(pool, batch):
         ("no_such_package:f", "no_such_package cannot be imported"),
         ("bad_verifiers:no_such_function", "has no function"),
         ("bad_verifiers:refuse", "set up wrongly"),
+        ("bad_verifiers:as_verl", r"called as as_verl\(text, reference, metadata\)"),
+        ("bad_verifiers:as_trl", r"called as as_trl\(text, reference, metadata\)"),
     ],
 )
 def test_a_run_that_is_set_up_wrongly_ends_with_the_cause_and_leaves_the_pool_usable(pool, batch, name, message):
@@ -154,10 +182,10 @@ def test_a_verifier_that_cannot_be_loaded_ends_the_run(pool, batch):
     assert outcomes(pool.score(*batch("exact", ["Answer: x"], "x"))) == ["scored"]
 
 
-def test_loading_has_a_deadline_of_its_own(batch, bad_verifiers_importable, monkeypatch):
+def test_loading_has_a_deadline_of_its_own(batch, bad_verifiers_importable, own_verifiers, monkeypatch):
     monkeypatch.setattr(pool_module, "LOAD_DEADLINE_S", 0.5)
     with (
-        VerifierPool(workers=1, deadline_s=0.5) as fresh,
+        VerifierPool(workers=1, deadline_s=0.5, own=own_verifiers) as fresh,
         pytest.raises(RunError, match="took over 0.5 s 3 times in a row"),
     ):
         fresh.score(*batch("slow_to_import:quick", ["x"]))
@@ -186,9 +214,9 @@ def test_the_finish_reason_reaches_the_verifier(pool, batch):
     assert json.loads(verdicts["components"][0].as_py()) == {"format": -1.0}
 
 
-def test_closing_ends_the_workers_and_what_they_started(batch, bad_verifiers_importable, tmp_path):
+def test_closing_ends_the_workers_and_what_they_started(batch, bad_verifiers_importable, own_verifiers, tmp_path):
     notes = tmp_path / "pids"
-    with VerifierPool(workers=1, deadline_s=0.5) as pool:
+    with VerifierPool(workers=1, deadline_s=0.5, own=own_verifiers) as pool:
         worker = pool._workers[0].process.pid
         pool.score(*batch("bad_verifiers:start_a_child", ["x"], str(notes)))
         replacement = pool._workers[0].process.pid
