@@ -104,9 +104,13 @@ class Crew:
             )
             for i in range(config.verifier.actors)
         ]
-        self.learner = Learner.options(name=f"{run_id}/learner", namespace=NAMESPACE, max_concurrency=64).remote(  # type: ignore[attr-defined]
-            _learner_spec(config, model, storage)
-        )
+        self.learner = Learner.options(  # type: ignore[attr-defined]
+            name=f"{run_id}/learner",
+            namespace=NAMESPACE,
+            # Each worker waits for its next entry, and answers another; the driver's calls need room beside them.
+            max_concurrency=2 * config.learner.workers + 16,
+        ).remote(_learner_spec(config, model, storage))
+        self._saved = -1  # position of the last save in the learner's journal
         self.dispatcher = Dispatcher(
             self.generators, self.verifiers, engine, lambda: self.learner.call.remote("export", {})
         )
@@ -166,13 +170,12 @@ class Crew:
         self.dispatcher.hand_over(self._learner("export", {}), until_served=self._in_turn)
 
     def save(self, folder: Path) -> None:
-        self._learner("save", {"folder": str(folder.resolve())})
+        self._saved = self._learner("save", {"folder": str(folder.resolve())})
 
     def commit(self, folder: Path) -> None:
         """What was saved last now stands, whole, as `folder`: a worker group that dies starts anew from there."""
-        self._get(
-            self.learner.commit.remote(str(folder.resolve())), _COMMIT_DEADLINE_S, "the learner to note a checkpoint"
-        )
+        ref = self.learner.commit.remote(self._saved, str(folder.resolve()))
+        self._get(ref, _COMMIT_DEADLINE_S, "the learner to note a checkpoint")
 
     def load(self, folder: Path, version: int | None = None) -> None:
         """What `save` wrote; from then on it counts as `version`, or as the version that it had."""

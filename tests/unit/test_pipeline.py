@@ -225,7 +225,7 @@ def test_an_interrupted_run_asks_for_the_same_as_an_uninterrupted_one(
     """The same prompts, seeds, samples and updates in the same order: no example twice, none skipped."""
     whole = make_run(tokenizer, tmp_path / "whole", mixed, *STAGES)
     whole.execute()
-    out, log, state, history = tmp_path / "cut", [], State(), History()
+    out, log, state, history, rollouts = tmp_path / "cut", [], State(), History(), whole.rollouts
     for _ in range(100):
         run = make_run(tokenizer, out, mixed, *STAGES)
         assert isinstance(run.crew, ScriptedCrew)
@@ -235,7 +235,7 @@ def test_an_interrupted_run_asks_for_the_same_as_an_uninterrupted_one(
             run.crew.load(folder)
             run.crew.hand_over()
         run.should_stop = stopping_after(every)
-        state, history = run.state, run.history
+        state, history, rollouts = run.state, run.history, run.rollouts
         try:
             run.execute()
             log += comparable(run)
@@ -250,7 +250,7 @@ def test_an_interrupted_run_asks_for_the_same_as_an_uninterrupted_one(
         return [{name: v for name, v in row.items() if not name.endswith(("seconds", "_s"))} for row in rows]
 
     assert timeless(history.metrics) == timeless(whole.history.metrics)
-    assert history.rollouts == whole.history.rollouts
+    assert rollouts.read() == whole.rollouts.read() and rollouts.rows > 0
 
 
 def test_a_run_that_died_between_checkpoints_repeats_only_what_was_not_saved(tokenizer: Any, tmp_path: Path) -> None:
@@ -523,8 +523,9 @@ def test_kept_rollouts_carry_the_advantage_they_were_trained_with(tokenizer: Any
     run = make_run(tokenizer, tmp_path, mixed, RLVR | {"steps": 1}, tracking={"rollouts_per_step": 1})
     run.execute()
     trained = {(r["prompt_id"], r["sample_index"]): r["advantage"] for _, rows, _ in asked(run, "update") for r in rows}
-    assert len(run.history.rollouts) == 4
-    for row in run.history.rollouts:
+    kept = run.rollouts.read().to_pylist()
+    assert len(kept) == 4
+    for row in kept:
         key = row["prompt_id"], row["sample_index"]
         assert row["advantage"] in (0.0, pytest.approx(trained.get(key, 0.0)))
         assert len(row["tokens"]) == len(row["logprobs"]) == 2
