@@ -20,7 +20,6 @@ from srl_rlvr import model_types
 from srl_rlvr.errors import InputError
 from srl_rlvr.examples.names import did_you_mean
 
-
 # Folders are called by names; file systems take 255 bytes, and some are needed for endings.
 _LONGEST_NAME = 200
 

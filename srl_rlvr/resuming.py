@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
@@ -39,9 +38,7 @@ _CONTENTS = {
     "steps": ("steps",),
     "answer or verifier": ("reference", "verifier", "metadata"),
 }
-_FINGERPRINTS = pa.schema(
-    [("part", pa.string()), ("id", pa.string()), *((name, pa.uint64()) for name in _CONTENTS)]
-)
+_FINGERPRINTS = pa.schema([("part", pa.string()), ("id", pa.string()), *((name, pa.uint64()) for name in _CONTENTS)])
 
 # What a library writes into a config about itself.
 _NOT_CONTENT = ("transformers_version", "_name_or_path", "name_or_path", "__version__")
@@ -128,7 +125,7 @@ def data_digest(found: pa.Table, train: pa.Table) -> str:
 
 def first_change(before: pa.Table, found: pa.Table, *tables: pa.Table) -> str:
     """The first problem that differs, in words; `tables` are train, dev and held-out as they are now."""
-    provenance = [text for table in tables for text in table["provenance"].to_pylist()]
+    places = [_place(text) for table in tables for text in table["provenance"].to_pylist()]
     old, new = before.to_pylist(), found.to_pylist()
     known = {(row["part"], row["id"]) for row in old}
     for row, (then, now) in enumerate(zip(old, new, strict=False)):
@@ -136,15 +133,20 @@ def first_change(before: pa.Table, found: pa.Table, *tables: pa.Table) -> str:
             continue
         if then["id"] == now["id"] and then["part"] == now["part"]:
             what = next(name for name in _CONTENTS if then[name] != now[name])
-            return f"{now['part']} problem {now['id']} ({provenance[row]}) has another {what}"
+            return f"{now['part']} problem {now['id']} ({places[row]}) has another {what}"
         if (now["part"], now["id"]) in known:
             return f"{then['part']} problem {then['id']} is missing, or comes in another place"
-        return f"{now['part']} problem {now['id']} ({provenance[row]}) is new"
+        return f"{now['part']} problem {now['id']} ({places[row]}) is new"
     if len(old) > len(new):
         return f"{old[len(new)]['part']} problem {old[len(new)]['id']} is missing"
     if len(new) > len(old):
-        return f"{new[len(old)]['part']} problem {new[len(old)]['id']} ({provenance[len(old)]}) is new"
+        return f"{new[len(old)]['part']} problem {new[len(old)]['id']} ({places[len(old)]}) is new"
     return "the problems are divided into other tasks"
+
+
+def _place(provenance: str) -> str:
+    found = json.loads(provenance)
+    return f"{found['source']}, row {found['row']}" if {"source", "row"} <= found.keys() else provenance
 
 
 def write_fingerprints(path: Path, found: pa.Table) -> None:

@@ -78,7 +78,9 @@ def _train(config: RunConfig, out: Path, resume: bool, command: str) -> int:
         if remark:
             progress.note(remark)
         for change in _changes(config, folder) if folder else []:
-            progress.note(f"WARNING: {change} has changed: the run will not end bit for bit as without the interruption")
+            progress.note(
+                f"WARNING: {change} has changed: the run will not end bit for bit as without the interruption"
+            )
         tracker = make_tracker(config, out.resolve(), progress.note)
         if config.tracking.mlflow:
             progress.phase("opening MLflow")
@@ -154,12 +156,13 @@ def _check_data(state: checkpoints.State, out: Path, *parts: Any) -> None:
     if state.data in ("", digest):
         state.data = digest
         with _writing_to(out):
-            pq.write_table(found, out / _PROBLEMS)
+            resuming.write_fingerprints(out / _PROBLEMS, found)
         return
     before = resuming.read_fingerprints(out / _PROBLEMS)
     first = f": {resuming.first_change(before, found, *parts)}" if before is not None else ""
     raise InputError(
-        f"{out} was begun with other data, and it has changed{first}; resume with the same data, or use another --out"
+        f"{out} was begun with other problems, as its data has changed{first}; resume with the same data, or use "
+        "another --out"
     )
 
 

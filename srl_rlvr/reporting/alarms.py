@@ -130,7 +130,7 @@ def _cut_off(rows: Sequence[Row]) -> str:
 def _no_update(rows: Sequence[Row]) -> str:
     if len(rows) < _IDLE or any("loss" in row for row in rows[-_IDLE:]):
         return ""
-    return f"no update in the last {_IDLE} steps: {_why_idle(rows[-_IDLE:])}"
+    return f"none in the last {_IDLE} steps: {_why_idle(rows[-_IDLE:])}"
 
 
 def _why_idle(rows: Sequence[Row]) -> str:

@@ -42,13 +42,16 @@ class RolloutLog:
         self.rows = 0
         self._first_of_part = 0  # of the part that is being filled
         self._waiting: list[pa.Table] = []
+        self._waiting_bytes = 0
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Raises RunError if they cannot be written."""
         if rows:
-            self._waiting.append(pa.Table.from_pylist(list(rows), schema=ROLLOUT_VIEW))
+            table = pa.Table.from_pylist(list(rows), schema=ROLLOUT_VIEW)
+            self._waiting.append(table)
+            self._waiting_bytes += table.nbytes
             self.rows += len(rows)
-            if sum(table.nbytes for table in self._waiting) >= _WAITING_BYTES:
+            if self._waiting_bytes >= _WAITING_BYTES:
                 self.flush()
 
     def flush(self) -> int:
@@ -63,14 +66,15 @@ class RolloutLog:
                     f"cannot write rollouts to {self.folder}: {error.strerror or error}; free some space and go on "
                     "with --resume, or set tracking.rollouts_per_step = 0"
                 ) from None
-            self._waiting = []
+            self._waiting, self._waiting_bytes = [], 0
             if path.stat().st_size >= _PART_BYTES:
                 self._first_of_part = self.rows
         return self.rows
 
     def cut(self, rows: int) -> None:
         """Remove every row after the first `rows`: they are of steps that the run makes again."""
-        self._waiting, self.rows, self._first_of_part = [], rows, rows
+        self._waiting, self._waiting_bytes = [], 0
+        self.rows = self._first_of_part = rows
         for first, path in self._parts():
             if first >= rows:
                 path.unlink()

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
-import pyarrow.parquet as pq
 import pytest
 from cli_runs import rollouts, srl_rlvr
 

@@ -11,6 +11,7 @@ from srl_rlvr import checkpoints
 from srl_rlvr.checkpoints import History, State
 from srl_rlvr.errors import InputError, RunError
 
+
 def save_learner(folder: Path) -> None:
     (folder / "learner.pt").write_bytes(b"weights")
 

@@ -297,3 +297,41 @@ def test_what_could_only_be_ignored_is_refused(tmp_path: Path, text: str, said: 
 def test_the_run_files_are_right(file: Path) -> None:
     read = config.load(file)
     assert read.data[0].dev and [stage.kind for stage in read.stages] == ["sft", "srl", "rlvr"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "  ",
+        ".",
+        "..",
+        "../beside",
+        "/absolute",
+        "team/try",
+        "a\\b",
+        "x\ny",
+        "x\r",
+        "x\u2028y",
+        "\0",
+        "n" * 201,
+        "ä" * 101,
+    ],
+)
+def test_a_name_that_leaves_its_folder_or_its_line_is_refused_in_one_line(name: str) -> None:
+    data = [{"family": "sums"}]
+    trees = [{"name": name, "data": data, "stages": [{"kind": "rlvr"}]}]
+    if name:  # a stage without a name is called by its kind
+        trees.append({"data": data, "stages": [{"kind": "rlvr", "name": name}]})
+    for tree in trees:
+        with pytest.raises(InputError, match="name: .*should have|name: should") as caught:
+            config.parse(tree, "run")
+        assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["läuf 😀 1", "実行", "تجربة", "می‌خواهم", ".hidden", 'it\'s "so"', "a%20b?x=1#y", "-x", "n" * 200]
+)
+def test_names_of_any_script_stay_allowed(name: str) -> None:
+    tree = {"name": name, "data": [{"family": "sums"}], "stages": [{"kind": "rlvr", "name": name}]}
+    assert config.parse(tree, "run").name == name

@@ -3,6 +3,7 @@ says anything about learning."""
 
 from __future__ import annotations
 
+import gc
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -529,6 +530,53 @@ def test_kept_rollouts_carry_the_advantage_they_were_trained_with(tokenizer: Any
         key = row["prompt_id"], row["sample_index"]
         assert row["advantage"] in (0.0, pytest.approx(trained.get(key, 0.0)))
         assert len(row["tokens"]) == len(row["logprobs"]) == 2
+
+
+def test_a_long_run_holds_no_rollouts(tokenizer: Any, tmp_path: Path) -> None:
+    run = make_run(tokenizer, tmp_path, varied, RLVR | {"steps": 150}, checkpoint_every=10)
+    seen: list[int] = []
+
+    def step(metrics: dict[str, Any]) -> None:
+        run.crew.log.clear()  # type: ignore[attr-defined]
+        run.crew.received.clear()  # type: ignore[attr-defined]
+        if metrics["step"] % 50 == 49:
+            gc.collect()
+            seen.append(len(gc.get_objects()))
+
+    run.observer.step = step
+    run.execute()
+    assert run.rollouts.rows == 150 * 2 * 4 == run.rollouts.read().num_rows
+    assert seen[-1] - seen[0] < 150  # not one object a step
+
+
+def test_the_scores_on_dev_are_in_the_state_with_the_steps_made(tokenizer: Any, tmp_path: Path) -> None:
+    run = run_with_dev(tokenizer, tmp_path, 2, RLVR | {"steps": 4}, every=2)
+    run.execute()
+    in_metrics = [[n, row["dev"]] for n, row in enumerate(run.history.metrics, 1) if "dev" in row]
+    folder = checkpoints.latest(tmp_path)
+    assert folder is not None
+    assert checkpoints.read_state(folder).dev_scores == in_metrics and len(in_metrics) == 2
+
+
+@pytest.mark.parametrize("stage", [RLVR, {"kind": "dpo", "steps": 3, "prompts_per_step": 2}])
+def test_answers_that_are_all_cut_off_are_said_with_the_key(
+    tokenizer: Any, tmp_path: Path, stage: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = ScriptedCrew.send
+
+    def cut_off(crew: Any, prompts: pa.Table, spec: SamplingSpec) -> Any:
+        prompts, (rollouts, verdicts, seconds) = send(crew, prompts, spec)
+        ends = pa.array(["length"] * rollouts.num_rows)
+        place = rollouts.column_names.index("finish_reason")
+        return prompts, (rollouts.set_column(place, records.ROLLOUT.field(place), ends), verdicts, seconds)
+
+    monkeypatch.setattr(ScriptedCrew, "send", cut_off)
+    run = make_run(tokenizer, tmp_path, lambda *_: ("scored", 0.0), stage)
+    run.execute()
+    said = "\n".join(note for note in notes(run) if note.startswith("WARNING"))
+    assert f"stages.{stage['kind']}.max_tokens" in said and "evaluation.max_tokens" in said
+    idle = run.without_update()
+    assert [line.split()[0] for line in idle] == (["rlvr"] if stage["kind"] == "rlvr" else [])
 
 
 # The best weights on the dev problems

@@ -93,7 +93,7 @@ def test_an_alarm_is_one_line_with_stage_step_numbers_and_what_to_do() -> None:
 def test_answers_that_are_cut_off_from_the_start_are_named_at_once_with_the_key() -> None:
     (alarm,) = Watch(rows(3, truncated=lambda s: 1.0)).alarms
     assert (alarm.name, alarm.step) == ("answers are cut off", 1) and "stages.rlvr.max_tokens" in alarm.detail
-    assert raised(rows(8, truncated=lambda s: 0.95 - s / 20)) == []
+    assert raised(rows(8, truncated=lambda s: 0.89 - s / 20)) == []
 
 
 def test_a_preference_stage_whose_answers_are_cut_off_is_named_too() -> None:
