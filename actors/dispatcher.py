@@ -212,15 +212,18 @@ class Dispatcher:
 
     async def _await_restart(self, i: int) -> None:
         """Wait until generator i, which died, answers again: until then Ray turns every call away at once."""
-        deadline_s = self._engine.start_deadline_s
+        deadline_s, what = self._engine.start_deadline_s, f"generator-{i} to start again"
         end = time.monotonic() + deadline_s
         while time.monotonic() < end:
             try:
-                await wait(self._generators[i].health.remote(), deadline_s, f"generator-{i} to start again")
+                await wait(self._generators[i].health.remote(), deadline_s, what, "engine.start_deadline_s")
                 return
             except ray.exceptions.ActorUnavailableError:
                 await asyncio.sleep(_RESTART_POLL_S)
-        raise RunError(f"generator-{i} died and did not start again within {deadline_s:.0f} s")
+        raise RunError(
+            f"generator-{i} died and did not start again within {deadline_s:.0f} s; see its log, or raise "
+            "engine.start_deadline_s"
+        )
 
     def _start(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(coroutine)
@@ -251,9 +254,9 @@ def _all_of_version(rollouts: pa.Table, version: int) -> bool:
     return found["min"] == found["max"] == version
 
 
-async def wait(ref: Any, deadline_s: float, what: str) -> Any:
-    """The value of a Ray reference. Raises RunError naming `what` was waited for."""
-    with explained(deadline_s, what):
+async def wait(ref: Any, deadline_s: float, what: str, key: str = "engine.call_deadline_s") -> Any:
+    """The value of a Ray reference. Raises RunError naming `what` was waited for, and the `key` of the deadline."""
+    with explained(deadline_s, what, key):
         async with asyncio.timeout(deadline_s):
             return await ref
 
@@ -263,7 +266,7 @@ _INPUT_ERROR = f"{InputError.__module__}.{InputError.__name__}: "
 
 
 @contextlib.contextmanager
-def explained(deadline_s: float, what: str) -> Iterator[None]:
+def explained(deadline_s: float, what: str, key: str) -> Iterator[None]:
     """Ray's errors in a user's words; those that can be repaired (unavailable actor, lost object) pass as they are."""
     try:
         yield
@@ -281,6 +284,6 @@ def explained(deadline_s: float, what: str) -> Iterator[None]:
         raise RunError(f"waited for {what}, and the actor died: {last}") from error
     except TimeoutError:  # ray.get's and asyncio's
         raise RunError(
-            f"waited {deadline_s:.0f} s for {what}; see `ray status` and the actor's log, or where it is only slow "
-            "raise its start_deadline_s or call_deadline_s"
+            f"waited {deadline_s:.0f} s for {what}; see `ray status` and the actor's log, or if it is only slow raise "
+            f"{key} and go on with --resume"
         ) from None

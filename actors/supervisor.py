@@ -29,7 +29,6 @@ from srl_rlvr.policies.losses import UpdateSpec
 from srl_rlvr.scheduling import Ticket, exact_ticket, free_ticket
 
 _PLACEMENT_DEADLINE_S = 60.0
-_COMMIT_DEADLINE_S = 60.0
 
 
 def demand(config: RunConfig) -> list[tuple[str, int, dict[str, float]]]:
@@ -120,15 +119,13 @@ class Crew:
 
         Raises RunError naming who did not start, and why.
         """
-        deadline = self.config.engine.start_deadline_s
+        kind = engine_of(self.config)[0]
         for i, generator in enumerate(self.generators):
-            self._get(
-                generator.health.remote(), deadline, f"generator-{i} to start its {engine_of(self.config)[0]} engine"
-            )
+            self._get(generator.health.remote(), "engine.start_deadline_s", f"generator-{i} to start its {kind} engine")
         for i, verifier in enumerate(self.verifiers):
-            self._get(verifier.health.remote(), deadline, f"verifier-{i} to start")
+            self._get(verifier.health.remote(), "engine.start_deadline_s", f"verifier-{i} to start")
         # Every worker answers only once it holds the model.
-        return self._learner("notices", {}, self.config.learner.start_deadline_s)
+        return self._learner("notices", {}, "learner.start_deadline_s")
 
     def sample(self, prompts: pa.Table, spec: SamplingSpec) -> tuple[pa.Table, pa.Table, dict[str, float]]:
         """Rollouts and verdicts of `prompts`, in their order, and the seconds that each took."""
@@ -175,7 +172,7 @@ class Crew:
     def commit(self, folder: Path) -> None:
         """What was saved last now stands, whole, as `folder`: a worker group that dies starts anew from there."""
         ref = self.learner.commit.remote(self._saved, str(folder.resolve()))
-        self._get(ref, _COMMIT_DEADLINE_S, "the learner to note a checkpoint")
+        self._get(ref, "learner.call_deadline_s", "the learner to note a checkpoint")
 
     def load(self, folder: Path, version: int | None = None) -> None:
         """What `save` wrote; from then on it counts as `version`, or as the version that it had."""
@@ -193,12 +190,14 @@ class Crew:
             ray.kill(actor)
         remove_placement_group(self.group)
 
-    def _learner(self, command: str, arguments: dict[str, Any], deadline_s: float | None = None) -> Any:
-        deadline = deadline_s or self.config.learner.call_deadline_s
-        return self._get(self.learner.call.remote(command, arguments), deadline, f"the learner's {command}")
+    def _learner(self, command: str, arguments: dict[str, Any], key: str = "learner.call_deadline_s") -> Any:
+        return self._get(self.learner.call.remote(command, arguments), key, f"the learner's {command}")
 
-    def _get(self, ref: Any, deadline_s: float, what: str) -> Any:
-        with explained(deadline_s, what):
+    def _get(self, ref: Any, key: str, what: str) -> Any:
+        """The value of a reference; `key` is the setting with the deadline in seconds."""
+        section, _, name = key.partition(".")
+        deadline_s = getattr(getattr(self.config, section), name)
+        with explained(deadline_s, what, key):
             return ray.get(ref, timeout=deadline_s)
 
 

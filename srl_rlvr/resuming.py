@@ -21,9 +21,9 @@ from srl_rlvr.config import RunConfig
 
 # Keys, or whole sections, that change nothing of what is computed. Data and base model are compared by content.
 _FREE = (
-    "name", "data", "model.base", "cluster", "tracking", "verifier", "checkpoint_every", "evaluation.on_stages",
-    "engine.start_deadline_s", "engine.call_deadline_s", "learner.start_deadline_s", "learner.call_deadline_s",
-    "learner.max_restarts",
+    "name", "data", "verifiers", "model.base", "cluster", "tracking", "verifier", "checkpoint_every",
+    "evaluation.on_stages", "engine.start_deadline_s", "engine.call_deadline_s", "learner.start_deadline_s",
+    "learner.call_deadline_s", "learner.max_restarts",
 )  # fmt: skip
 # These leave the algorithm as it is, but change the order or the rounding of its sums, its draws, or when it looks.
 _INEXACT = (

@@ -1,0 +1,36 @@
+"""Errors of waiting for an actor, in a user's words."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+import ray.exceptions
+
+from actors import dispatcher
+from srl_rlvr.errors import InputError, RunError
+
+
+def test_a_wait_that_is_too_long_names_what_it_waited_for_and_its_own_key() -> None:
+    async def never() -> None:
+        await asyncio.sleep(60)
+
+    for key in ("engine.call_deadline_s", "learner.start_deadline_s"):
+        with pytest.raises(RunError, match="waited 0 s for the rollouts.*--resume") as caught:
+            asyncio.run(dispatcher.wait(never(), 0.01, "the rollouts", key))
+        assert key in str(caught.value) and "\n" not in str(caught.value)
+
+
+def died_at_start(last: str) -> ray.exceptions.ActorDiedError:
+    error = ray.exceptions.ActorDiedError(f"The actor died because of an error raised in its creation task,\n{last}")
+    error.actor_init_failed = True
+    return error
+
+
+def test_an_engine_that_cannot_start_is_one_line() -> None:
+    with pytest.raises(InputError, match="^no such model$"), dispatcher.explained(9, "generator-0", "k"):
+        raise died_at_start("srl_rlvr.errors.InputError: no such model")
+    with pytest.raises(RunError, match="generator-0.*ValueError: too little memory") as caught:
+        with dispatcher.explained(9, "generator-0", "k"):
+            raise died_at_start("ValueError: too little memory")
+    assert "\n" not in str(caught.value)
