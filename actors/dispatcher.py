@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import re
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -261,6 +262,7 @@ async def wait(ref: Any, deadline_s: float, what: str, key: str = "engine.call_d
             return await ref
 
 
+_MEMORY_HINT = "; free some memory, or lower engine.kv_cache_gib, engine.max_running or model.max_context"
 # Of what an actor's `__init__` raises Ray keeps the text alone.
 _INPUT_ERROR = f"{InputError.__module__}.{InputError.__name__}: "
 
@@ -281,6 +283,9 @@ def explained(deadline_s: float, what: str, key: str) -> Iterator[None]:
         last = str(error).strip().splitlines()[-1]
         if error.actor_init_failed and last.startswith(_INPUT_ERROR):
             raise InputError(last.removeprefix(_INPUT_ERROR)) from None
+        if error.actor_init_failed:
+            hint = _MEMORY_HINT if re.search(r"memory|kv cache", last, re.IGNORECASE) else ""
+            raise RunError(f"waited for {what}, and it failed: {last}{hint}") from error
         raise RunError(f"waited for {what}, and the actor died: {last}") from error
     except TimeoutError:  # ray.get's and asyncio's
         raise RunError(

@@ -22,15 +22,20 @@ def test_a_wait_that_is_too_long_names_what_it_waited_for_and_its_own_key() -> N
 
 
 def died_at_start(last: str) -> ray.exceptions.ActorDiedError:
-    error = ray.exceptions.ActorDiedError(f"The actor died because of an error raised in its creation task,\n{last}")
-    error.actor_init_failed = True
+    """As Ray raises it: the traceback of the actor's `__init__` is in the text."""
+    error = ray.exceptions.ActorDiedError()
+    error.error_msg = f"The actor died because of an error raised in its creation task,\n  File x\n{last}"
+    error._actor_init_failed = True
     return error
 
 
 def test_an_engine_that_cannot_start_is_one_line() -> None:
-    with pytest.raises(InputError, match="^no such model$"), dispatcher.explained(9, "generator-0", "k"):
+    with pytest.raises(InputError, match="^no such model$"), dispatcher.explained(9, "generator-0 to start", "k"):
         raise died_at_start("srl_rlvr.errors.InputError: no such model")
-    with pytest.raises(RunError, match="generator-0.*ValueError: too little memory") as caught:
-        with dispatcher.explained(9, "generator-0", "k"):
-            raise died_at_start("ValueError: too little memory")
-    assert "\n" not in str(caught.value)
+    with pytest.raises(RunError) as caught, dispatcher.explained(9, "generator-0 to start", "k"):
+        raise died_at_start("ValueError: something is wrong")
+    assert str(caught.value).startswith("waited for generator-0 to start, and it failed: ValueError: something")
+    for last in ("ValueError: too little memory", "RuntimeError: no room for the KV cache", "OutOfMemoryError: x"):
+        with pytest.raises(RunError, match="engine.kv_cache_gib") as caught, dispatcher.explained(9, "it", "k"):
+            raise died_at_start(last)
+        assert "\n" not in str(caught.value)
