@@ -106,8 +106,7 @@ class Crew:
         self.learner = Learner.options(  # type: ignore[attr-defined]
             name=f"{run_id}/learner",
             namespace=NAMESPACE,
-            # Each worker waits for its next entry, and answers another; the driver's calls need room beside them.
-            max_concurrency=2 * config.learner.workers + 16,
+            max_concurrency=learner_calls(config.learner.workers),
         ).remote(_learner_spec(config, model, storage))
         self._saved = -1  # position of the last save in the learner's journal
         self.dispatcher = Dispatcher(
@@ -199,6 +198,12 @@ class Crew:
         deadline_s = getattr(getattr(self.config, section), name)
         with explained(deadline_s, what, key):
             return ray.get(ref, timeout=deadline_s)
+
+
+def learner_calls(workers: int) -> int:
+    """How many calls the learner serves at once: each worker waits in one for its next entry, and so may one of a
+    worker group that died; the driver's calls need room beside them."""
+    return 2 * workers + 16
 
 
 def engine_of(config: RunConfig) -> tuple[str, dict[str, Any]]:

@@ -74,7 +74,7 @@ def write(out: Path, state: State, history: History, config: str, save_learner: 
         save_learner(folder)
         pq.write_table(history.metrics_table(), folder / "metrics.parquet")
         (folder / "config.json").write_text(config)
-        (folder / "state.json").write_text(json.dumps(asdict(state), indent=2))
+        (folder / "state.json").write_text(json.dumps(asdict(state)))
 
     final = out / "checkpoints" / f"update-{state.version:06d}-stage-{state.stage}"
     _in_one_piece(out, final, fill)

@@ -46,7 +46,8 @@ def train(config: RunConfig, out: Path, resume: bool, command: str) -> int:
     """Run `config` in the folder `out`; returns the exit code 0 or raises InputError, RunError. After Ctrl-C its user
     is told to go on with `command`."""
     with folder_lock.locked(out):
-        checkpoints.recover(out)
+        with _writing_to(out):
+            checkpoints.recover(out)
         return _train(config, out, resume, command)
 
 
