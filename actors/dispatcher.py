@@ -263,6 +263,8 @@ async def wait(ref: Any, deadline_s: float, what: str, key: str = "engine.call_d
 
 
 _MEMORY_HINT = "; free some memory, or lower engine.kv_cache_gib, engine.max_running or model.max_context"
+# The first line of Ray's message is enough, and some of its lines are long.
+_LONGEST_REASON = 300
 # Of what an actor's `__init__` raises Ray keeps the text alone.
 _INPUT_ERROR = f"{InputError.__module__}.{InputError.__name__}: "
 
@@ -276,19 +278,37 @@ def explained(deadline_s: float, what: str, key: str) -> Iterator[None]:
         if isinstance(error.cause, InputError | RunError):
             raise error.cause from None
         if isinstance(error.cause, ray.exceptions.RayError):
-            raise error.cause from error
-        first = (str(error.cause).strip() or "no message").splitlines()[0]
-        raise RunError(f"waited for {what}: {type(error.cause).__name__}: {first}") from error
-    except ray.exceptions.ActorDiedError as error:
-        last = str(error).strip().splitlines()[-1]
-        if error.actor_init_failed and last.startswith(_INPUT_ERROR):
-            raise InputError(last.removeprefix(_INPUT_ERROR)) from None
-        if error.actor_init_failed:
-            hint = _MEMORY_HINT if re.search(r"memory|kv cache", last, re.IGNORECASE) else ""
-            raise RunError(f"waited for {what}, and it failed: {last}{hint}") from error
-        raise RunError(f"waited for {what}, and the actor died: {last}") from error
+            raise _in_words(error.cause, what) from error
+        raise RunError(f"waited for {what}: {_named(error.cause)}") from error
     except TimeoutError:  # ray.get's and asyncio's
         raise RunError(
             f"waited {deadline_s:.0f} s for {what}; see `ray status` and the actor's log, or if it is only slow raise "
             f"{key} and go on with --resume"
         ) from None
+    except ray.exceptions.RayError as error:
+        found = _in_words(error, what)
+        if found is error:
+            raise
+        raise found from error
+
+
+def _in_words(error: ray.exceptions.RayError, what: str) -> Exception:
+    """The error itself if it can be repaired."""
+    if isinstance(error, ray.exceptions.ActorUnavailableError | ray.exceptions.ObjectLostError):
+        return error
+    if not isinstance(error, ray.exceptions.ActorDiedError):
+        return RunError(f"waited for {what}: {_with_hint(_named(error))}")
+    last = str(error).strip().splitlines()[-1]
+    if error.actor_init_failed and last.startswith(_INPUT_ERROR):
+        return InputError(last.removeprefix(_INPUT_ERROR))
+    happened = "it failed" if error.actor_init_failed else "the actor died"
+    return RunError(f"waited for {what}, and {happened}: {_with_hint(last)}")
+
+
+def _named(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+
+
+def _with_hint(reason: str) -> str:
+    hint = _MEMORY_HINT if re.search(r"memory|kv cache", reason, re.IGNORECASE) else ""
+    return reason[:_LONGEST_REASON] + hint

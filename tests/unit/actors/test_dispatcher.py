@@ -39,3 +39,26 @@ def test_an_engine_that_cannot_start_is_one_line() -> None:
         with pytest.raises(RunError, match="engine.kv_cache_gib") as caught, dispatcher.explained(9, "it", "k"):
             raise died_at_start(last)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ray.exceptions.OutOfMemoryError("5 workers were killed: the node ran low on memory\nmore"), "kv_cache_gib"),
+        (ray.exceptions.WorkerCrashedError(), "WorkerCrashedError"),
+        (ray.exceptions.RuntimeEnvSetupError("no such file"), "RuntimeEnvSetupError"),
+        (ray.exceptions.ActorDiedError(), "the actor died"),
+        (ray.exceptions.GetTimeoutError("late"), "the.key"),
+    ],
+)
+def test_whatever_ends_an_actor_is_one_line_of_a_failed_run(error: Exception, said: str) -> None:
+    with pytest.raises(RunError, match="generator-0") as caught, dispatcher.explained(9, "generator-0", "the.key"):
+        raise error
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [ray.exceptions.ActorUnavailableError, ray.exceptions.ObjectLostError])
+def test_what_can_be_repaired_passes(kind: type[Exception]) -> None:
+    error = kind.__new__(kind)
+    with pytest.raises(kind), dispatcher.explained(9, "generator-0", "the.key"):
+        raise error
