@@ -121,11 +121,10 @@ def _starting_point(
         raise InputError(
             f"{out} holds a run already ({folder.name}): go on with --resume, or name another folder by --out"
         )
-    found = checkpoints.read(folder)
     refused = [change for change in _changes(config, folder) if not change.is_allowed]
     if refused:
         raise InputError(f"{out} was begun with another {refused[0]}: resume with the same value, or use another --out")
-    return *found, folder
+    return *checkpoints.read(folder), folder
 
 
 def _changes(config: RunConfig, folder: Path) -> list[resuming.Change]:
