@@ -262,7 +262,7 @@ async def wait(ref: Any, deadline_s: float, what: str, key: str = "engine.call_d
             return await ref
 
 
-_MEMORY_HINT = "; free some memory, or lower engine.kv_cache_gib, engine.max_running or model.max_context"
+_MEMORY_HINT = "; free some memory, or change engine.kv_cache_gib, engine.max_running or model.max_context"
 # The first line of Ray's message is enough, and some of its lines are long.
 _LONGEST_REASON = 300
 # Of what an actor's `__init__` raises Ray keeps the text alone.
