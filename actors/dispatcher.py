@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import re
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -212,15 +213,18 @@ class Dispatcher:
 
     async def _await_restart(self, i: int) -> None:
         """Wait until generator i, which died, answers again: until then Ray turns every call away at once."""
-        deadline_s = self._engine.start_deadline_s
+        deadline_s, what = self._engine.start_deadline_s, f"generator-{i} to start again"
         end = time.monotonic() + deadline_s
         while time.monotonic() < end:
             try:
-                await wait(self._generators[i].health.remote(), deadline_s, f"generator-{i} to start again")
+                await wait(self._generators[i].health.remote(), deadline_s, what, "engine.start_deadline_s")
                 return
             except ray.exceptions.ActorUnavailableError:
                 await asyncio.sleep(_RESTART_POLL_S)
-        raise RunError(f"generator-{i} died and did not start again within {deadline_s:.0f} s")
+        raise RunError(
+            f"generator-{i} died and did not start again within {deadline_s:.0f} s; see its log, or raise "
+            "engine.start_deadline_s"
+        )
 
     def _start(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(coroutine)
@@ -251,19 +255,22 @@ def _all_of_version(rollouts: pa.Table, version: int) -> bool:
     return found["min"] == found["max"] == version
 
 
-async def wait(ref: Any, deadline_s: float, what: str) -> Any:
-    """The value of a Ray reference. Raises RunError naming `what` was waited for."""
-    with explained(deadline_s, what):
+async def wait(ref: Any, deadline_s: float, what: str, key: str = "engine.call_deadline_s") -> Any:
+    """The value of a Ray reference. Raises RunError naming `what` was waited for, and the `key` of the deadline."""
+    with explained(deadline_s, what, key):
         async with asyncio.timeout(deadline_s):
             return await ref
 
 
+_MEMORY_HINT = "; free some memory, or change engine.kv_cache_gib, engine.max_running or model.max_context"
+# The first line of Ray's message is enough, and some of its lines are long.
+_LONGEST_REASON = 300
 # Of what an actor's `__init__` raises Ray keeps the text alone.
 _INPUT_ERROR = f"{InputError.__module__}.{InputError.__name__}: "
 
 
 @contextlib.contextmanager
-def explained(deadline_s: float, what: str) -> Iterator[None]:
+def explained(deadline_s: float, what: str, key: str) -> Iterator[None]:
     """Ray's errors in a user's words; those that can be repaired (unavailable actor, lost object) pass as they are."""
     try:
         yield
@@ -271,16 +278,37 @@ def explained(deadline_s: float, what: str) -> Iterator[None]:
         if isinstance(error.cause, InputError | RunError):
             raise error.cause from None
         if isinstance(error.cause, ray.exceptions.RayError):
-            raise error.cause from error
-        first = (str(error.cause).strip() or "no message").splitlines()[0]
-        raise RunError(f"waited for {what}: {type(error.cause).__name__}: {first}") from error
-    except ray.exceptions.ActorDiedError as error:
-        last = str(error).strip().splitlines()[-1]
-        if error.actor_init_failed and last.startswith(_INPUT_ERROR):
-            raise InputError(last.removeprefix(_INPUT_ERROR)) from None
-        raise RunError(f"waited for {what}, and the actor died: {last}") from error
+            raise _in_words(error.cause, what) from error
+        raise RunError(f"waited for {what}: {_named(error.cause)}") from error
     except TimeoutError:  # ray.get's and asyncio's
         raise RunError(
-            f"waited {deadline_s:.0f} s for {what}; see `ray status` and the actor's log, or where it is only slow "
-            "raise its start_deadline_s or call_deadline_s"
+            f"waited {deadline_s:.0f} s for {what}; see `ray status` and the actor's log, or if it is only slow raise "
+            f"{key} and go on with --resume"
         ) from None
+    except ray.exceptions.RayError as error:
+        found = _in_words(error, what)
+        if found is error:
+            raise
+        raise found from error
+
+
+def _in_words(error: ray.exceptions.RayError, what: str) -> Exception:
+    """The error itself if it can be repaired."""
+    if isinstance(error, ray.exceptions.ActorUnavailableError | ray.exceptions.ObjectLostError):
+        return error
+    if not isinstance(error, ray.exceptions.ActorDiedError):
+        return RunError(f"waited for {what}: {_with_hint(_named(error))}")
+    last = str(error).strip().splitlines()[-1]
+    if error.actor_init_failed and last.startswith(_INPUT_ERROR):
+        return InputError(last.removeprefix(_INPUT_ERROR))
+    happened = "it failed" if error.actor_init_failed else "the actor died"
+    return RunError(f"waited for {what}, and {happened}: {_with_hint(last)}")
+
+
+def _named(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+
+
+def _with_hint(reason: str) -> str:
+    hint = _MEMORY_HINT if re.search(r"memory|kv cache", reason, re.IGNORECASE) else ""
+    return reason[:_LONGEST_REASON] + hint

@@ -62,28 +62,31 @@ class Learner:
         threading.Thread(target=self._train, args=(ray.get_runtime_context().current_actor,), daemon=True).start()
 
     async def call(self, command: str, arguments: dict[str, Any]) -> Any:
-        """Execute `command` on every worker and return rank 0's result. Raises RunError where it failed."""
+        """Execute `command` on every worker and return rank 0's result; of `save`, the entry's position in the journal,
+        which `commit` asks for. Raises RunError if it failed."""
         entry = _Entry(command, arguments)
         async with self.changed:
             self.entries.append(entry)
+            position = self.first + len(self.entries) - 1
             self.changed.notify_all()
-            await self.changed.wait_for(lambda: len(entry.done_by) == self.spec.workers or self.failure is not None)
+            await self.changed.wait_for(lambda: self._is_answered(entry) or self.failure is not None)
             if self.failure is not None:
                 raise RunError(f"the learner's worker group ended: {self.failure}")
             if command == "load" and entry.error is None:
                 self._forget_up_to(entry, arguments["folder"], arguments["version"])
         if entry.error is not None:
             raise RunError(f"learner, {command}: {entry.error}")
+        if command == "save":
+            return position
         # The journal is kept for replay: held in it, every export's buffer would stay in the object store.
         result, entry.result = entry.result, None
         return result
 
-    async def commit(self, folder: str) -> None:
-        """The last save is a whole checkpoint now, and `folder` is where it stands: a restart begins there."""
+    async def commit(self, position: int, folder: str) -> None:
+        """The save at `position` is a whole checkpoint now, and `folder` has it: a restart begins there."""
         async with self.changed:
-            saves = [entry for entry in self.entries if entry.command == "save" and entry.error is None]
-            if saves:
-                self._forget_up_to(saves[-1], folder)
+            if position >= self.first:  # else a later one counts
+                self._forget_up_to(self.entries[position - self.first], folder)
 
     async def join(self, rank: int) -> tuple[str | None, int | None, int]:
         """Where a worker that starts has to begin: checkpoint folder, the version of its weights where that is not the
@@ -92,7 +95,11 @@ class Learner:
         return self.checkpoint, self.version, self.first
 
     async def next(self, position: int) -> tuple[str, dict[str, Any], bool] | None:
-        """The entry at `position` and whether it was answered before, or None where there is none yet."""
+        """The entry at `position` and whether it was answered before, or None if there is none yet.
+
+        Raises RunError if the entry is forgotten, as a checkpoint was committed after the worker had joined: the worker
+        group has to start anew from that checkpoint.
+        """
 
         def there() -> bool:
             return position - self.first < len(self.entries)
@@ -102,14 +109,21 @@ class Learner:
                 await asyncio.wait_for(self.changed.wait_for(there), _LONG_POLL_S)
             except TimeoutError:
                 return None
+            if position < self.first:
+                raise RunError(
+                    f"entry {position} of the learner's journal is in the checkpoint {self.checkpoint}: start anew "
+                    "from there"
+                )
             entry = self.entries[position - self.first]
-            return entry.command, entry.arguments, len(entry.done_by) == self.spec.workers
+            return entry.command, entry.arguments, self._is_answered(entry)
 
     async def done(self, position: int, rank: int, result: Any, error: str | None) -> None:
         async with self.changed:
             if position < self.first:  # a save was acknowledged and forgotten already
                 return
             entry = self.entries[position - self.first]
+            if self._is_answered(entry):  # a worker group that started anew repeats it: the answer stays
+                return
             entry.done_by.add(rank)
             entry.error = entry.error or error
             if rank == 0:
@@ -118,6 +132,9 @@ class Learner:
 
     async def health(self) -> dict[str, Any]:
         return {"pid": os.getpid(), "worker_group_starts": self.starts, "journal": len(self.entries)}
+
+    def _is_answered(self, entry: _Entry) -> bool:
+        return len(entry.done_by) == self.spec.workers
 
     def _forget_up_to(self, entry: _Entry, folder: str, version: int | None = None) -> None:
         index = self.entries.index(entry)
@@ -235,7 +252,8 @@ def _stop(policy: Any, learner: Any) -> None:
     return None
 
 
-_READ_ONLY = ("export", "save_model", "notices")
+# They leave the policy as it is. A saved folder may have another name by the time of a replay.
+_READ_ONLY = ("export", "save", "save_model", "notices")
 _COMMANDS: dict[str, Callable[..., Any]] = {
     "update": _update,
     "export": _export,

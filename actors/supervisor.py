@@ -29,7 +29,6 @@ from srl_rlvr.policies.losses import UpdateSpec
 from srl_rlvr.scheduling import Ticket, exact_ticket, free_ticket
 
 _PLACEMENT_DEADLINE_S = 60.0
-_COMMIT_DEADLINE_S = 60.0
 
 
 def demand(config: RunConfig) -> list[tuple[str, int, dict[str, float]]]:
@@ -104,9 +103,12 @@ class Crew:
             )
             for i in range(config.verifier.actors)
         ]
-        self.learner = Learner.options(name=f"{run_id}/learner", namespace=NAMESPACE, max_concurrency=64).remote(  # type: ignore[attr-defined]
-            _learner_spec(config, model, storage)
-        )
+        self.learner = Learner.options(  # type: ignore[attr-defined]
+            name=f"{run_id}/learner",
+            namespace=NAMESPACE,
+            max_concurrency=learner_calls(config.learner.workers),
+        ).remote(_learner_spec(config, model, storage))
+        self._saved = -1  # position of the last save in the learner's journal
         self.dispatcher = Dispatcher(
             self.generators, self.verifiers, engine, lambda: self.learner.call.remote("export", {})
         )
@@ -116,15 +118,13 @@ class Crew:
 
         Raises RunError naming who did not start, and why.
         """
-        deadline = self.config.engine.start_deadline_s
+        kind = engine_of(self.config)[0]
         for i, generator in enumerate(self.generators):
-            self._get(
-                generator.health.remote(), deadline, f"generator-{i} to start its {engine_of(self.config)[0]} engine"
-            )
+            self._get(generator.health.remote(), "engine.start_deadline_s", f"generator-{i} to start its {kind} engine")
         for i, verifier in enumerate(self.verifiers):
-            self._get(verifier.health.remote(), deadline, f"verifier-{i} to start")
+            self._get(verifier.health.remote(), "engine.start_deadline_s", f"verifier-{i} to start")
         # Every worker answers only once it holds the model.
-        return self._learner("notices", {}, self.config.learner.start_deadline_s)
+        return self._learner("notices", {}, "learner.start_deadline_s")
 
     def sample(self, prompts: pa.Table, spec: SamplingSpec) -> tuple[pa.Table, pa.Table, dict[str, float]]:
         """Rollouts and verdicts of `prompts`, in their order, and the seconds that each took."""
@@ -166,13 +166,12 @@ class Crew:
         self.dispatcher.hand_over(self._learner("export", {}), until_served=self._in_turn)
 
     def save(self, folder: Path) -> None:
-        self._learner("save", {"folder": str(folder.resolve())})
+        self._saved = self._learner("save", {"folder": str(folder.resolve())})
 
     def commit(self, folder: Path) -> None:
         """What was saved last now stands, whole, as `folder`: a worker group that dies starts anew from there."""
-        self._get(
-            self.learner.commit.remote(str(folder.resolve())), _COMMIT_DEADLINE_S, "the learner to note a checkpoint"
-        )
+        ref = self.learner.commit.remote(self._saved, str(folder.resolve()))
+        self._get(ref, "learner.call_deadline_s", "the learner to note a checkpoint")
 
     def load(self, folder: Path, version: int | None = None) -> None:
         """What `save` wrote; from then on it counts as `version`, or as the version that it had."""
@@ -190,13 +189,21 @@ class Crew:
             ray.kill(actor)
         remove_placement_group(self.group)
 
-    def _learner(self, command: str, arguments: dict[str, Any], deadline_s: float | None = None) -> Any:
-        deadline = deadline_s or self.config.learner.call_deadline_s
-        return self._get(self.learner.call.remote(command, arguments), deadline, f"the learner's {command}")
+    def _learner(self, command: str, arguments: dict[str, Any], key: str = "learner.call_deadline_s") -> Any:
+        return self._get(self.learner.call.remote(command, arguments), key, f"the learner's {command}")
 
-    def _get(self, ref: Any, deadline_s: float, what: str) -> Any:
-        with explained(deadline_s, what):
+    def _get(self, ref: Any, key: str, what: str) -> Any:
+        """The value of a reference; `key` is the setting with the deadline in seconds."""
+        section, _, name = key.partition(".")
+        deadline_s = getattr(getattr(self.config, section), name)
+        with explained(deadline_s, what, key):
             return ray.get(ref, timeout=deadline_s)
+
+
+def learner_calls(workers: int) -> int:
+    """How many calls the learner serves at once: each worker waits in one for its next entry, and so may one of a
+    worker group that died; the driver's calls need room beside them."""
+    return 2 * workers + 16
 
 
 def engine_of(config: RunConfig) -> tuple[str, dict[str, Any]]:

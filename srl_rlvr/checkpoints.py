@@ -1,7 +1,8 @@
 """Checkpoints of a run: where it stands, its metrics so far, and (written by the learner) its weights and optimizer.
 
 A checkpoint is written beside the others under a hidden name and renamed when it is whole, so a folder with a
-checkpoint's name is always complete. Knows files only.
+checkpoint's name is always complete. One of the same name is renamed first and deleted last; `recover` puts it back if
+the run died in between. Knows files only.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from srl_rlvr.errors import InputError, RunError
-from srl_rlvr.reporting.report import ROLLOUT_VIEW
 
 _KEEP = 2
+_FORMAT = 2  # of `State`
+_OLD = ".old"  # ends the hidden name of a folder that is being replaced
 
 
 @dataclass
@@ -39,6 +42,10 @@ class State:
     best_score: float = -1.0
     best: str = "best"  # the folder beside the checkpoints that has those weights
     data: str = ""  # a digest of all problems
+    base: str = ""  # a digest of the base model
+    rollouts: int = 0  # rows of the rollout log
+    dev_scores: list[list[float]] = field(default_factory=list)  # [updates tried, score] of each evaluation on dev
+    format: int = _FORMAT
     counted: int = 0  # held-out problems that the last evaluation's mean is over
     tracking_id: str = ""
     hardest: dict[str, list[int]] = field(default_factory=dict)  # candidates by example in this stage, best first
@@ -48,10 +55,9 @@ class State:
 
 @dataclass
 class History:
-    """Rows for metrics.parquet and for the report's rollout viewer."""
+    """Rows for metrics.parquet."""
 
     metrics: list[dict[str, Any]] = field(default_factory=list)
-    rollouts: list[dict[str, Any]] = field(default_factory=list)
 
     def metrics_table(self) -> pa.Table:
         """One row an update; a metric that a stage does not have is null there."""
@@ -60,9 +66,6 @@ class History:
         columns = {n: pa.array([row.get(n) for row in self.metrics], types.get(n, pa.float64())) for n in names}
         return pa.table(columns or {name: pa.array([], type_) for name, type_ in types.items()})
 
-    def rollout_table(self) -> pa.Table:
-        return pa.Table.from_pylist(self.rollouts, schema=ROLLOUT_VIEW)
-
 
 def write(out: Path, state: State, history: History, config: str, save_learner: Callable[[Path], None]) -> Path:
     """One whole checkpoint under `out/checkpoints`; older ones go once it stands. Raises as `_in_one_piece`."""
@@ -70,14 +73,13 @@ def write(out: Path, state: State, history: History, config: str, save_learner: 
     def fill(folder: Path) -> None:
         save_learner(folder)
         pq.write_table(history.metrics_table(), folder / "metrics.parquet")
-        pq.write_table(history.rollout_table(), folder / "rollouts.parquet")
         (folder / "config.json").write_text(config)
-        (folder / "state.json").write_text(json.dumps(asdict(state), indent=2))
+        (folder / "state.json").write_text(json.dumps(asdict(state)))
 
     final = out / "checkpoints" / f"update-{state.version:06d}-stage-{state.stage}"
     _in_one_piece(out, final, fill)
     for old in _complete(out)[:-_KEEP]:
-        shutil.rmtree(old)
+        _delete(old)
     _drop_bests(out, state.best)
     return final
 
@@ -88,14 +90,21 @@ def write_best(out: Path, version: int, save_learner: Callable[[Path], None]) ->
     final = out / f"best-{version:06d}"
     _in_one_piece(out, final, save_learner)
     newest = latest(out)
-    _drop_bests(out, final.name, *([read(newest)[0].best] if newest else []))
+    _drop_bests(out, final.name, *([read_state(newest).best] if newest else []))
     return final.name
 
 
 def _drop_bests(out: Path, *kept: str) -> None:
     for folder in out.glob("best-*"):
         if folder.name not in kept:
-            shutil.rmtree(folder)
+            _delete(folder)
+
+
+def _delete(folder: Path) -> None:
+    """Hide it first: a folder that is half deleted must not have a checkpoint's name."""
+    hidden = folder.with_name(f".{folder.name}")
+    folder.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
 
 
 def _in_one_piece(out: Path, final: Path, fill: Callable[[Path], None]) -> None:
@@ -108,8 +117,7 @@ def _in_one_piece(out: Path, final: Path, fill: Callable[[Path], None]) -> None:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         fill(partial)
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
+        replace(final, partial)
     except (OSError, RunError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
@@ -122,23 +130,72 @@ def _in_one_piece(out: Path, final: Path, fill: Callable[[Path], None]) -> None:
         ) from None
 
 
+def replace(final: Path, filled: Path) -> None:
+    """`filled` takes the name `final`. At every moment one of the two that had it is whole: see `recover`."""
+    old = final.with_name(f".{final.name}{_OLD}")
+    if not final.exists():
+        filled.rename(final)
+        return
+    shutil.rmtree(old, ignore_errors=True)
+    final.rename(old)
+    try:
+        filled.rename(final)
+    except OSError:
+        old.rename(final)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover(out: Path) -> None:
+    """Put back what a run that died was replacing, and delete what it had written half.
+
+    Call it only while no other process writes to `out`.
+    """
+    for place in (out, out / "checkpoints"):
+        for old in place.glob(f".*{_OLD}"):
+            final = old.with_name(old.name[1 : -len(_OLD)])
+            if not final.exists():
+                old.rename(final)
+            else:
+                shutil.rmtree(old, ignore_errors=True)
+    for partial in (*(out / "checkpoints").glob(".update-*"), *out.glob(".best-*")):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def latest(out: Path) -> Path | None:
     complete = _complete(out)
     return complete[-1] if complete else None
 
 
 def read(folder: Path) -> tuple[State, History]:
-    """Raises InputError where the folder does not hold a checkpoint of this version."""
-    try:
-        state = State(**json.loads((folder / "state.json").read_text()))
+    """Raises InputError if the folder does not hold a checkpoint of this version."""
+    state = read_state(folder)
+    with _readable(folder):
         metrics = pq.read_table(folder / "metrics.parquet").to_pylist()
-        rollouts = pq.read_table(folder / "rollouts.parquet").to_pylist()
+    return state, History([{k: v for k, v in row.items() if v is not None} for row in metrics])
+
+
+def read_state(folder: Path) -> State:
+    """The state alone, which is small. Raises InputError as `read` does."""
+    with _readable(folder):
+        found = json.loads((folder / "state.json").read_text())
+        if isinstance(found, dict) and found.get("format") != _FORMAT:
+            raise InputError(
+                f"checkpoint {folder} was written by another version of srl-rlvr: finish the run with that version, or "
+                "name another folder by --out"
+            )
+        return State(**found)
+
+
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, TypeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(
             f"checkpoint {folder} cannot be read: {reason}; delete it to go on from the one before"
         ) from None
-    return state, History([{k: v for k, v in row.items() if v is not None} for row in metrics], rollouts)
 
 
 def _complete(out: Path) -> list[Path]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -19,6 +20,20 @@ from srl_rlvr import model_types
 from srl_rlvr.errors import InputError
 from srl_rlvr.examples.names import did_you_mean
 from srl_rlvr.verifiers import check_own
+
+# Folders are called by names; file systems take 255 bytes, and some are needed for endings.
+_LONGEST_NAME = 200
+
+
+def _plain_name(name: str) -> str:
+    """A name that stays one folder below `out/`, and one line."""
+    if name in (".", "..") or not name.strip():
+        raise ValueError("should be a name, such as 'gsm8k'")
+    if any(char in "/\\" or unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") for char in name):
+        raise ValueError("should have no slash, backslash, line break or control character")
+    if len(name.encode()) > _LONGEST_NAME:
+        raise ValueError(f"should have at most {_LONGEST_NAME} bytes in UTF-8")
+    return name
 
 
 class Section(BaseModel):
@@ -100,6 +115,11 @@ class StageConfig(Section):
     hardest: int = Field(default=0, ge=0)
     """Ranking types: each question comes with what answers it and so many of its other candidates, those that the
     policy ranks highest at the start of this stage; 0: with all."""
+
+    @field_validator("name")
+    @classmethod
+    def _is_plain(cls, name: str) -> str:
+        return _plain_name(name) if name else name
 
     @property
     def label(self) -> str:
@@ -297,7 +317,7 @@ class TrackingConfig(Section):
 
 class RunConfig(Section):
     name: str = Field(default="run", min_length=1)
-    """Names the run in MLflow and its default folder under `out/`."""
+    """Names the run in MLflow and its default folder under `out/`: any script, but no slash and no line break."""
     model_type: str = "task_llm"
     """What the model is for: task_llm, srl_parser, extractor, multimodal_vision, intent_router, embeddings, reranker
     (the files of srl_rlvr/model_types)."""
@@ -334,6 +354,11 @@ class RunConfig(Section):
     def _are_functions(cls, names: list[str]) -> list[str]:
         check_own(names)
         return names
+
+    @field_validator("name")
+    @classmethod
+    def _is_plain(cls, name: str) -> str:
+        return _plain_name(name)
 
     @field_validator("model_type")
     @classmethod

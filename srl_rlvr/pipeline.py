@@ -27,8 +27,9 @@ from srl_rlvr.errors import InputError, RunError, Stopped
 from srl_rlvr.examples.curriculum import Informative, Selector, Uniform, levels
 from srl_rlvr.policies.losses import UpdateSpec
 from srl_rlvr.records import PASSED
-from srl_rlvr.reporting.alarms import Watch
+from srl_rlvr.reporting import alarms
 from srl_rlvr.reporting.result import Interval, mean_interval
+from srl_rlvr.reporting.rollout_log import RolloutLog
 from srl_rlvr.scheduling import admits
 from srl_rlvr.seeds import derived_seed
 from srl_rlvr.stages import dpo, policy_gradient_spec, rlvr, sft, srl
@@ -48,6 +49,7 @@ class Crew(Protocol):
     def save(self, folder: Path) -> None: ...
     def commit(self, folder: Path) -> None: ...
     def load(self, folder: Path, version: int | None = None) -> None: ...
+    def save_model(self, folder: Path, card: dict[str, Any]) -> None: ...
 
 
 class Observer(Protocol):
@@ -73,15 +75,18 @@ class Run:
     dev: pa.Table | None = None  # Example; each stage keeps the weights that solve most of them
     should_stop: Callable[[], bool] = lambda: False
     started: float = field(default_factory=time.monotonic)  # of the clock of metrics and results
-    watch: Watch = field(init=False)
+    watch: alarms.Watch = field(init=False)
+    rollouts: RolloutLog = field(init=False)
 
     def __post_init__(self) -> None:
-        self.watch = Watch(self.history.metrics)
+        self.rollouts = RolloutLog(self.out / "rollouts")
+        self.watch = alarms.Watch(self.history.metrics)
         self.model_type = model_types.find(self.config.model_type)
 
     def execute(self) -> None:
         """All stages that are not done yet. Raises Stopped after saving where `should_stop` says so."""
         self.started -= self.state.seconds
+        self.rollouts.cut(self.state.rollouts)
         if "base" not in self.state.held_out:
             self._evaluate("base")
         while self.state.stage < len(self.config.stages):
@@ -160,6 +165,7 @@ class Run:
                 "pass_rate": sum(r >= PASSED for r in judged) / max(len(judged), 1),
                 **{outcome: float(outcomes.count(outcome)) for outcome in records.OUTCOMES},
                 "completion_tokens": tokens / len(rows),
+                "truncated": _cut_off(rollouts),
             }
             samples = dpo.pairs(experts, rollouts, wrong)
             if samples.num_rows:
@@ -229,7 +235,7 @@ class Run:
         """
         if self.config.max_staleness == 0:
             return stage.prompts_per_step
-        recent = [row for row in self.history.metrics if row["stage"] == stage.label][-_RECENT_STEPS:]
+        recent = [row for row in self.history.metrics[-_RECENT_STEPS:] if row["stage"] == stage.label]
         drawn, with_signal = (sum(row[name] for row in recent) for name in ("groups_drawn", "groups_with_signal"))
         wanted = math.ceil(stage.prompts_per_step * max(drawn, 1) / max(with_signal, 1))
         return min(wanted, stage.prompts_per_step * (1 + stage.max_refills))
@@ -275,6 +281,7 @@ class Run:
             seed = derived_seed(self.config.seed, stage.label, "thoughts")
             rollouts, verdicts, _ = self.crew.sample(prompts, srl.sampling(stage, self.config.think, seed))
             self.state.sampled_tokens += pc.sum(pc.list_value_length(rollouts["token_ids"])).as_py()  # type: ignore[attr-defined]
+            self._warn_if_cut_off(f"{stage.label}, thoughts", _cut_off(rollouts), f"stages.{stage.label}.max_tokens")
             self.state.thoughts = srl.best_thoughts(rollouts, verdicts, self.tokenizer, least)
         return self.state.thoughts
 
@@ -282,7 +289,10 @@ class Run:
         trunk_ids = prompts["trunk_id"].to_pylist()
         if stage.curriculum == "uniform":
             return Uniform(trunk_ids, self.config.seed, stage.label, self.state.selector)
-        arm_of = dict(zip(self.train["id"].to_pylist(), levels(self.train), strict=True))
+        # Numbered, as levels are named for files, and those may be elsewhere when the run is resumed.
+        found = levels(self.train)
+        number_of = {level: str(number) for number, level in enumerate(dict.fromkeys(found))}
+        arm_of = dict(zip(self.train["id"].to_pylist(), (number_of[level] for level in found), strict=True))
         arms = [arm_of[example_id] for example_id in prompts["example_id"].to_pylist()]
         return Informative(trunk_ids, arms, self.config.seed, stage.label, self.state.selector)
 
@@ -309,6 +319,8 @@ class Run:
         self.observer.phase(f"looking at {self.dev.num_rows} dev problems")
         scores = self._scores(f"{stage.label}, dev", self.dev)
         score = sum(scores) / len(scores)
+        if done:
+            self.state.dev_scores.append([len(self.history.metrics) + 1, score])
         if score >= self.state.best_score:
             self.state.best_step, self.state.best_score = done, score
             self.state.best = checkpoints.write_best(self.out, self.state.version, self.crew.save)
@@ -353,7 +365,13 @@ class Run:
         failed = len(predictions) - len(judged(predictions))
         if failed:
             self.observer.note(f"{label}: {failed} verifications failed and do not count")
+        cut_off = sum(found["cut_off"] for found in predictions) / len(predictions)
+        self._warn_if_cut_off(label, cut_off, "evaluation.max_tokens")
         return scores
+
+    def _warn_if_cut_off(self, label: str, share: float, key: str) -> None:
+        if share >= alarms.CUT_OFF:
+            self.observer.note(f"WARNING: {label}: {share:.0%} of answers are cut off before they end; raise {key}")
 
     def _finish_step(self, label: str, metrics: dict[str, Any], is_last: bool) -> None:
         self.state.seconds = time.monotonic() - self.started
@@ -372,8 +390,16 @@ class Run:
     def _checkpoint(self) -> None:
         self.observer.phase("writing a checkpoint")
         self.state.seconds = time.monotonic() - self.started
-        folder = checkpoints.write(self.out, self.state, self.history, configs.dump(self.config), self.crew.save)
+        folder = checkpoints.write(self.out, self.state, self.history, configs.dump(self.config), self._save)
         self.crew.commit(folder)
+
+    def _save(self, folder: Path) -> None:
+        self.crew.save(folder)
+        self.state.rollouts = self.rollouts.flush()
+
+    def without_update(self) -> list[str]:
+        """A line for each stage that made no update."""
+        return alarms.without_update(self.history.metrics)
 
     def _keep_rollouts(
         self,
@@ -387,18 +413,20 @@ class Run:
     ) -> None:
         """The first groups of the step, for the report's viewer."""
         keep = min(self.config.tracking.rollouts_per_step, prompts.num_rows) if attempt == 0 else 0
-        groups = prompts.slice(0, keep).to_pylist()
         size = batch.stage.group_size
-        for g, prompt in enumerate(groups):
+        answers = rollouts.slice(0, keep * size).to_pylist(), verdicts.slice(0, keep * size).to_pylist()
+        rows = []
+        for g, prompt in enumerate(prompts.slice(0, keep).to_pylist()):
             text = self.model_type.show(self.tokenizer, prompt["token_ids"])
-            for i in range(g * size, (g + 1) * size):
-                rollout, verdict = rollouts.slice(i, 1).to_pylist()[0], verdicts.slice(i, 1).to_pylist()[0]
+            of_group = slice(g * size, (g + 1) * size)
+            for rollout, verdict in zip(answers[0][of_group], answers[1][of_group], strict=True):
                 kept = {name: rollout[name] for name in ("prompt_id", "sample_index", "logprobs", "finish_reason")}
                 kept |= {name: verdict[name] for name in ("reward", "outcome", "components", "detail")}
                 kept |= {"stage": label, "step": step, "prompt": text, "reference": prompt["reference"]}
                 kept["tokens"] = [self.tokenizer.decode([token]) for token in rollout["token_ids"]]
                 kept["advantage"] = batch.advantage_of.get((prompt["id"], rollout["sample_index"]), 0.0)
-                self.history.rollouts.append(kept)
+                rows.append(kept)
+        self.rollouts.append(rows)
 
 
 @dataclass
@@ -436,6 +464,7 @@ def evaluate(
                 "id": example["id"],
                 "text": rollout["text"],
                 "reference": example["reference"],
+                "cut_off": rollout["finish_reason"] == "length",
                 "outcome": verdict["outcome"],
                 "logprobs": rollout["logprobs"],
                 "counts": model_type.counts(example),
@@ -445,6 +474,11 @@ def evaluate(
             }
         )
     return counted(predictions), predictions
+
+
+def _cut_off(rollouts: pa.Table) -> float:
+    """The share of answers that end at max_tokens."""
+    return pc.mean(pc.equal(rollouts["finish_reason"], "length")).as_py()  # type: ignore[attr-defined]
 
 
 def judged(predictions: list[dict[str, Any]]) -> list[dict[str, Any]]:

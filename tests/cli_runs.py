@@ -20,6 +20,8 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from srl_rlvr.reporting.rollout_log import RolloutLog
+
 ROOT = Path(__file__).parents[1]
 TESTS = Path(__file__).parent
 DEADLINE_S = 420.0
@@ -243,9 +245,8 @@ def metrics(out: Path) -> list[dict[str, Any]]:
 
 
 def rollouts(out: Path) -> list[dict[str, Any]]:
-    """Every rollout that the newest checkpoint keeps: stage, step, prompt, tokens, rewards, advantages."""
-    newest = sorted((out / "checkpoints").glob("update-*"))[-1]
-    return pq.read_table(newest / "rollouts.parquet").to_pylist()
+    """Every rollout that the run keeps: stage, step, prompt, tokens, rewards, advantages."""
+    return RolloutLog(out / "rollouts").read().to_pylist()
 
 
 def same_results(out: Path, reference: Path) -> None:

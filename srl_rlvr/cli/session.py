@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-import xxhash
 
-from srl_rlvr import __version__, checkpoints, model_types, pipeline
+from srl_rlvr import __version__, checkpoints, folder_lock, model_types, pipeline, resuming
 from srl_rlvr import config as configs
 from srl_rlvr.config import RunConfig, SftStage
 from srl_rlvr.errors import InputError, Stopped
@@ -33,9 +32,10 @@ from srl_rlvr.verifiers import check_name
 
 # Ray Train wants a folder of its own; our checkpoints do not lie in it.
 _RAY_TRAIN = ".ray_train"
-# Keys that may differ when a run is resumed: they change where it runs, not what it computes.
-_MAY_CHANGE = {"cluster", "tracking", "checkpoint_every", "verifier", "max_staleness"}
-_MAY_CHANGE_IN = {"engine": {"call_deadline_s"}, "learner": {"start_deadline_s", "call_deadline_s", "max_restarts"}}
+# Digests of the problems that a run was begun with, beside its checkpoints: they tell which one has changed.
+_PROBLEMS = "problems.parquet"
+# The report shows rollouts of some steps if it would be larger than this.
+_REPORT_ROWS, _REPORT_TOKENS = 20_000, 1_000_000
 
 
 def model_cache() -> Path:
@@ -46,6 +46,13 @@ def model_cache() -> Path:
 def train(config: RunConfig, out: Path, resume: bool, command: str) -> int:
     """Run `config` in the folder `out`; returns the exit code 0 or raises InputError, RunError. After Ctrl-C its user
     is told to go on with `command`."""
+    with folder_lock.locked(out):
+        with _writing_to(out):
+            checkpoints.recover(out)
+        return _train(config, out, resume, command)
+
+
+def _train(config: RunConfig, out: Path, resume: bool, command: str) -> int:
     began = time.monotonic()
     on_cluster = config.cluster.address or os.environ.get("RAY_ADDRESS")
     config, remark = plan(config, None if on_cluster else os.cpu_count() or 1)
@@ -59,6 +66,7 @@ def train(config: RunConfig, out: Path, resume: bool, command: str) -> int:
     limit = (of_model | of_model.get("text_config", {})).get("max_position_embeddings", config.model.max_context)
     if model_type.policy == "text":  # an encoder cuts its texts to the context
         train_examples, dev, held_out = pipeline.fitting(train_examples, (dev, held_out), tokenizer, config, limit)
+    _check_base(state, out, model)
     _check_data(state, out, train_examples, dev, held_out)
     _check_steps(config, train_examples)
     named = {name for table in (train_examples, dev, held_out) for name in table["verifier"].to_pylist()}
@@ -72,6 +80,10 @@ def train(config: RunConfig, out: Path, resume: bool, command: str) -> int:
         progress.note(f"{config.name}: {train_examples.num_rows} problems to learn from, {held_out.num_rows} held out")
         if remark:
             progress.note(remark)
+        for change in _changes(config, folder) if folder else []:
+            progress.note(
+                f"WARNING: {change} has changed: the run will not end bit for bit as without the interruption"
+            )
         tracker = make_tracker(config, out.resolve(), progress.note)
         if config.tracking.mlflow:
             progress.phase("opening MLflow")
@@ -97,7 +109,7 @@ def train(config: RunConfig, out: Path, resume: bool, command: str) -> int:
             raise Stopped(f"{stopped}; go on with: {command}") from None
         finally:
             tracker.end(status)
-    _print_summary(state, memory, _metric(config), out)
+    _print_summary(state, memory, _metric(config), out, run.without_update())
     return 0
 
 
@@ -111,33 +123,61 @@ def _starting_point(
         raise InputError(
             f"{out} holds a run already ({folder.name}): go on with --resume, or name another folder by --out"
         )
+    refused = [change for change in _changes(config, folder) if not change.is_allowed]
+    if refused:
+        raise InputError(f"{out} was begun with another {refused[0]}: resume with the same value, or use another --out")
+    return *checkpoints.read(folder), folder
+
+
+def _changes(config: RunConfig, folder: Path) -> list[resuming.Change]:
+    """The settings that are not those of the checkpoint."""
     # Parsed, so that keys which have come since have their defaults.
     try:
         tree = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError):
         raise InputError(f"checkpoint {folder} is damaged: delete it to go on from the one before") from None
-    begun = configs.parse(tree, str(folder / "config.json"))
-    before, now = (each.model_dump(mode="json", exclude=_MAY_CHANGE_IN) for each in (begun, config))
-    changed = [key for key in now if key not in _MAY_CHANGE and now[key] != before[key]]
-    if changed:
+    return resuming.changes(configs.parse(tree, str(folder / "config.json")), config)
+
+
+def _check_base(state: checkpoints.State, out: Path, model: Path) -> None:
+    """Raises InputError if a run that is resumed would go on with another base model, wherever it lies."""
+    found = resuming.model_digest(model)
+    if state.base not in ("", found):
         raise InputError(
-            f"{out} was begun with another '{changed[0]}': resume with the same run file, or use another --out"
+            f"{out} was begun with another base model than the one in {model}: resume with the same, or use another "
+            "--out"
         )
-    return *checkpoints.read(folder), folder
+    state.base = found
 
 
 def _check_data(state: checkpoints.State, out: Path, *parts: Any) -> None:
-    """Raises InputError where a run that is resumed would learn from, or be judged by, other problems than before."""
-    found = xxhash.xxh3_128_hexdigest(json.dumps([part["id"].to_pylist() for part in parts]).encode())
-    if state.data not in ("", found):
-        raise InputError(f"{out} was begun with other problems, as its data has changed: use another --out")
-    state.data = found
+    """Raises InputError if a run that is resumed would learn from, or be judged by, other problems than before; `parts`
+    are train, dev and held-out."""
+    found = resuming.fingerprints(*parts)
+    digest = resuming.data_digest(found, parts[0])
+    if state.data in ("", digest):
+        state.data = digest
+        with _writing_to(out):
+            resuming.write_fingerprints(out / _PROBLEMS, found)
+        return
+    before = resuming.read_fingerprints(out / _PROBLEMS)
+    first = f": {resuming.first_change(before, found, *parts)}" if before is not None else ""
+    raise InputError(
+        f"{out} was begun with other problems, as its data has changed{first}; resume with the same data, or use "
+        "another --out"
+    )
 
 
 def _begin_folder(out: Path, config: RunConfig) -> None:
+    with _writing_to(out):
+        (out / "config.json").write_text(configs.dump(config))
+
+
+@contextlib.contextmanager
+def _writing_to(out: Path) -> Iterator[None]:
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "config.json").write_text(configs.dump(config))
+        yield
     except OSError as error:
         raise InputError(f"cannot write to {out}: {error.strerror}; name another folder by --out") from None
 
@@ -286,13 +326,17 @@ def _write_results(run: pipeline.Run, base: Path, tracker: Tracker) -> None:
     if any(source.ordered for source in config.data):
         card["ordered"] = True
     _save_model(run, base, card)
+    shown = run.rollouts.sample(_REPORT_ROWS, _REPORT_TOKENS)
+    notes = [str(alarm) for alarm in run.watch.alarms] + run.without_update()
+    if shown.steps < shown.all_steps:
+        notes.append(f"rollouts of {shown.steps} of {shown.all_steps} steps are shown; all are in {out / 'rollouts'}")
     report.write_report(
         out / "report.html",
         config=config.model_dump(mode="json"),
         metrics=metrics,
-        rollouts=run.history.rollout_table(),
+        rollouts=shown.rows,
         result=written,
-        notes=[str(alarm) for alarm in run.watch.alarms],
+        notes=notes,
         metric=_metric(config),
     )
     for label, value in held_out.items():
@@ -322,14 +366,17 @@ def _save_model(run: pipeline.Run, base: Path, card: dict[str, Any]) -> None:
     final, partial = run.out / "model", run.out / ".model"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    run.crew.save_model(partial.resolve(), card)  # type: ignore[attr-defined]
+    run.crew.save_model(partial.resolve(), card)
     run.tokenizer.save_pretrained(partial)
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
+    checkpoints.replace(final, partial)
 
 
-def _print_summary(state: checkpoints.State, memory: PeakMemory, metric: str, out: Path) -> None:
+def _print_summary(
+    state: checkpoints.State, memory: PeakMemory, metric: str, out: Path, without_update: list[str]
+) -> None:
     print()
+    for line in without_update:
+        print(f"WARNING: {line}")
     print(result.table(pipeline.held_out_intervals(state), state.counted, metric))
     parts = ", ".join(f"{name} {gib:.1f}" for name, gib in sorted(memory.parts_gib.items(), key=lambda x: -x[1])[:4])
     print(f"\n{state.seconds / 60:.1f} minutes, {state.sampled_tokens:,} tokens sampled, "

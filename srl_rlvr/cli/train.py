@@ -15,7 +15,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "train",
         help="train a model as a run file says",
         description="Train a model as RUN.toml says: base evaluation, the stages in order, evaluation after each.",
-        epilog="writes DIR/model/, report.html, result.json, metrics.parquet, config.json and checkpoints/\n\n"
+        epilog="writes DIR/model/, report.html, result.json, metrics.parquet, rollouts/, config.json, checkpoints/\n\n"
         "examples:\n"
         "  srl-rlvr train runs/gsm8k.toml\n"
         "  srl-rlvr train runs/gsm8k.toml --set stages.srl.steps=20 --set engine.kind=transformers\n"

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shlex
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from srl_rlvr import checkpoints, search_space
+from srl_rlvr import checkpoints, folder_lock, search_space
 from srl_rlvr import config as configs
 from srl_rlvr.config import RunConfig
 from srl_rlvr.errors import InputError, RunError, Stopped
@@ -51,6 +52,11 @@ def run(options: argparse.Namespace) -> int:
     config = configs.load(options.run_file)
     space = search_space.load(options.space_file, options.run_file)
     out = (options.out or Path("out") / f"{config.name}-tune").resolve()
+    with folder_lock.locked(out):
+        return _tune(options, config, space, out)
+
+
+def _tune(options: argparse.Namespace, config: RunConfig, space: SearchSpace, out: Path) -> int:
     _begin_folder(out, config, space, options.resume)
     # A run of its own in MLflow, beside those of its trials: the store is there before they come.
     tracker = make_tracker(config, out / _TRIALS / _NAME, print)
@@ -214,12 +220,14 @@ def _looks(folder: Path) -> list[tuple[int, float]]:
     newest = checkpoints.latest(folder)
     if newest is None:
         return []
-    found: list[tuple[int, float]] = []
-    _, history = checkpoints.read(newest)
-    for number, row in enumerate(history.metrics, start=1):
-        if row.get("dev") is not None:
-            found.append((number, max(row["dev"], found[-1][1] if found else 0.0)))
-    return found
+    try:
+        scores = checkpoints.read_state(newest).dev_scores
+    except InputError:
+        if newest.is_dir():
+            raise
+        return []  # the run has deleted it, as there is a newer one: see the next look
+    best = itertools.accumulate((score for _, score in scores), max)
+    return [(int(number), score) for (number, _), score in zip(scores, best, strict=True)]
 
 
 def _domain(values: search_space.Values) -> Any:

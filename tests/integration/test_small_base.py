@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from cli_runs import srl_rlvr
+from cli_runs import rollouts, srl_rlvr
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
@@ -117,8 +117,7 @@ def test_a_policy_that_thinks_finds_its_own_thoughts_before_earlier_steps(tmp_pa
     finished = srl_rlvr("train", "run.toml", "--out", "out", cwd=tmp_path)
     assert finished.code == 0, finished.err
     assert finished.out.count("drawing thoughts about the steps of 8 problems") == 2  # SFT and the second SRL
-    (newest,) = sorted((tmp_path / "out" / "checkpoints").iterdir())[-1:]
-    rows = pq.read_table(newest / "rollouts.parquet").to_pylist()
+    rows = rollouts(tmp_path / "out")
     begun = {
         stage: [
             row["prompt"].rpartition("assistant\n")[2]

@@ -95,6 +95,9 @@ class ScriptedCrew:
         self.holds = json.loads((folder / "learner.pt").read_text())
         self.learned = self.holds if version is None else version
 
+    def save_model(self, folder: Path, card: dict[str, Any]) -> None:
+        (folder / "model.safetensors").write_text(json.dumps(self.holds))
+
 
 class Notes:
     def __init__(self) -> None:

@@ -1,19 +1,15 @@
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from srl_rlvr import checkpoints
 from srl_rlvr.checkpoints import History, State
 from srl_rlvr.errors import InputError, RunError
-
-ROLLOUT = {
-    "stage": "srl", "step": 0, "prompt_id": "p", "sample_index": 0, "prompt": "1 + 1", "reference": "2",
-    "tokens": ["2"], "logprobs": [-0.5], "advantage": 1.0, "reward": 1.0, "outcome": "scored", "components": "{}",
-    "detail": "", "finish_reason": "stop",
-}  # fmt: skip
 
 
 def save_learner(folder: Path) -> None:
@@ -32,12 +28,11 @@ def test_a_checkpoint_is_read_as_it_was_written(tmp_path: Path) -> None:
     state = State(
         stage=1, step=3, selector={"cursor": 17}, version=12, sampled_tokens=999, seconds=4.5, peak_memory_gib=2.25,
         held_out={"base": [0.5, 0.25, 0.75]}, best_step=2, best_score=0.5, tracking_id="run-7", pending=[[1, 2]],
+        rollouts=64, dev_scores=[[2, 0.5]], base="b",
     )  # fmt: skip
-    history = History(
-        [{"stage": "sft", "step": 0, "loss": 0.5}, {"stage": "srl", "step": 0, "reward": 0.25}], [ROLLOUT]
-    )
+    history = History([{"stage": "sft", "step": 0, "loss": 0.5}, {"stage": "srl", "step": 0, "reward": 0.25}])
     folder = checkpoints.write(tmp_path, state, history, '{"seed": 0}\n', save_learner)
-    assert checkpoints.read(folder) == (state, history)
+    assert checkpoints.read(folder) == (state, history) and checkpoints.read_state(folder) == state
     assert checkpoints.latest(tmp_path) == folder
     assert (folder / "learner.pt").read_bytes() == b"weights" and (folder / "config.json").is_file()
 
@@ -123,7 +118,7 @@ def test_a_run_without_checkpoints_has_no_latest(tmp_path: Path) -> None:
     assert checkpoints.latest(tmp_path) is None
 
 
-@pytest.mark.parametrize("content", [b"{", b"[]", b"null", b"\xff\xfe", b'{"stage": 0, "unheard_of": 1}'])
+@pytest.mark.parametrize("content", [b"{", b"[]", b"null", b"\xff\xfe", b'{"format": 2, "unheard_of": 1}'])
 def test_a_state_that_cannot_be_read_is_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
     folder = write(tmp_path, 1)
     (folder / "state.json").write_bytes(content)
@@ -132,7 +127,7 @@ def test_a_state_that_cannot_be_read_is_refused_in_one_line(tmp_path: Path, cont
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["state.json", "metrics.parquet", "rollouts.parquet"])
+@pytest.mark.parametrize("name", ["state.json", "metrics.parquet"])
 def test_a_missing_or_damaged_file_is_refused(tmp_path: Path, name: str) -> None:
     folder = write(tmp_path, 1)
     (folder / name).write_bytes(b"PAR1 damaged")
@@ -150,11 +145,61 @@ def test_metrics_that_a_stage_does_not_have_are_null_there() -> None:
     assert table.to_pydict() == {"stage": ["sft", "srl"], "step": [0, 0], "loss": [0.5, None], "reward": [None, 1.0]}
 
 
-def test_a_run_that_was_begun_before_its_best_had_a_name_goes_on(tmp_path: Path) -> None:
-    state = json.loads((write(tmp_path, 1) / "state.json").read_text())
-    del state["best"], state["data"], state["counted"]
-    folder = checkpoints.latest(tmp_path)
-    assert folder is not None
+def test_a_checkpoint_of_another_version_is_refused_in_one_line(tmp_path: Path) -> None:
+    folder = write(tmp_path, 1)
+    state = json.loads((folder / "state.json").read_text())
+    del state["format"]
     (folder / "state.json").write_text(json.dumps(state))
-    assert checkpoints.write_best(tmp_path, 2, save_learner) == "best-000002"
-    assert checkpoints.read(folder)[0].best == "best"  # as it was called
+    with pytest.raises(InputError, match="another version of srl-rlvr: .*--out") as caught:
+        checkpoints.read(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_best_weights_ask_for_the_state_alone(tmp_path: Path) -> None:
+    """It is written often, and metrics are long."""
+    folder = checkpoints.write(tmp_path, State(version=1, best="best-000001"), History(), "{}\n", save_learner)
+    checkpoints.write_best(tmp_path, 1, save_learner)
+    (folder / "metrics.parquet").unlink()
+    checkpoints.write_best(tmp_path, 2, save_learner)
+    assert sorted(path.name for path in tmp_path.glob("best-*")) == ["best-000001", "best-000002"]
+
+
+@pytest.mark.parametrize("moment", range(5))
+def test_a_crash_while_one_of_the_same_name_is_replaced_leaves_one_of_them(
+    tmp_path: Path, moment: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process dies before the n-th change of the file system; what is started next finds the old or the new."""
+    write(tmp_path, 3)
+    changes = iter(range(100))
+
+    class DiedError(BaseException):
+        pass
+
+    def dying(change: Any) -> Any:
+        def instead(*given: Any, **named: Any) -> Any:
+            if next(changes) >= moment:
+                raise DiedError
+            return change(*given, **named)
+
+        return instead
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", dying(Path.rename))
+        patch.setattr(checkpoints.shutil, "rmtree", dying(checkpoints.shutil.rmtree))
+        with contextlib.suppress(DiedError):
+            checkpoints.write(tmp_path, State(step=5, version=3), History(), "{}\n", save_learner)
+    checkpoints.recover(tmp_path)
+    assert names(tmp_path) == ["update-000003-stage-0"]
+    folder = checkpoints.latest(tmp_path)
+    assert folder is not None and checkpoints.read(folder)[0].step in (0, 5)
+    assert (folder / "learner.pt").read_bytes() == b"weights"
+
+
+def test_an_old_checkpoint_that_is_half_deleted_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for version in (1, 2):
+        write(tmp_path, version)
+    monkeypatch.setattr(checkpoints.shutil, "rmtree", lambda *given, **named: None)  # died before it, or could not
+    write(tmp_path, 3)
+    monkeypatch.undo()
+    checkpoints.recover(tmp_path)
+    assert names(tmp_path) == ["update-000002-stage-0", "update-000003-stage-0"]

@@ -334,3 +334,41 @@ def test_own_verifiers_are_functions_of_modules(tmp_path: Path) -> None:
     assert load(tmp_path, 'verifiers = ["checks:right", "a.b:c"]\n' + RUN).verifiers == ["checks:right", "a.b:c"]
     for wrong in ("checks", "checks:", ":right", "os:system('x')", "a..b:c"):
         assert "package.module:function" in refusal(tmp_path, f'verifiers = ["{wrong}"]\n' + RUN)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "  ",
+        ".",
+        "..",
+        "../beside",
+        "/absolute",
+        "team/try",
+        "a\\b",
+        "x\ny",
+        "x\r",
+        "x\u2028y",
+        "\0",
+        "n" * 201,
+        "ä" * 101,
+    ],
+)
+def test_a_name_that_leaves_its_folder_or_its_line_is_refused_in_one_line(name: str) -> None:
+    data = [{"family": "sums"}]
+    trees = [{"name": name, "data": data, "stages": [{"kind": "rlvr"}]}]
+    if name:  # a stage without a name is called by its kind
+        trees.append({"data": data, "stages": [{"kind": "rlvr", "name": name}]})
+    for tree in trees:
+        with pytest.raises(InputError, match="name: .*should have|name: should") as caught:
+            config.parse(tree, "run")
+        assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["läuf 😀 1", "実行", "تجربة", "می‌خواهم", ".hidden", 'it\'s "so"', "a%20b?x=1#y", "-x", "n" * 200]
+)
+def test_names_of_any_script_stay_allowed(name: str) -> None:
+    tree = {"name": name, "data": [{"family": "sums"}], "stages": [{"kind": "rlvr", "name": name}]}
+    assert config.parse(tree, "run").name == name

@@ -3,6 +3,7 @@ says anything about learning."""
 
 from __future__ import annotations
 
+import gc
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -225,7 +226,7 @@ def test_an_interrupted_run_asks_for_the_same_as_an_uninterrupted_one(
     """The same prompts, seeds, samples and updates in the same order: no example twice, none skipped."""
     whole = make_run(tokenizer, tmp_path / "whole", mixed, *STAGES)
     whole.execute()
-    out, log, state, history = tmp_path / "cut", [], State(), History()
+    out, log, state, history, rollouts = tmp_path / "cut", [], State(), History(), whole.rollouts
     for _ in range(100):
         run = make_run(tokenizer, out, mixed, *STAGES)
         assert isinstance(run.crew, ScriptedCrew)
@@ -235,7 +236,7 @@ def test_an_interrupted_run_asks_for_the_same_as_an_uninterrupted_one(
             run.crew.load(folder)
             run.crew.hand_over()
         run.should_stop = stopping_after(every)
-        state, history = run.state, run.history
+        state, history, rollouts = run.state, run.history, run.rollouts
         try:
             run.execute()
             log += comparable(run)
@@ -250,7 +251,7 @@ def test_an_interrupted_run_asks_for_the_same_as_an_uninterrupted_one(
         return [{name: v for name, v in row.items() if not name.endswith(("seconds", "_s"))} for row in rows]
 
     assert timeless(history.metrics) == timeless(whole.history.metrics)
-    assert history.rollouts == whole.history.rollouts
+    assert rollouts.read() == whole.rollouts.read() and rollouts.rows > 0
 
 
 def test_a_run_that_died_between_checkpoints_repeats_only_what_was_not_saved(tokenizer: Any, tmp_path: Path) -> None:
@@ -537,11 +538,59 @@ def test_kept_rollouts_carry_the_advantage_they_were_trained_with(tokenizer: Any
     run = make_run(tokenizer, tmp_path, mixed, RLVR | {"steps": 1}, tracking={"rollouts_per_step": 1})
     run.execute()
     trained = {(r["prompt_id"], r["sample_index"]): r["advantage"] for _, rows, _ in asked(run, "update") for r in rows}
-    assert len(run.history.rollouts) == 4
-    for row in run.history.rollouts:
+    kept = run.rollouts.read().to_pylist()
+    assert len(kept) == 4
+    for row in kept:
         key = row["prompt_id"], row["sample_index"]
         assert row["advantage"] in (0.0, pytest.approx(trained.get(key, 0.0)))
         assert len(row["tokens"]) == len(row["logprobs"]) == 2
+
+
+def test_a_long_run_holds_no_rollouts(tokenizer: Any, tmp_path: Path) -> None:
+    run = make_run(tokenizer, tmp_path, varied, RLVR | {"steps": 150}, checkpoint_every=10)
+    seen: list[int] = []
+
+    def step(metrics: dict[str, Any]) -> None:
+        run.crew.log.clear()  # type: ignore[attr-defined]
+        run.crew.received.clear()  # type: ignore[attr-defined]
+        if metrics["step"] % 50 == 49:
+            gc.collect()
+            seen.append(len(gc.get_objects()))
+
+    run.observer.step = step
+    run.execute()
+    assert run.rollouts.rows == 150 * 2 * 4 == run.rollouts.read().num_rows
+    assert seen[-1] - seen[0] < 150  # not one object a step
+
+
+def test_the_scores_on_dev_are_in_the_state_with_the_steps_made(tokenizer: Any, tmp_path: Path) -> None:
+    run = run_with_dev(tokenizer, tmp_path, 2, RLVR | {"steps": 4}, every=2)
+    run.execute()
+    in_metrics = [[n, row["dev"]] for n, row in enumerate(run.history.metrics, 1) if "dev" in row]
+    folder = checkpoints.latest(tmp_path)
+    assert folder is not None
+    assert checkpoints.read_state(folder).dev_scores == in_metrics and len(in_metrics) == 2
+
+
+@pytest.mark.parametrize("stage", [RLVR, {"kind": "dpo", "steps": 3, "prompts_per_step": 2}])
+def test_answers_that_are_all_cut_off_are_said_with_the_key(
+    tokenizer: Any, tmp_path: Path, stage: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = ScriptedCrew.send
+
+    def cut_off(crew: Any, prompts: pa.Table, spec: SamplingSpec) -> Any:
+        prompts, (rollouts, verdicts, seconds) = send(crew, prompts, spec)
+        ends = pa.array(["length"] * rollouts.num_rows)
+        place = rollouts.column_names.index("finish_reason")
+        return prompts, (rollouts.set_column(place, records.ROLLOUT.field(place), ends), verdicts, seconds)
+
+    monkeypatch.setattr(ScriptedCrew, "send", cut_off)
+    run = make_run(tokenizer, tmp_path, lambda *_: ("scored", 0.0), stage)
+    run.execute()
+    said = "\n".join(note for note in notes(run) if note.startswith("WARNING"))
+    assert f"stages.{stage['kind']}.max_tokens" in said and "evaluation.max_tokens" in said
+    idle = run.without_update()
+    assert [line.split()[0] for line in idle] == (["rlvr"] if stage["kind"] == "rlvr" else [])
 
 
 # The best weights on the dev problems

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from actors.supervisor import preflight
+from actors.supervisor import learner_calls, preflight
 from srl_rlvr import config as configs
 from srl_rlvr.errors import InputError
 
@@ -25,3 +25,8 @@ def test_what_fits_no_node_is_refused_however_many_there_are() -> None:
     large = run(cluster={"cpus_per_generator": 16.0})
     with pytest.raises(InputError, match="a generator needs 16 CPU, and no node has that; lower cluster.cpus_per_gen"):
         preflight(large, [{"CPU": 8.0}] * 4)
+
+
+def test_the_driver_reaches_a_learner_whose_workers_all_wait() -> None:
+    for workers in (1, 64, 500):
+        assert learner_calls(workers) >= 2 * workers + 8

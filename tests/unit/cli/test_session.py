@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pyarrow as pa
 import pytest
 from safetensors.torch import load_file, save_file
+from unit.scripted import problems
 
-from srl_rlvr import checkpoints, cli
+from srl_rlvr import checkpoints, cli, folder_lock, records
 from srl_rlvr import config as configs
 from srl_rlvr.checkpoints import History, State
 from srl_rlvr.cli import session
@@ -57,13 +59,12 @@ def test_what_goes_on_after_ctrl_c_is_the_whole_command(tmp_path: Path, monkeypa
     assert again == argparse.Namespace(**vars(options) | {"resume": True})
 
 
-def test_where_a_run_goes_on_and_its_patience_may_change(tmp_path: Path) -> None:
+def test_a_run_does_not_go_on_with_other_mathematics(tmp_path: Path) -> None:
     begun = configs.parse(RUN, "run")
     checkpoints.write(tmp_path, State(), History(), configs.dump(begun), lambda folder: None)
-    later = {"max_staleness": 1, "engine": {"call_deadline_s": 9000.0}, "learner": {"max_restarts": 9}}
-    session._starting_point(configs.parse(RUN | later, "run"), tmp_path, resume=True)
-    with pytest.raises(InputError, match="was begun with another 'engine'"):
-        session._starting_point(configs.parse(RUN | {"engine": {"generators": 2}}, "run"), tmp_path, resume=True)
+    session._starting_point(configs.parse(RUN | {"engine": {"call_deadline_s": 9000.0}}, "run"), tmp_path, resume=True)
+    with pytest.raises(InputError, match="was begun with another 'think'"):
+        session._starting_point(configs.parse(RUN | {"think": True}, "run"), tmp_path, resume=True)
     folder = checkpoints.latest(tmp_path)
     assert folder is not None
     (folder / "config.json").write_text("{")
@@ -72,15 +73,37 @@ def test_where_a_run_goes_on_and_its_patience_may_change(tmp_path: Path) -> None
 
 
 def test_a_run_does_not_go_on_with_other_problems(tmp_path: Path) -> None:
-    def problems(*ids: str) -> pa.Table:
-        return pa.table({"id": list(ids)})
-
     state = State()
-    session._check_data(state, tmp_path, problems("a", "b"), problems(), problems("c"))
-    session._check_data(state, tmp_path, problems("a", "b"), problems(), problems("c"))
-    for other in ((problems("a"), problems("b"), problems("c")), (problems("a", "b"), problems(), problems("d"))):
-        with pytest.raises(InputError, match="its data has changed"):
-            session._check_data(state, tmp_path, *other)
+    given = problems(3), problems(1, first=10), problems(2, first=20)
+    session._check_data(state, tmp_path, *given)
+    session._check_data(state, tmp_path, *given)
+    answered_otherwise = given[0].to_pylist()
+    answered_otherwise[1]["reference"] = "7"
+    other = records.build("Example", answered_otherwise)
+    with pytest.raises(InputError, match="its data has changed") as caught:
+        session._check_data(state, tmp_path, other, *given[1:])
+    assert other["id"][1].as_py() in str(caught.value) and "another answer" in str(caught.value)
+    (tmp_path / "problems.parquet").unlink()
+    with pytest.raises(InputError, match="its data has changed; "):
+        session._check_data(state, tmp_path, other, *given[1:])
+
+
+def test_a_run_does_not_go_on_with_another_base(tiny_model: Path, tmp_path: Path) -> None:
+    state = State()
+    session._check_base(state, tmp_path, tiny_model)
+    moved = shutil.copytree(tiny_model, tmp_path / "moved")
+    session._check_base(state, tmp_path, moved)
+    weights = load_file(moved / "model.safetensors")
+    name = min(weights, key=lambda name: weights[name].numel())
+    weights[name] += 1
+    save_file(weights, moved / "model.safetensors")
+    with pytest.raises(InputError, match="another base model"):
+        session._check_base(state, tmp_path, moved)
+
+
+def test_a_second_run_in_one_folder_ends_at_once(tmp_path: Path) -> None:
+    with folder_lock.locked(tmp_path), pytest.raises(InputError, match=f"in use by process {os.getpid()} on "):
+        session.train(configs.parse(RUN, "run"), tmp_path, resume=False, command="")
 
 
 @pytest.mark.parametrize(
