@@ -150,19 +150,73 @@ def load_encoder(model: Path, kind: str) -> Any:
     """
     import torch
 
-    try:
-        from sentence_transformers import CrossEncoder, SentenceTransformer
-    except ImportError:
-        raise MissingExtraError("sentence-transformers", "ranking") from None
-    _quiet()
-    logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
-    with _loading(model, "it as an encoder"), torch.random.fork_rng():
+    with torch.random.fork_rng():
         torch.manual_seed(0)
-        load = SentenceTransformer if kind == "bi" else partial(CrossEncoder, num_labels=1)
-        encoder = load(str(model), device="cpu").float()
+        encoder = _open_encoder(model, kind, device="cpu").float()
     for parameter in encoder.parameters():
         parameter.data = parameter.data.clone()  # where a tensor lies in its file would decide how its products round
     return encoder.eval()
+
+
+def load_encoder_tokenizer(model: Path, kind: str) -> tuple[Any, str]:
+    """The tokenizer of an encoder as sentence-transformers opens the folder, and the prompt that it puts before every
+    text ("" for none). The tokenizer's `model_max_length` is the longest text that it reads.
+
+    Raises InputError if it reads texts in a way that ours does not, and MissingExtraError without
+    sentence-transformers.
+    """
+    load_plain_tokenizer(model)
+    encoder = _open_encoder(model, kind, device="meta", model_kwargs={"device_map": "meta"})  # without its weights
+    tokenizer = encoder.tokenizer
+    prompt = encoder.prompts.get(encoder.default_prompt_name) or ""
+    for text in ("Where is it? ", " two\nlines", "long " * 9000):
+        asked, rest = (text, ()) if kind == "bi" else ("Where?", (text,))
+        with _loading(model, "it as an encoder of texts"):
+            theirs = encoder.preprocess([(asked, *rest) if rest else asked], prompt=prompt)["input_ids"][0].tolist()
+            ours = tokenizer(prompt + asked, *rest, truncation=True)["input_ids"]
+        if theirs != ours:
+            raise InputError(
+                f"model '{model}' reads texts in another form than plain text (a chat template, or what it changes in "
+                "sentence_bert_config.json); such an encoder cannot be used here yet"
+            )
+    return tokenizer, prompt
+
+
+def _open_encoder(model: Path, kind: str, **options: Any) -> Any:
+    try:
+        from sentence_transformers import CrossEncoder, SentenceTransformer
+        from sentence_transformers.base.modules import Transformer
+    except ImportError:
+        raise MissingExtraError("sentence-transformers", "ranking") from None
+    from transformers.utils import logging as transformers_logging
+
+    _quiet()
+    for name in ("sentence_transformers", "transformers.modeling_utils"):  # they report on a head that is drawn
+        logging.getLogger(name).setLevel(logging.ERROR)
+    transformers_logging.set_verbosity_error()
+    task = "feature-extraction"
+    if kind == "cross":
+        task = "sequence-classification"
+        _check_one_score(model)
+    load = SentenceTransformer if kind == "bi" else partial(CrossEncoder, num_labels=1)
+    with _loading(model, "it as an encoder"):
+        encoder = load(str(model), **options)
+    first = encoder[0]
+    if not isinstance(first, Transformer) or first.transformer_task != task:
+        found = first.transformer_task if isinstance(first, Transformer) else type(first).__name__
+        raise InputError(f"model '{model}' begins with {found}; an encoder here is a transformer for {task}")
+    return encoder
+
+
+def _check_one_score(model: Path) -> None:
+    config = read_config(model)
+    is_classifier = any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or ())
+    labels = list((config.get("id2label") or {"0": "0", "1": "1"}).values())
+    if is_classifier and len(labels) != 1:
+        raise InputError(
+            f"model '{model}' is a classifier of {len(labels)} labels ({', '.join(map(str, labels[:5]))}), and a "
+            "reranker gives one score: use a cross-encoder with one label, or an encoder without a head"
+        )
 
 
 def count_weights(model: Path) -> int:
