@@ -48,20 +48,25 @@ class CandidateTokenizer:
         first, *others = map(list, zip(*texts, strict=True))
         first = [self.prompt + text for text in first]
         if others:
-            first, *others = ([self._shortened(text) for text in column] for column in (first, *others))
-        found = self.tokenizer(first, *others, truncation=True, max_length=self.max_context)
+            first, *others = zip(*map(self._shortened, first, *others), strict=True)
+        columns = map(list, (first, *others))
+        found = self.tokenizer(*columns, truncation=True, max_length=self.max_context)
         return list(map(tuple, found["input_ids"]))
 
-    def _shortened(self, text: str) -> str:
-        """A text of a pair without an end that is not read: of two long ones the tokenizer makes every pair of pieces,
-        to return the first (tokenizers 0.23)."""
-        if len(text) <= _CHARACTERS_READ * self.max_context:
-            return text
-        room = self.max_context + _MARGIN
-        offsets = self.tokenizer(
-            text, truncation=True, max_length=room, add_special_tokens=False, return_offsets_mapping=True
-        )["offset_mapping"]
-        return text[: offsets[-1][1]] if len(offsets) == room else text
+    def _shortened(self, *pair: str) -> list[str]:
+        """Two long texts without the ends that are not read: the tokenizer would make every pair of their pieces, to
+        return the first (tokenizers 0.23). The longer one stays the longer: it has the odd token."""
+        if min(map(len, pair)) <= _CHARACTERS_READ * self.max_context:
+            return list(pair)
+        spans = [
+            self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+            for text in pair
+        ]
+        rooms = [self.max_context + _MARGIN * (1 + (len(of_text) == max(map(len, spans)))) for of_text in spans]
+        return [
+            text[: of_text[room - 1][1]] if len(of_text) > room else text
+            for text, of_text, room in zip(pair, spans, rooms, strict=True)
+        ]
 
     def decode(self, picks: list[int], skip_special_tokens: bool = True) -> str:
         return " ".join(map(str, picks))
