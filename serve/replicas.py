@@ -116,10 +116,7 @@ class Encoder:
         return found
 
     def tokenize(self, *texts: tuple[str, ...]) -> list[Tokens]:
-        read = self.tokenizer.tokenizer(
-            *map(list, zip(*texts, strict=True)), truncation=True, max_length=self.tokenizer.max_context
-        )
-        return list(map(tuple, read["input_ids"]))
+        return self.tokenizer.encode_many(texts)
 
     async def _encode_labels(self, texts: tuple[str, ...]) -> np.ndarray:
         found = self._labels.pop(texts, None)
@@ -133,7 +130,7 @@ class Encoder:
     def encode_now(self, texts: Sequence[Tokens]) -> np.ndarray:
         """[texts, D], each text once."""
         unique = sorted(set(texts), key=lambda text: (-len(text), text))
-        outputs = self.scorer.encode(unique).numpy()
+        outputs = self.scorer.encode(unique).cpu().numpy()
         row_of = {text: row for row, text in enumerate(unique)}
         return outputs[[row_of[text] for text in texts]]
 

@@ -235,6 +235,9 @@ class EngineConfig(Section):
     """Sequences decoded at once by one generator."""
     kv_cache_gib: float = Field(default=1.0, gt=0)
     """Memory of vLLM's prefix cache on a CPU, or of the transformers engine's keys and values, in GiB."""
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    """Share of a GPU's memory that vLLM takes. Leave room for the learner if both are on one GPU, as with 0.4 and
+    cluster.gpus_per_generator = cluster.gpus_per_learner = 0.5."""
     block_size: int = Field(default=32, ge=16)
     """Tokens in a block of vLLM's prefix cache: shorter shared prefixes do not hit it."""
     threads: int = Field(default=0, ge=0)

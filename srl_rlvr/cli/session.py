@@ -22,6 +22,7 @@ from srl_rlvr.config import RunConfig, SftStage
 from srl_rlvr.errors import InputError, Stopped
 from srl_rlvr.examples import sources
 from srl_rlvr.policies import base_models
+from srl_rlvr.policies.base_models import model_cache
 from srl_rlvr.registry.tracking import Tracker, make_tracker
 from srl_rlvr.reporting import report, result
 from srl_rlvr.reporting.memory import PeakMemory
@@ -36,11 +37,6 @@ _RAY_TRAIN = ".ray_train"
 _PROBLEMS = "problems.parquet"
 # The report shows rollouts of some steps if it would be larger than this.
 _REPORT_ROWS, _REPORT_TOKENS = 20_000, 1_000_000
-
-
-def model_cache() -> Path:
-    """Where models from packages are unpacked to."""
-    return Path(os.environ.get("SRL_RLVR_CACHE", Path.home() / ".cache" / "srl-rlvr")) / "models"
 
 
 def train(config: RunConfig, out: Path, resume: bool, command: str) -> int:
@@ -90,7 +86,7 @@ def _train(config: RunConfig, out: Path, resume: bool, command: str) -> int:
         state.tracking_id = tracker.start(config, state.tracking_id or None)
         status = "FAILED"
         try:
-            with _crew(config, model, out, progress) as crew, _finish_on_signal(progress) as should_stop:
+            with _crew(config, out, progress) as crew, _finish_on_signal(progress) as should_stop:
                 observer = _Observer(progress, tracker, config.name, memory, state)
                 run = pipeline.Run(
                     config, train_examples, held_out, tokenizer, crew, out, observer, state, history,
@@ -241,7 +237,7 @@ def _steps(stage: Any, examples: int) -> int:
 
 
 @contextlib.contextmanager
-def _crew(config: RunConfig, model: Path, out: Path, progress: Progress) -> Iterator[Any]:
+def _crew(config: RunConfig, out: Path, progress: Progress) -> Iterator[Any]:
     progress.phase("starting Ray")
     import ray
 
@@ -251,7 +247,8 @@ def _crew(config: RunConfig, model: Path, out: Path, progress: Progress) -> Iter
     try:
         progress.phase(f"starting the {config.engine_kind} engine and the learner")
         run_id = f"{config.name}-{time.time_ns() % 10**9:09d}"
-        crew = supervisor.Crew(config, model.resolve(), run_id, (out / _RAY_TRAIN).resolve())
+        model = base_models.for_all_nodes(config.model.base)
+        crew = supervisor.Crew(config, model, run_id, (out / _RAY_TRAIN).resolve())
         try:
             for notice in crew.wait_until_ready():
                 progress.note(notice)

@@ -63,7 +63,7 @@ def arguments(kind: str, engine: EngineConfig, max_context: int, tokens_per_pass
         "max_context": max_context,
         "kv_cache_gib": engine.kv_cache_gib,
         "block_size": engine.block_size,
-    }
+    } | ({"gpu_memory_utilization": engine.gpu_memory_utilization} if kind == "vllm" else {})
 
 
 def create(kind: str, model: Path, config: dict[str, Any]) -> Engine:

@@ -20,7 +20,8 @@ _AT_ONCE = 256  # questions whose candidates' vectors are gathered
 class RankingEngine:
     def __init__(self, model: Path, kind: Kind, tokens_per_pass: int):
         self.version = 0
-        self.scorer = Scorer(model, kind, tokens_per_pass)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.scorer = Scorer(model, kind, tokens_per_pass).to(device)
 
     def sample(
         self, prompts: list[list[int]], spec: SamplingSpec, images: Sequence[Sequence[bytes]] = ()
@@ -32,7 +33,7 @@ class RankingEngine:
         texts = self.scorer.texts(questions)
         outputs, groups = self.scorer.encode(texts), []
         parts = (questions[at : at + _AT_ONCE] for at in range(0, len(questions), _AT_ONCE))
-        logits = (row for part in parts for row in self.scorer.logits(part, texts, outputs).numpy())
+        logits = (row for part in parts for row in self.scorer.logits(part, texts, outputs).cpu().numpy())
         for prompt, logits_D in zip(prompts, logits, strict=True):
             # Of the prompt and not of its place: what it is asked with, or on which engine, changes nothing.
             rng = np.random.default_rng([spec.seed, xxhash.xxh64_intdigest(np.array(prompt, np.int32).tobytes())])

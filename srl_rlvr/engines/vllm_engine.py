@@ -30,7 +30,16 @@ ENVIRONMENT = {
 
 
 class VllmEngine:
-    def __init__(self, model: Path, *, max_running: int, max_context: int, kv_cache_gib: float, block_size: int):
+    def __init__(
+        self,
+        model: Path,
+        *,
+        max_running: int,
+        max_context: int,
+        kv_cache_gib: float,
+        block_size: int,
+        gpu_memory_utilization: float = 0.9,
+    ):
         if importlib.util.find_spec("vllm") is None:
             raise MissingExtraError("vllm", "gpu" if torch.cuda.is_available() else "cpu")
         for key, value in ENVIRONMENT.items():
@@ -38,7 +47,7 @@ class VllmEngine:
         from vllm import LLM
 
         self._on_cpu = not torch.cuda.is_available()
-        placement: dict[str, Any] = {}
+        placement: dict[str, Any] = {"gpu_memory_utilization": gpu_memory_utilization}
         if self._on_cpu:
             placement = {"enforce_eager": True, "kv_cache_memory_bytes": int(kv_cache_gib * 2**30)}
         self.model = model

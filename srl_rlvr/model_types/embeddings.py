@@ -37,7 +37,7 @@ class EmbeddingsType(RankingType):
         asked = [tokenizer.encode(question) for question, _ in queries]
         texts = sorted({*documents, *asked}, key=lambda text: (-len(text), text))
         row_of = {text: row for row, text in enumerate(texts)}
-        vectors = scorer.encode(texts).numpy()
+        vectors = scorer.encode(texts).cpu().numpy()
         scores = vectors[[row_of[text] for text in asked]] @ vectors[[row_of[text] for text in documents]].T
         predictions = []
         for (question, positives), of_documents in zip(queries, scores, strict=True):

@@ -52,6 +52,9 @@ class Scorer(torch.nn.Module):
         self.network: Any = base_models.load_encoder(model, kind)
         self.pad = self.network.tokenizer.pad_token_id or 0
         self.separator = self.network.tokenizer.sep_token_id
+        prompt = self.network.prompts.get(self.network.default_prompt_name) if kind == "bi" else None
+        # Some encoders leave their prompt out of the mean; its length is part of what the others ignore.
+        self.prompt_length = self.network.preprocess(["a"], prompt=prompt).get("prompt_length") if prompt else None
         self.takes_types = "token_type_ids" in self.network.tokenizer.model_input_names
 
     def texts(self, questions: Sequence[Question]) -> list[tuple[int, ...]]:
@@ -79,7 +82,9 @@ class Scorer(torch.nn.Module):
         for row, text in enumerate(texts):
             ids[row, : len(text)] = torch.tensor(text, device=device)
             mask[row, : len(text)] = 1
-        inputs = {"input_ids": ids, "attention_mask": mask}
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+        if self.prompt_length is not None:
+            inputs["prompt_length"] = self.prompt_length
         if self.takes_types:
             is_separator = (ids == self.separator) & mask.bool()
             after_first = (is_separator.cumsum(1) - is_separator.long() > 0) & mask.bool()

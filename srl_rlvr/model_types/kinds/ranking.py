@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -23,20 +23,50 @@ from srl_rlvr.policies import base_models
 from srl_rlvr.policies.questions import Question, pack, unpack
 from srl_rlvr.verifiers.orderings import CUTOFF
 
+_CHARACTERS_READ = 4  # for each token of the context: a pair of such texts is no work
+_MARGIN = 64  # tokens by which a text is cut too late: the last word before the cut is not read as it was meant
+
 
 class CandidateTokenizer:
-    """Texts to tokens, each text once; orderings to text."""
+    """Texts to tokens, each text once; orderings to text. `prompt` stands before every text (of a pair the first), as
+    the encoder was trained with it."""
 
-    def __init__(self, tokenizer: Any, max_context: int):
-        self.tokenizer, self.max_context = tokenizer, min(max_context, tokenizer.model_max_length)
+    def __init__(self, tokenizer: Any, max_context: int, prompt: str = ""):
+        self.tokenizer, self.prompt = tokenizer, prompt
+        self.max_context = min(max_context, tokenizer.model_max_length)
+        tokenizer.model_max_length = self.max_context  # saved with the model: whoever loads it cuts texts alike
         self._tokens: dict[tuple[str, ...], tuple[int, ...]] = {}
 
     def encode(self, *texts: str) -> tuple[int, ...]:
         """A text, or a pair of texts, with the model's special tokens, cut to the context and to the model's own."""
         if texts not in self._tokens:
-            found = self.tokenizer(*texts, truncation=True, max_length=self.max_context)["input_ids"]
-            self._tokens[texts] = tuple(found)
+            [self._tokens[texts]] = self.encode_many([texts])
         return self._tokens[texts]
+
+    def encode_many(self, texts: Sequence[tuple[str, ...]]) -> list[tuple[int, ...]]:
+        """As `encode` of each, all texts or all pairs; nothing is kept."""
+        first, *others = map(list, zip(*texts, strict=True))
+        first = [self.prompt + text for text in first]
+        if others:
+            first, *others = zip(*map(self._shortened, first, *others), strict=True)
+        columns = map(list, (first, *others))
+        found = self.tokenizer(*columns, truncation=True, max_length=self.max_context)
+        return list(map(tuple, found["input_ids"]))
+
+    def _shortened(self, *pair: str) -> list[str]:
+        """Two long texts without the ends that are not read: the tokenizer would make every pair of their pieces, to
+        return the first (tokenizers 0.23). The longer one stays the longer: it has the odd token."""
+        if min(map(len, pair)) <= _CHARACTERS_READ * self.max_context:
+            return list(pair)
+        spans = [
+            self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+            for text in pair
+        ]
+        rooms = [self.max_context + _MARGIN * (1 + (len(of_text) == max(map(len, spans)))) for of_text in spans]
+        return [
+            text[: of_text[room - 1][1]] if len(of_text) > room else text
+            for text, of_text, room in zip(pair, spans, rooms, strict=True)
+        ]
 
     def decode(self, picks: list[int], skip_special_tokens: bool = True) -> str:
         return " ".join(map(str, picks))
@@ -81,7 +111,8 @@ class RankingType(ModelType):
         return {"kind": self.kind}
 
     def load_tokenizer(self, model: Path, max_context: int) -> CandidateTokenizer:
-        return CandidateTokenizer(base_models.load_plain_tokenizer(model), max_context)
+        tokenizer, prompt = base_models.load_encoder_tokenizer(model, self.kind)
+        return CandidateTokenizer(tokenizer, max_context, prompt)
 
     def encode_prompt(self, tokenizer: CandidateTokenizer, example: Mapping[str, Any], think: bool) -> list[int]:
         asked, candidates = example["prompt"], example["candidates"]
@@ -151,7 +182,7 @@ class RankingType(ModelType):
         for question in questions:
             own = set(question.candidates)
             others = tuple(text for text in everyone if text not in own)
-            token_ids.append(pack(Question(question.question, question.candidates + others, question.picked)))
+            token_ids.append(pack(replace(question, candidates=question.candidates + others)))
         index = batch.schema.get_field_index(column)
         lists = pa.array([np.array(ids, np.int32) for ids in token_ids], batch.schema.field(index).type)
         return batch.set_column(index, batch.schema.field(index), lists)
