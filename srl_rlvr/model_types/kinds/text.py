@@ -17,7 +17,7 @@ import pyarrow as pa
 from srl_rlvr.examples import files, structures
 from srl_rlvr.examples.files import WHOLE, Reading, Source, Split
 from srl_rlvr.model_types import ModelType, Solution
-from srl_rlvr.policies import base_models
+from srl_rlvr.policies import base_models, chat
 from srl_rlvr.records import PASSED
 from srl_rlvr.verifiers.answers import extract_answer, without_thoughts
 from srl_rlvr.verifiers.structures import read_json
@@ -47,7 +47,7 @@ class TextType(ModelType):
             {"role": "system", "content": self.system(think)},
             {"role": "user", "content": example["prompt"]},
         ]
-        return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+        return chat.prompt_ids(tokenizer, messages, think)
 
     def system(self, think: bool) -> str:
         return self.instruction + (_THINKING if think else "")
@@ -63,7 +63,7 @@ class TextType(ModelType):
         """
         *before, last = self.lines(example)
         texts = [*(f"{line}\n" for line in before), last]
-        steps = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+        steps = [chat.encode_text(tokenizer, text) for text in texts]
         steps[-1] = [*steps[-1], tokenizer.eos_token_id]
         return Solution(self.encode_prompt(tokenizer, example, think), steps, texts)
 
