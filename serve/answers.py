@@ -1,4 +1,4 @@
-"""What a model wrote, made into JSON that fits a schema. Runs in the sandbox: a small schema can take forever to check."""
+"""JSON that fits a schema, from what a model wrote. Runs in the sandbox: a small schema can take forever to check."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def repaired(text: str, schema: Mapping[str, Any]) -> tuple[str, bool]:
         validator(schema).validate(found)
     except Unresolvable as error:
         raise Refusal(400, f"schema refers to '{error.ref[:100]}', which is not in it", param="schema") from None
-    except (RecursionError, ValueError, OverflowError, ArithmeticError):
-        raise Refusal(400, "the schema cannot be checked: it refers to itself without end, or a bound in it is too large",
-                      param="schema") from None  # fmt: skip
+    except (RecursionError, ValueError, ArithmeticError):
+        said = "the schema cannot be checked: it refers to itself without end, or a bound in it is too large"
+        raise Refusal(400, said, param="schema") from None
     except ValidationError as error:
         said = f"the model's answer does not fit the schema ({error.message[:200]}): {text[:200]!r}"
         raise Refusal(422, said, "invalid_answer") from None

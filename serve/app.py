@@ -104,7 +104,7 @@ def build(models: Sequence[ModelEntry] | dict[str, Any]) -> ray_serve.Applicatio
         max_ongoing_requests=4 * entry.max_running,
         max_queued_requests=entry.queue,
         graceful_shutdown_timeout_s=DRAIN_S,
-        health_check_period_s=5,
+        health_check_period_s=2,  # so soon Ray Serve notices that a replica's process has ended
         ray_actor_options={
             "num_cpus": entry.cpus,
             "num_gpus": entry.gpus,
@@ -209,7 +209,6 @@ class HandleReplica:
     def __init__(self, application: str, model: Served):
         self.application, self.model = application, model.name
         self.name = traffic.version(application, model.name)
-        self.shared = bool(model.application)
         self.together: Together[Any, Any] | None = None
         if model.batches:
             self.together = Together(functools.partial(self._call, "many"), model.batches, model.queue)
@@ -227,18 +226,20 @@ class HandleReplica:
         return await self.together((method, arguments))
 
     async def _call(self, method: str, *arguments: Any) -> Any:
-        for left in reversed(range(_TRIES)):
+        for left in reversed(range(1 if method == "ready" else _TRIES)):
             try:
-                return await self._once(method, arguments)
-            except Refusal as refusal:
-                raise _as_it_was(refusal) from None
+                found = await self._once(method, arguments)
             except (RayActorError, RayServeException) as error:
                 if not left or isinstance(error, BackPressureError | DeploymentUnavailableError):
                     raise self._unavailable(error) from None
+                continue
+            if isinstance(found, Refusal):
+                raise found
+            return found
         raise AssertionError
 
     async def _once(self, method: str, arguments: Sequence[Any]) -> Any:
-        response = self._sent(self.handle, "on", method, arguments)
+        response = self.handle.on.remote(self.model, method, *arguments)
         try:
             return await response
         except asyncio.CancelledError:
@@ -246,22 +247,26 @@ class HandleReplica:
             raise
 
     async def stream(self, method: str, *arguments: Any) -> AsyncIterator[Any]:
-        try:
-            response = self._sent(self.handle.options(stream=True), "stream_on", method, arguments)
+        """A stream whose replica dies before the first item is asked for once more."""
+        begun = False
+        for left in reversed(range(_TRIES)):
             try:
-                async for item in response:
-                    yield item
-            finally:
-                response.cancel()  # nobody reads on
-        except Refusal as refusal:
-            raise _as_it_was(refusal) from None
-        except (RayActorError, RayServeException) as error:
-            raise self._unavailable(error) from None
-
-    def _sent(self, handle: DeploymentHandle, of_shared: str, method: str, arguments: Sequence[Any]) -> Any:
-        if self.shared:
-            return getattr(handle, of_shared).remote(self.model, method, *arguments)
-        return getattr(handle, method).remote(*arguments)
+                response = self.handle.options(stream=True).stream_on.remote(self.model, method, *arguments)
+                try:
+                    async for item in response:
+                        if isinstance(item, Refusal):
+                            raise item
+                        begun = True
+                        yield item
+                finally:
+                    response.cancel()  # nobody reads on
+                return
+            except (RayActorError, RayServeException) as error:
+                if begun:
+                    said = f"model '{self.model}' ended before the answer was complete; send the request again"
+                    raise Refusal(503, said, retry_after=2) from None
+                if not left or isinstance(error, BackPressureError | DeploymentUnavailableError):
+                    raise self._unavailable(error) from None
 
     def _unavailable(self, error: Exception) -> Refusal:
         if isinstance(error, BackPressureError):
@@ -270,9 +275,3 @@ class HandleReplica:
 
     def _overloaded(self) -> Refusal:
         return Refusal(429, f"model '{self.model}' has all it can do; come back later", "overloaded", retry_after=1)
-
-
-def _as_it_was(refusal: Refusal) -> Refusal:
-    """Ray wraps what a replica raised, with its traceback."""
-    cause = getattr(refusal, "cause", refusal)
-    return cause if isinstance(cause, Refusal) else refusal

@@ -187,8 +187,11 @@ def create_app(
     @app.post("/v1/embeddings", tags=["vectors"], response_model=api.Embeddings)
     async def embeddings(asked: api.EmbeddingsRequest, request: Request) -> Response:
         name, replica = note(request, *models.find(asked.model, "embeddings"))
-        texts = _listed(asked.input, limits)
-        vectors, tokens = await ask(replica, "embed", texts, asked.dimensions)
+        texts: Any = asked.input
+        if asked.tokenizer and not isinstance(texts[0], str):
+            lists = [texts] if isinstance(texts[0], int) else texts
+            texts = await ask(replica, "decode", lists[: limits.texts + 1])
+        vectors, tokens = await ask(replica, "embed", _listed(texts, limits), asked.dimensions)
 
         def shown(vector: Any) -> Any:
             if asked.encoding_format == "base64":
@@ -201,12 +204,18 @@ def create_app(
         whole = pydantic_core.to_json({"object": "list", "data": data, "model": name, "usage": usage})
         return Response(whole, media_type="application/json")
 
-    @app.post("/v1/rerank", tags=["vectors"])
-    @app.post("/v2/rerank", tags=["vectors"], summary="The same, where Cohere's second client asks")
+    @app.post("/rerank", include_in_schema=False, response_model_exclude_none=True)
+    @app.post("/v1/rerank", tags=["vectors"], response_model_exclude_none=True)
+    @app.post(
+        "/v2/rerank", tags=["vectors"], summary="The same, where Cohere's second client asks",
+        response_model_exclude_none=True,
+    )  # fmt: skip
     async def rerank(asked: api.RerankRequest, request: Request) -> api.Reranked:
         name, replica = note(request, *models.find(asked.model, "reranker"))
         texts = [d if isinstance(d, str) else d.text for d in asked.documents]
-        scores, tokens = await ask(replica, "rerank", asked.query, _listed(texts, limits, "documents"))
+        scores, tokens = await ask(
+            replica, "rerank", asked.query, _listed(texts, limits, "documents", may_be_empty=True)
+        )
         order = sorted(range(len(texts)), key=lambda number: -scores[number])[: asked.top_n]
         results = [
             api.Ranked(
@@ -283,6 +292,10 @@ def create_app(
         found = await ask(replica, "answer", row)
         return api.Seen(model=name, answer=found["answer"], text=found["text"])
 
+    @app.post("/v1/responses", include_in_schema=False)
+    async def responses() -> Response:
+        raise Refusal(404, f"OpenAI's Responses API is not supported: ask at {CHAT}")
+
     @app.post("/v1/feedback", tags=["state"])
     async def feedback(asked: api.FeedbackRequest, request: Request) -> api.Recorded:
         """What an answer was worth, or what it should have been. Kept with its request's id, model and endpoint."""
@@ -349,12 +362,12 @@ def _address(part: Mapping[str, Any]) -> str:
     raise Refusal(400, "content of type image_url should have 'image_url': {'url': …}", param="messages")
 
 
-def _listed(given: str | Sequence[str], limits: Limits, param: str = "input") -> list[str]:
+def _listed(given: str | Sequence[str], limits: Limits, param: str = "input", may_be_empty: bool = False) -> list[str]:
     texts = [given] if isinstance(given, str) else list(given)
     if len(texts) > limits.texts:
         raise Refusal(400, f"{param} has {len(texts):,} texts; {limits.texts:,} are the most", param=param)
     empty = next((number for number, text in enumerate(texts) if not text.strip()), None)
-    if empty is not None:
+    if empty is not None and not may_be_empty:
         raise Refusal(400, f"{param}: text {empty} is empty", param=param)
     return texts
 
@@ -395,11 +408,13 @@ def _handle_errors(app: FastAPI) -> None:
         errors = error.errors()
         # Of a field that may be of two types the one that it nearly is comes first.
         first = next((found for found in errors if not found["type"].endswith("_type")), errors[0])
-        place = ".".join(map(str, first["loc"][1:2]))
+        name, number = [*map(str, first["loc"][1:3]), "", ""][:2]
+        place = f"{name}.{number}" if number.isdigit() else name
         if first["type"] == "json_invalid":
             return refused(Refusal(400, f"the body is not JSON ({first['ctx']['error']})"))
         message = first["msg"].removeprefix("Value error, ")
-        return refused(Refusal(400, f"{place}: {message}" if place else message, param=place or None))
+        param = name or first.get("ctx", {}).get("field")
+        return refused(Refusal(400, f"{place}: {message}" if place else message, param=param))
 
     @app.exception_handler(HTTPException)
     async def _(request: Request, error: HTTPException) -> Response:

@@ -1,4 +1,4 @@
-"""JSON Schemas as grammars that vLLM holds an answer to. Runs in the sandbox: both steps take as long as a schema wants.
+"""JSON Schemas as grammars that vLLM holds an answer to. Runs in the sandbox: a schema decides how long it takes.
 
 A pattern's repetitions cost time when the schema becomes a grammar; which tokens each place of the grammar allows is
 found when it is compiled, for the model's own tokenizer. vLLM compiles it again, which takes as long: what is compiled

@@ -138,4 +138,6 @@ def _scope_of(path: str) -> str:
     if path.startswith("/console/"):
         return "console"
     _, _, rest = path.strip("/").partition("/")
+    if path == "/rerank":
+        return "rerank"
     return "" if rest.startswith("models") else rest.partition("/")[0]

@@ -67,8 +67,8 @@ def own_thread(work: Callable[..., Any], name: str) -> Callable[..., Awaitable[A
 class Holder:
     """How Ray Serve calls a replica: the name of the model and of the method come first.
 
-    A Refusal is returned, or is the last item of a stream. Ray writes what is raised to its logs, and a refusal may have
-    texts of the request and of the answer in it.
+    A Refusal is returned, or is the last item of a stream: Ray logs what is raised, and a refusal may have texts of the
+    request and of the answer in it.
     """
 
     def of_model(self, name: str) -> Any:

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from serve.errors import Refusal
+
 
 class InProcess:
     """A replica without Ray: the same object, called directly."""
@@ -19,10 +21,15 @@ class InProcess:
         self.holder, self.name = holder, name
 
     async def call(self, method: str, *arguments: Any) -> Any:
-        return await getattr(self.holder, method)(*arguments)
+        found = await self.holder.on(self.name, method, *arguments)
+        if isinstance(found, Refusal):
+            raise found
+        return found
 
     async def stream(self, method: str, *arguments: Any) -> AsyncIterator[Any]:
-        async for item in getattr(self.holder, method)(*arguments):
+        async for item in self.holder.stream_on(self.name, method, *arguments):
+            if isinstance(item, Refusal):
+                raise item
             yield item
 
 
