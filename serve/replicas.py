@@ -220,22 +220,13 @@ class Writer(Holder):
         return True
 
     def instructed(self, messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-        """The conversation as the model's chat template takes it, with the instruction that the model was trained under
-        if it has none of its own. Raises Refusal if the template refuses it, or if the model cannot read a part."""
+        """The conversation with the instruction that the model was trained under, if it has none of its own. Raises
+        Refusal if the model cannot read a part of it."""
         self._check_parts(messages)
-        found = list(messages)
-        if not any(message["role"] in ("system", "developer") for message in messages):
-            model_type: Any = self.model.model_type
-            found = [{"role": "system", "content": model_type.system(self.model.think)}, *messages]
-        try:
-            return chat.adapted_messages(self.template_owner, found)
-        except InputError as error:
-            raise Refusal(400, str(error), param="messages") from None
-
-    @property
-    def template_owner(self) -> Any:
-        """The tokenizer, or the processor of a model that reads images."""
-        return getattr(self.tokenizer, "processor", self.tokenizer)
+        if any(message["role"] in ("system", "developer") for message in messages):
+            return list(messages)
+        model_type: Any = self.model.model_type
+        return [{"role": "system", "content": model_type.system(self.model.think)}, *messages]
 
     def _check_parts(self, messages: Sequence[Mapping[str, Any]]) -> None:
         readable = ("text", "image_url") if hasattr(self.tokenizer, "processor") else ("text",)

@@ -19,6 +19,7 @@ from serve.errors import Refusal
 from serve.replicas import Holder, Wanted, Writer, response_schema
 from serve.sandbox import SandboxError
 from srl_rlvr import trained
+from srl_rlvr.errors import InputError
 from srl_rlvr.policies import chat
 
 log = logging.getLogger(__name__)
@@ -204,8 +205,7 @@ class VllmWriter(Writer):
         body = await self._for_vllm(body)
         try:
             if kind == "chat":
-                messages = body["messages"]
-                body["messages"] = self.instructed(messages)
+                body["messages"] = self._adapted(body["messages"])
                 body["chat_template_kwargs"] = chat.template_options(self.model.think)
                 found = await self.vllm.chat.create_chat_completion(ChatCompletionRequest.model_validate(body))
             else:
@@ -218,6 +218,14 @@ class VllmWriter(Writer):
             self.vllm.check_alive()
             raise self._refusal(found.error.message, found.error.code, found.error.param)
         return found
+
+    def _adapted(self, messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """The conversation as the model's chat template takes it. Raises Refusal if the template refuses it."""
+        told = [{**message, "content": _text_of(message.get("content"))} for message in self.instructed(messages)]
+        try:
+            return chat.adapted_messages(self.tokenizer, told)
+        except InputError as error:
+            raise Refusal(400, str(error), param="messages") from None
 
     async def _for_vllm(self, body: dict[str, Any]) -> dict[str, Any]:
         """The request as vLLM's own server takes it."""
@@ -294,6 +302,10 @@ class SharedWriters(Holder):
 
     def of_model(self, name: str) -> VllmWriter:
         return self.writers[name]
+
+
+def _text_of(content: str | Sequence[Mapping[str, Any]] | None) -> str:
+    return content if isinstance(content, str) else "".join(part["text"] for part in content or ())
 
 
 def _first_of(error: Any) -> tuple[str, str | None, str | None]:
