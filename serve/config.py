@@ -69,7 +69,7 @@ class Access(Part):
 
 class Limits(Part):
     body_mib: float = Field(default=20, gt=0)
-    texts: int = Field(default=1000, ge=1)
+    texts: int = Field(default=2048, ge=1)
     """Texts or documents of one request."""
     requests_per_minute: int = Field(default=0, ge=0)
     """Of each key, where the key has no limit of its own; 0: no limit."""

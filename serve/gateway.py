@@ -20,13 +20,13 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from serve import guard, pictures, runs, spans
+from serve import guard, pictures, runs, schemas, spans
 from serve.config import GatewaySettings, Limits, Served
 from serve.errors import Refusal, error_form, refused
 from serve.journal import Journal
+from serve.sandbox import Sandbox
 from srl_rlvr import __version__, api
 from srl_rlvr.examples.names import nearest
-from srl_rlvr.verifiers import structures
 
 CONSOLE = Path(__file__).parent / "console.html"
 CHAT = "/v1/chat/completions"
@@ -42,7 +42,6 @@ _REFUSED: dict[int | str, Any] = {status: {"model": api.Error} for status in (40
 _FAILED: dict[int | str, Any] = {status: {"model": api.Error} for status in (500, 503, 504)}
 ERRORS = _REFUSED | _FAILED
 _SENTENCES_AT_ONCE = 16  # of one request, each a call of its own
-_SCHEMA_VALUES = 2000  # objects, texts and numbers of one: checking it takes a second on a slow core
 _EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}  # of a stream, each
 _STREAMED: dict[int | str, Any] = {200: {"content": {"text/event-stream": {"schema": _EVENT}}}}
 
@@ -104,11 +103,13 @@ def create_app(
     header with the request's id, as Ray Serve's proxy does. `background` runs as long as the application.
     """
     journal = Journal(Path(settings.feedback))
+    sandbox = Sandbox()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         task = asyncio.create_task(background(journal)) if background else None
         yield
+        sandbox.close()
         if task:
             task.cancel()
 
@@ -158,28 +159,31 @@ def create_app(
         contents = [message.get("content") for message in body["messages"]]
         parts = [part for content in contents if isinstance(content, list) for part in content]
         shown = [part for part in parts if part.get("type") == "image_url"]
-        encoded = await pictures.read_all([_address(part) for part in shown], settings.images)
+        deadline = _Deadline(limits)
+        async with deadline:
+            encoded = await pictures.read_all([_address(part) for part in shown], settings.images, sandbox)
         for part, image in zip(shown, encoded, strict=True):
             part["image_url"] = {"url": pictures.data_address(image)}
-        return await generate(request, replica, "chat", asked, body)
+        return await generate(request, replica, "chat", asked, body, deadline)
 
     @app.post("/v1/completions", tags=["text"], response_model=api.Generated, responses=_STREAMED)
     async def completions(asked: api.CompletionRequest, request: Request) -> Response:
         _, replica = note(request, *models.find(asked.model, *writers))
         _listed(asked.prompt, limits, "prompt")
-        return await generate(request, replica, "complete", asked, asked.model_dump(exclude_unset=True))
+        body = asked.model_dump(exclude_unset=True)
+        return await generate(request, replica, "complete", asked, body, _Deadline(limits))
 
     async def generate(
-        request: Request, replica: Replica, method: str, asked: api.Generation, body: dict[str, Any]
-    ) -> Response:
-        match asked.response_format:
-            case {"json_schema": {"schema": dict(schema)}}:
-                await asyncio.to_thread(_check_schema, schema)
+        request: Request, replica: Replica, method: str, asked: api.Generation, body: dict[str, Any],
+        deadline: _Deadline,
+    ) -> Response:  # fmt: skip
+        async with deadline:
+            await schemas.check_response_format(asked.response_format, sandbox)
         body["request_id"] = request.state.id
         if not asked.stream:
-            return JSONResponse(await ask(replica, method, body))
+            async with deadline:
+                return JSONResponse(await replica.call(method, body))
         events = replica.stream(f"{method}_stream", body)
-        deadline = _Deadline(limits)
         async with deadline:  # what is refused has its own status, so the first event comes before the head
             first = await anext(events)
         return StreamingResponse(_after(request, first, events, deadline), media_type="text/event-stream")
@@ -274,12 +278,15 @@ def create_app(
         """An object that fits the JSON Schema, read from the text."""
         name, replica = note(request, *models.find(asked.model, "extractor"))
         row: dict[str, Any] = {"text": asked.input}
+        deadline = _Deadline(limits)
         if asked.json_schema is not None:
-            await asyncio.to_thread(_check_schema, asked.json_schema)
+            async with deadline:
+                await schemas.check(asked.json_schema, sandbox)
             if asked.json_schema.get("type", "object") != "object":
                 raise Refusal(400, "schema should be that of an object with 'properties'", param="schema")
             row["schema"] = asked.json_schema
-        found = await ask(replica, "answer", row)
+        async with deadline:
+            found = await replica.call("answer", row)
         return api.Extracted(model=name, data=found["answer"], repaired=found["repaired"])
 
     @app.post("/v1/vision", tags=["tasks"])
@@ -287,9 +294,10 @@ def create_app(
         """What a question about one or more images is answered with."""
         name, replica = note(request, *models.find(asked.model, "multimodal_vision"))
         shown = ([asked.image] if asked.image is not None else []) + asked.images
-        encoded = await pictures.read_all(shown, settings.images)
-        row: dict[str, Any] = {"images": encoded} | ({"question": asked.question} if asked.question else {})
-        found = await ask(replica, "answer", row)
+        async with _Deadline(limits):
+            encoded = await pictures.read_all(shown, settings.images, sandbox)
+            row: dict[str, Any] = {"images": encoded} | ({"question": asked.question} if asked.question else {})
+            found = await replica.call("answer", row)
         return api.Seen(model=name, answer=found["answer"], text=found["text"])
 
     @app.post("/v1/responses", include_in_schema=False)
@@ -370,32 +378,6 @@ def _listed(given: str | Sequence[str], limits: Limits, param: str = "input", ma
     if empty is not None and not may_be_empty:
         raise Refusal(400, f"{param}: text {empty} is empty", param=param)
     return texts
-
-
-def _check_schema(schema: Mapping[str, Any]) -> None:
-    """Raises Refusal where it is no JSON Schema, is too large or nested too deeply, or refers to what is not in it."""
-    from jsonschema import Draft202012Validator
-    from jsonschema.exceptions import SchemaError
-
-    try:
-        values = structures.everything_in(schema)
-        if len(values) > _SCHEMA_VALUES:
-            said = f"schema holds {len(values):,} values; {_SCHEMA_VALUES:,} are the most"
-            raise Refusal(400, said, param="schema")
-        if any("patternProperties" in value for value in values if isinstance(value, dict)):
-            raise Refusal(400, "schema: 'patternProperties' is not to be had here", param="schema")
-        Draft202012Validator.check_schema(schema)
-    except ValueError:
-        raise Refusal(400, "schema is nested too deeply", param="schema") from None
-    except SchemaError as error:
-        raise Refusal(400, f"schema is no JSON Schema: {error.message[:200]}", param="schema") from None
-    objects = (value for value in values if isinstance(value, dict))
-    named = (of.get(keyword) for of in objects for keyword in ("$ref", "$dynamicRef"))
-    references = dict.fromkeys(name for name in named if isinstance(name, str))
-    resolver = structures.resolver(schema)
-    unknown = next((name for name in references if structures.referred(name, resolver) is None), None)
-    if unknown is not None:
-        raise Refusal(400, f"schema refers to '{unknown[:100]}', which is not in it", param="schema")
 
 
 def _handle_errors(app: FastAPI) -> None:

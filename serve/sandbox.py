@@ -202,7 +202,6 @@ def _environment() -> dict[str, str]:
 def main() -> None:
     """Take jobs from a pipe until the parent closes it or is gone."""
     connection, memory_bytes = Connection(int(sys.argv[1])), int(sys.argv[2]) << 20
-    os.dup2(2, 1)
     os.nice(max(0, NICENESS - os.nice(0)))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
@@ -214,6 +213,7 @@ def main() -> None:
             function, args, deadline_s = connection.recv()
             module, _, name = function.partition(":")
             called = getattr(importlib.import_module(module), name)
+            _silence()
             connection.send_bytes(b'["started", null]')
             # The parent kills what overruns. If the parent was killed, the kernel's alarm does: by default it ends the
             # process, also in C code that never yields.
@@ -223,6 +223,14 @@ def main() -> None:
             connection.send_bytes(answer)
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return
+
+
+def _silence() -> None:
+    """What a library prints or warns of may hold parts of the request; a start that fails may say why."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
 
 
 def _answer(function: Any, args: tuple[Any, ...]) -> tuple[bytes, bool]:

@@ -17,7 +17,6 @@ from PIL import Image
 
 from serve.config import ModelEntry
 from serve.errors import Refusal
-from serve.gateway import _check_schema
 from serve.replicas import Encoder
 from srl_rlvr.policies.ranking import ORDER
 
@@ -224,8 +223,8 @@ BAD = [
     ("embeddings", {"model": "embeddings", "input": "a", "dimensions": 99}, 400, "this model has 32"),
     ("embeddings", {"model": "embeddings", "input": "a\0b"}, 400, "NUL"),
     ("rerank", {"query": "a", "documents": []}, 400, "documents"),
-    ("rerank", {"query": "a", "documents": ["a"] * 10_000}, 400, "10,000 texts; 1,000 are the most"),
-    ("route", {"input": "a", "labels": {str(n): "a" for n in range(2000)}}, 400, "labels has 2,000 texts"),
+    ("rerank", {"query": "a", "documents": ["a"] * 10_000}, 400, "10,000 texts; 2,048 are the most"),
+    ("route", {"input": "a", "labels": {str(n): "a" for n in range(3000)}}, 400, "labels has 3,000 texts"),
     ("extract", {"input": "a", "schema": {"type": "nothing"}}, 400, "no JSON Schema"),
     ("extract", {"input": "a", "schema": {"type": "array", "properties": {}}}, 400, "an object with 'properties'"),
     ("extract", {"input": "a", "schema": {"type": "object"}}, 400, "an object with 'properties'"),
@@ -237,8 +236,8 @@ BAD = [
             ({"$ref": "#/nowhere"}, "#/nowhere', which is not in it"),
             ({"$ref": "#/properties/a/anyOf/0/$ref/deeper"}, "which is not in it"),
             (functools.reduce(lambda inner, _: {"not": inner}, range(300), {}), "nested too deeply"),
-            ({"enum": list(range(3000))}, "values; 2,000 are the most"),
-            ({"patternProperties": {"^(a+)+$": {}}}, "'patternProperties' is not to be had here"),
+            ({"enum": list(range(3000))}, "more than 2,000 values"),
+            ({"patternProperties": {"^(a+)+$": {}}}, "'patternProperties', which is not supported"),
         )
     ),
     ("completions", {"model": "task_llm", "prompt": "a", "response_format": asked(NOWHERE)}, 400, "is not in it"),
@@ -249,7 +248,7 @@ BAD = [
     ("chat/completions", {"model": "task_llm", "messages": [{"role": "user", "content": "a" * 600}]}, 400, "context"),
     ("chat/completions", {"model": "task_llm", "messages": HELLO, "stop": "a"}, 400, "'stop' is not supported"),
     ("completions", {"model": "task_llm", "prompt": ""}, 400, "prompt"),
-    ("completions", {"model": "task_llm", "prompt": ["a"] * 2000}, 400, "prompt has 2,000 texts; 1,000 are the most"),
+    ("completions", {"model": "task_llm", "prompt": ["a"] * 3000}, 400, "prompt has 3,000 texts; 2,048 are the most"),
     ("vision", {"image": "%%%"}, 400, "not valid base64"),
     ("vision", {"image": base64.b64encode(b"no image").decode()}, 400, "no image"),
     ("vision", {"image": picture(mode="CMYK", kind="JPEG")}, 400, "CMYK"),
@@ -328,11 +327,6 @@ def test_an_answer_that_does_not_come_in_time_is_given_up(settings: Any) -> None
         chat = {"model": "task_llm", "messages": HELLO, "stream": True}
         first, last = client.post("/v1/chat/completions", json=chat).text.strip().split("\n\n")
         assert first == "data: first" and "0.1 s" in json.loads(last.removeprefix("data: "))["error"]["message"]
-
-
-def test_a_schema_may_refer_to_itself_and_be_as_deep_as_its_check_can_go() -> None:
-    deepest: Any = functools.reduce(lambda inner, _: {"not": inner}, range(62), {"$ref": "#/$defs/a"})
-    _check_schema(deepest | {"$defs": {"a": {"$ref": "#a"}, "b": {"$anchor": "a"}}, "properties": {"$ref": True}})
 
 
 @pytest.mark.parametrize("error", [Refusal(503, "gone"), RuntimeError("a defect")])

@@ -149,6 +149,11 @@ def test_a_worker_has_no_heavy_imports_and_no_secrets(sandbox: Sandbox, monkeypa
     asyncio.run(run())
 
 
+def test_what_a_function_prints_is_in_no_log(sandbox: Sandbox, capfd: pytest.CaptureFixture[str]) -> None:
+    asyncio.run(sandbox.run(named("speak"), "a text of the request", deadline_s=5))
+    assert capfd.readouterr() == ("", "")
+
+
 def test_workers_end_with_their_parent(tmp_path: Path) -> None:
     program = (
         "import asyncio, os\nfrom serve.sandbox import Sandbox\n"
