@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ray.exceptions import RayActorError
 from ray.serve.exceptions import RayServeException
 
 from serve.app import HandleReplica
@@ -69,3 +70,94 @@ def test_an_application_that_is_not_deployed_yet_is_an_absent_replica(
         answers = [client.post("/v1/chat/completions", json=chat | {"stream": stream}) for stream in (False, True)]
         for answer in (*answers, client.get("/readyz")):
             assert answer.status_code == 503 and answer.headers["retry-after"]
+
+
+class Handle:
+    """Ray Serve's, of a replica that does or raises what the script says, call after call."""
+
+    def __init__(self, script: list[Any]):
+        self.script, self.asked = script, list[tuple[Any, ...]]()
+        self.on = self.stream_on = self
+
+    def options(self, stream: bool) -> Handle:
+        return self
+
+    def remote(self, *arguments: Any) -> Any:
+        self.asked.append(arguments)
+        return Response(self.script.pop(0))
+
+
+class Response:
+    def __init__(self, items: list[Any]):
+        self.items = items
+
+    def cancel(self) -> None:
+        pass
+
+    def __await__(self) -> Any:
+        async def found() -> Any:
+            [item] = self.items
+            if isinstance(item, RayActorError):
+                raise item
+            return item
+
+        return found().__await__()
+
+    async def __aiter__(self) -> Any:
+        for item in self.items:
+            if isinstance(item, RayActorError):
+                raise item
+            yield item
+
+
+def behind(*script: list[Any]) -> tuple[HandleReplica, Handle]:
+    model = Served(name="mine", model_type="task_llm", policy="text", created=1)
+    replica, handle = HandleReplica("mine", model), Handle(list(script))
+    replica.handle = handle  # type: ignore[misc]
+    return replica, handle
+
+
+DIED = RayActorError()
+
+
+def test_a_refusal_that_a_replica_returns_is_raised_here() -> None:
+    async def run() -> None:
+        replica, handle = behind([Refusal(422, "no JSON", "invalid_answer")], ["first", Refusal(400, "too hot")])
+        with pytest.raises(Refusal) as found:
+            await replica.call("chat", {})
+        assert (found.value.status, found.value.code) == (422, "invalid_answer")
+        seen = []
+        with pytest.raises(Refusal, match="too hot"):
+            async for item in replica.stream("chat_stream", {}):
+                seen.append(item)
+        assert seen == ["first"] and handle.asked == [("mine", "chat", {}), ("mine", "chat_stream", {})]
+
+    asyncio.run(run())
+
+
+def test_what_died_with_its_replica_is_asked_once_more_unless_a_stream_has_begun() -> None:
+    async def run() -> None:
+        assert await behind([DIED], ["answer"])[0].call("chat", {}) == "answer"
+        assert [item async for item in behind([DIED], ["a", "b"])[0].stream("chat_stream", {})] == ["a", "b"]
+        for script in ([DIED], [DIED]), (["a", DIED], ["b"]):
+            seen = []
+            with pytest.raises(Refusal) as found:
+                async for item in behind(*script)[0].stream("chat_stream", {}):
+                    seen.append(item)
+            assert found.value.status == 503 and found.value.retry_after and "mine" in found.value.message
+            assert seen == [item for item in script[0] if item is not DIED]
+        with pytest.raises(Refusal) as found:
+            await behind([DIED], [DIED])[0].call("chat", {})
+        assert found.value.status == 503 and found.value.retry_after
+
+    asyncio.run(run())
+
+
+def test_whether_a_model_is_ready_is_not_asked_twice() -> None:
+    async def run() -> None:
+        replica, handle = behind([DIED], [True])
+        with pytest.raises(Refusal):
+            await replica.call("ready")
+        assert len(handle.asked) == 1 and await replica.call("ready") is True
+
+    asyncio.run(run())

@@ -93,6 +93,32 @@ def test_a_reranker_that_was_trained_so_takes_documents_in_the_order_of_a_search
     assert plain[0] == plain[1] == found[0] and odds[0] / odds[1] == pytest.approx(2**ORDER)
 
 
+def test_documents_are_left_out_unless_they_are_asked_for_and_may_be_empty(ask: Any) -> None:
+    body = {"query": "words", "documents": ["one", ""], "return_documents": None, "model": None, "top_n": None}
+    for path in ("/v1/rerank", "/v2/rerank", "/rerank"):
+        found = ask.post(path, json=body).json()["results"]
+        assert [set(row) for row in found] == [{"index", "relevance_score"}] * 2
+    kept = ask.post("/v1/rerank", json=body | {"return_documents": True}).json()["results"]
+    assert {row["document"]["text"] for row in kept} == {"one", ""}
+
+
+def test_a_fields_name_is_the_errors_param(ask: Any) -> None:
+    for name, value in (("ignore_eos", True), ("tools", [{}]), ("top_k", 2**64), ("stop", [1])):
+        error = ask.post("/v1/chat/completions", json={"model": "task_llm", "messages": HELLO, name: value}).json()
+        assert error["error"]["param"] == name
+
+
+def test_token_ids_of_the_models_own_tokenizer_are_texts(ask: Any, replicas: dict[str, Any]) -> None:
+    tokenizer = replicas["embeddings"].holder.tokenizer.tokenizer
+    texts = ["hi", "there"]
+    ids = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    body = {"model": "embeddings", "tokenizer": "embeddings", "encoding_format": None}
+    found = ask.post("/v1/embeddings", json=body | {"input": ids}).json()["data"]
+    wanted = ask.post("/v1/embeddings", json=body | {"input": tokenizer.batch_decode(ids)}).json()["data"]
+    assert [row["embedding"] for row in found] == [row["embedding"] for row in wanted]
+    assert len(ask.post("/v1/embeddings", json=body | {"input": ids[0]}).json()["data"]) == 1
+
+
 def test_a_text_is_routed_with_alternatives_and_to_labels_of_the_request(ask: Any) -> None:
     [found] = ask.post("/v1/route", json={"input": "where is my card"}).json()["data"]
     assert found["label"] == "card" and not found["out_of_scope"]
@@ -257,6 +283,15 @@ BAD = [
     ("vision", {"images": [picture((7000, 4000))] * 2}, 400, "more than 50,000,000 pixels"),
     ("vision", {}, 400, "image"),
     ("feedback", {"request_id": "a"}, 400, "reward"),
+    ("embeddings", {"model": "embeddings", "input": [15339, 1917]}, 400, "check_embedding_ctx_length=False"),
+    ("embeddings", {"model": "embeddings", "input": [10**9], "tokenizer": "embeddings"}, 400, "no token 1000000000"),
+    ("chat/completions", {"model": "task_llm", "messages": HELLO, "ignore_eos": True}, 400, "'ignore_eos'"),
+    ("chat/completions", {"model": "task_llm", "messages": HELLO, "stop": list("abcde")}, 400, "4 are the most"),
+    ("chat/completions", {"model": "task_llm", "messages": HELLO, "tools": [{}]}, 400, "tool calling is not supported"),
+    ("chat/completions", {"model": "task_llm", "messages": [*HELLO, {"role": "user"}]}, 400, "messages.1: the content"),
+    ("completions", {"model": "task_llm", "prompt": [1, 2]}, 400, "token ids"),
+    ("completions", {"model": "task_llm", "prompt": "a", "max_tokens": 0}, 400, "'echo'"),
+    ("responses", {"model": "task_llm", "input": "a"}, 404, "/v1/chat/completions"),
 ]
 
 
