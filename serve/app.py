@@ -251,7 +251,8 @@ class HandleReplica:
         begun = False
         for left in reversed(range(_TRIES)):
             try:
-                response = self.handle.options(stream=True).stream_on.remote(self.model, method, *arguments)
+                handle: Any = self.handle.options(stream=True)
+                response = handle.stream_on.remote(self.model, method, *arguments)
                 try:
                     async for item in response:
                         if isinstance(item, Refusal):

@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import threading
 import time
 import uuid
@@ -16,7 +17,7 @@ from typing import Any
 
 from serve.config import ModelEntry
 from serve.errors import Refusal
-from serve.replicas import Holder, Wanted, Writer, response_schema
+from serve.replicas import Holder, Wanted, Writer, own_thread, response_schema
 from serve.sandbox import SandboxError
 from srl_rlvr import trained
 from srl_rlvr.errors import InputError
@@ -30,6 +31,7 @@ _LOGGING = {"VLLM_CONFIGURE_LOGGING": "0"}
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # of adapters, that vLLM has room for
 _ADAPTERS_AT_HAND = 8  # beside the layers at a time; vLLM changes them as requests come
 _FAILED = 'data: {"error":'  # how a stream of vLLM's begins to say so
+_INTERNAL = re.compile(r"--\w|(?:^|[\s'\"`(])~?/\w")  # options of vLLM's command, and paths
 _LOOKS_EVERY_S = 0.2
 _GRAMMAR_DEADLINE_S = 2.0  # to compile one; vLLM then takes as long again, and other new schemas wait for that
 _GRAMMARS_KEPT = 256
@@ -161,6 +163,7 @@ class VllmWriter(Writer):
     def __init__(self, entry: ModelEntry, engine: VllmEngine | None = None):
         super().__init__(entry)
         self.name = entry.name
+        self.adapt = own_thread(self._adapted, "reader")
         self.vllm = engine or VllmEngine(entry.path, entry, self.model.max_context)
 
     async def ready(self) -> bool:
@@ -205,7 +208,7 @@ class VllmWriter(Writer):
         body = await self._for_vllm(body)
         try:
             if kind == "chat":
-                body["messages"] = self._adapted(body["messages"])
+                body["messages"] = await self.adapt(body["messages"])
                 body["chat_template_kwargs"] = chat.template_options(self.model.think)
                 found = await self.vllm.chat.create_chat_completion(ChatCompletionRequest.model_validate(body))
             else:
@@ -229,7 +232,8 @@ class VllmWriter(Writer):
 
     async def _for_vllm(self, body: dict[str, Any]) -> dict[str, Any]:
         """The request as vLLM's own server takes it."""
-        found = {name: value for name, value in body.items() if value is not None} | {"model": self.name}
+        found: dict[str, Any] = {name: value for name, value in body.items() if value is not None}
+        found["model"] = self.name
         schema = response_schema(found.pop("response_format", None))
         if schema is not None:
             grammar = await self.vllm.grammar(json.dumps(schema), self.sandbox)
@@ -285,7 +289,7 @@ class VllmWriter(Writer):
                 "context_length_exceeded", param,
             )  # fmt: skip
         first = next(iter(said.strip().splitlines()), "").partition(" (parameter=")[0][:300]
-        if not first or "--" in first or str(Path(self.model.folder)) in first:
+        if not first or _INTERNAL.search(first):
             first = "the model cannot answer this request as it is"
         return Refusal(status, first, param=param)
 

@@ -100,7 +100,7 @@ def test_a_template_without_a_system_role_gets_the_instruction_before_the_questi
     tokenizer = base_models.load_tokenizer(folder)
     tokenizer.chat_template = NO_SYSTEM
     tokenizer.save_pretrained(folder)
-    strict = PlainWriter(ModelEntry(path=str(folder)))
+    strict: Any = PlainWriter(ModelEntry(path=str(folder)))
     tokens, _ = strict._conversation(HELLO)
     shown = strict.tokenizer.decode(tokens)
     assert shown.startswith("<|user|>") and strict.model.model_type.instruction[:20] in shown
