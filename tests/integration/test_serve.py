@@ -200,6 +200,53 @@ def test_a_replica_that_dies_costs_no_request(running: Running) -> None:
     assert httpx2.get(f"{running.address}/readyz").status_code == 200
 
 
+def part_of(running: Running, name: str) -> psutil.Process:
+    """The first process below this server's whose command line begins so."""
+    below = psutil.Process(running.process.pid).children(recursive=True)
+    return next(process for process in below if " ".join(process.cmdline()).startswith(name))
+
+
+def test_an_engine_that_dies_costs_no_request(running: Running) -> None:
+    found: Counter[int] = Counter()
+    over = threading.Event()
+
+    def load() -> None:
+        while not over.is_set():
+            response = httpx2.post(
+                f"{running.address}/v1/extract", json={"input": "Rome", "schema": SCHEMA}, timeout=150
+            )
+            found[response.status_code] += 1
+
+    replica = part_of(running, "ray::ServeReplica:extractor")
+    [engine] = [child for child in replica.children() if " ".join(child.cmdline()).startswith("VLLM::Engine")]
+    with ThreadPoolExecutor(4) as pool:
+        pending = [pool.submit(load) for _ in range(4)]
+        time.sleep(1)
+        engine.kill()
+        replica.wait(5)
+        assert httpx2.get(f"{running.address}/readyz", timeout=60).status_code == 503
+        deadline = time.monotonic() + 200
+        while httpx2.get(f"{running.address}/readyz", timeout=60).status_code != 200:
+            assert time.monotonic() < deadline
+            time.sleep(1)
+        over.set()
+        for each in pending:
+            each.result()
+    assert set(found) <= {200, 503, 504} and found[200]
+
+
+def test_ray_serves_controller_dies_and_the_models_go_on(running: Running) -> None:
+    replica, longest = part_of(running, "ray::ServeReplica:extractor"), 0.0
+    part_of(running, "ray::ServeController").kill()
+    until = time.monotonic() + 30
+    while time.monotonic() < until:
+        began = time.monotonic()
+        response = httpx2.post(f"{running.address}/v1/extract", json={"input": "Rome", "schema": SCHEMA}, timeout=120)
+        assert response.status_code == 200
+        longest = max(longest, time.monotonic() - began)
+    assert replica.is_running() and longest < 15
+
+
 def test_a_new_champion_takes_over_under_load_and_no_request_fails(
     running: Running, folders: dict[str, Path], tmp_path: Path
 ) -> None:
