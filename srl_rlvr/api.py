@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
