@@ -44,6 +44,7 @@ _REFUSED: dict[int | str, Any] = {
 _FAILED: dict[int | str, Any] = {status: {"model": api.Error} for status in (500, 503, 504)}
 ERRORS = _REFUSED | _FAILED
 _SHOWN = 100  # characters of what a client named
+_ROWS_AT_ONCE = 64  # of embeddings, written before others have their turn
 _SENTENCES_AT_ONCE = 16  # of one request, each a call of its own
 _EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}  # of a stream, each
 _STREAMED: dict[int | str, Any] = {200: {"content": {"text/event-stream": {"schema": _EVENT}}}}
@@ -211,10 +212,16 @@ def create_app(
                 return base64.b64encode(vector.astype("<f4").tobytes()).decode()
             return vector.tolist()
 
-        data = [{"object": "embedding", "index": n, "embedding": shown(vector)} for n, vector in enumerate(vectors)]
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        # Without a second look: these are numbers by the thousand.
-        whole = pydantic_core.to_json({"object": "list", "data": data, "model": name, "usage": usage})
+        # Without a second look, as these are numbers by the thousand; others are answered between the pieces.
+        rows = []
+        for number, vector in enumerate(vectors):
+            row = {"object": "embedding", "index": number, "embedding": shown(vector)}
+            rows.append(pydantic_core.to_json(row))
+            if number % _ROWS_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        rest = pydantic_core.to_json({"model": name, "usage": usage}).removeprefix(b"{")
+        whole = b'{"object":"list","data":[' + b",".join(rows) + b"]," + rest
         return Response(whole, media_type="application/json")
 
     @app.post("/v1/rerank", tags=["vectors"])

@@ -105,6 +105,8 @@ class Guard:
             except Refusal as refusal:
                 await refused(refusal)(scope, receive, sent)
                 return
+            except _LeftError:
+                return
             await _while_there(answer, scope, body, receive, sent)
         except Exception as error:  # a defect: it is logged whole, and the client is told that it is one
             log.exception("request %s failed", id)
@@ -147,7 +149,7 @@ class Guard:
                 while more:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        break
+                        raise _LeftError
                     piece = message.get("body", b"")
                     body += piece
                     self.held += len(piece)
@@ -160,6 +162,10 @@ class Guard:
         except TimeoutError:
             raise Refusal(408, f"the body did not come within {self.limits.receive_s:g} s") from None
         return bytes(body)
+
+
+class _LeftError(Exception):
+    """The client left before its request was whole."""
 
 
 def _nothing(more: int) -> None:

@@ -76,6 +76,16 @@ def test_a_path_that_takes_no_body_reads_none(settings: Any, path: str) -> None:
     assert asgi(create_app(settings, {}.__getitem__), "POST", path, receive)["status"] in (404, 405)
 
 
+def test_a_client_that_leaves_before_its_body_is_whole_gets_no_work(settings: Any, everywhere: Any) -> None:
+    messages = [{"type": "http.request", "body": b'{"input": "a"}', "more_body": True}, {"type": "http.disconnect"}]
+
+    async def receive() -> dict[str, Any]:
+        return messages.pop(0)
+
+    assert "status" not in asgi(create_app(settings, everywhere.__getitem__), "POST", "/v1/route", receive)
+    assert not messages
+
+
 def test_a_body_that_does_not_come_in_time_is_408(settings: Any) -> None:
     settings.limits.receive_s = 0.05
     found = asgi(create_app(settings, {}.__getitem__), "POST", "/v1/route", endless)
