@@ -38,9 +38,13 @@ ENDPOINT_OF = {  # of what writes text and is not named here: chat
     "extractor": "/v1/extract",
     "multimodal_vision": "/v1/vision",
 }
-_REFUSED: dict[int | str, Any] = {status: {"model": api.Error} for status in (400, 401, 403, 404, 413, 415, 422, 429)}
+_REFUSED: dict[int | str, Any] = {
+    status: {"model": api.Error} for status in (400, 401, 403, 404, 408, 413, 415, 422, 429)
+}
 _FAILED: dict[int | str, Any] = {status: {"model": api.Error} for status in (500, 503, 504)}
 ERRORS = _REFUSED | _FAILED
+_SHOWN = 100  # characters of what a client named
+_ROWS_AT_ONCE = 64  # of embeddings, written before others have their turn
 _SENTENCES_AT_ONCE = 16  # of one request, each a call of its own
 _EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}  # of a stream, each
 _STREAMED: dict[int | str, Any] = {200: {"content": {"text/event-stream": {"schema": _EVENT}}}}
@@ -69,7 +73,8 @@ class Models:
     def named(self, name: str) -> Served:
         """Raises Refusal with the nearest name."""
         if name not in self.served:
-            raise Refusal(404, f"there is no model '{name}'{nearest(name, self.served)}", "model_not_found", "model")
+            shown = name[:_SHOWN]
+            raise Refusal(404, f"there is no model '{shown}'{nearest(shown, self.served)}", "model_not_found", "model")
         return self.served[name]
 
     def find(self, name: str | None, *types: str) -> tuple[str, Replica]:
@@ -113,10 +118,16 @@ def create_app(
         if task:
             task.cancel()
 
-    app = FastAPI(title="srl-rlvr", version=__version__, responses=ERRORS, lifespan=lifespan)
+    app = FastAPI(
+        title="srl-rlvr",
+        version=__version__,
+        responses=ERRORS,
+        lifespan=lifespan,
+        redirect_slashes=False,  # a redirect goes to whatever host the request names
+    )
     models, limits = Models(settings.models, pick), settings.limits
     writers = {model.model_type for model in settings.models if model.policy == "text"}
-    guard.install(app, settings, journal, says_id)
+    guard.install(app, settings, journal, says_id, sandbox)
     _handle_errors(app)
     _describe(app)
 
@@ -177,6 +188,8 @@ def create_app(
         request: Request, replica: Replica, method: str, asked: api.Generation, body: dict[str, Any],
         deadline: _Deadline,
     ) -> Response:  # fmt: skip
+        prompts = body.get("prompt")
+        _charge(request, (len(prompts) if isinstance(prompts, list) else 1) * (asked.n or 1), limits)
         async with deadline:
             await schemas.check_response_format(asked.response_format, sandbox)
         body["request_id"] = request.state.id
@@ -202,10 +215,16 @@ def create_app(
                 return base64.b64encode(vector.astype("<f4").tobytes()).decode()
             return vector.tolist()
 
-        data = [{"object": "embedding", "index": n, "embedding": shown(vector)} for n, vector in enumerate(vectors)]
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        # Without a second look: these are numbers by the thousand.
-        whole = pydantic_core.to_json({"object": "list", "data": data, "model": name, "usage": usage})
+        # Without a second look, as these are numbers by the thousand; others are answered between the pieces.
+        rows = []
+        for number, vector in enumerate(vectors):
+            row = {"object": "embedding", "index": number, "embedding": shown(vector)}
+            rows.append(pydantic_core.to_json(row))
+            if number % _ROWS_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        rest = pydantic_core.to_json({"model": name, "usage": usage}).removeprefix(b"{")
+        whole = b'{"object":"list","data":[' + b",".join(rows) + b"]," + rest
         return Response(whole, media_type="application/json")
 
     @app.post("/rerank", include_in_schema=False, response_model_exclude_none=True)
@@ -256,6 +275,7 @@ def create_app(
         """The frames of each sentence: predicates, and who did what to whom."""
         name, replica = note(request, *models.find(asked.model, "srl_parser"))
         texts, room = _listed(asked.input, limits), asyncio.Semaphore(_SENTENCES_AT_ONCE)
+        request.state.charge(len(texts) - 1)
 
         async def answer(text: str) -> Any:
             async with room:
@@ -363,6 +383,14 @@ async def _after(request: Request, first: str, events: AsyncIterator[str], deadl
         yield f"data: {json.dumps(error_form(refusal))}\n\n"
 
 
+def _charge(request: Request, answers: int, limits: Limits) -> None:
+    """Count a request by its answers. Raises Refusal for too many."""
+    if answers > limits.answers:
+        said = f"prompts times n is {answers:,}; {limits.answers:,} answers are the most of one request"
+        raise Refusal(400, said, param="n")
+    request.state.charge(answers - 1)
+
+
 def _address(part: Mapping[str, Any]) -> str:
     match part:
         case {"image_url": {"url": str(address)}}:
@@ -391,17 +419,19 @@ def _handle_errors(app: FastAPI) -> None:
         # Of a field that may be of two types the one that it nearly is comes first.
         first = next((found for found in errors if not found["type"].endswith("_type")), errors[0])
         name, number = [*map(str, first["loc"][1:3]), "", ""][:2]
-        place = f"{name}.{number}" if number.isdigit() else name
+        place = (f"{name}.{number}" if number.isdigit() else name)[:_SHOWN]
         if first["type"] == "json_invalid":
             return refused(Refusal(400, f"the body is not JSON ({first['ctx']['error']})"))
         message = first["msg"].removeprefix("Value error, ")
-        param = name or first.get("ctx", {}).get("field")
+        param = name[:_SHOWN] or first.get("ctx", {}).get("field")
         return refused(Refusal(400, f"{place}: {message}" if place else message, param=param))
 
     @app.exception_handler(HTTPException)
     async def _(request: Request, error: HTTPException) -> Response:
         message = (
-            f"there is no {request.method} {request.url.path}" if error.status_code in (404, 405) else error.detail
+            f"there is no {request.method} {request.url.path[:_SHOWN]}"
+            if error.status_code in (404, 405)
+            else error.detail
         )
         return refused(Refusal(error.status_code, message))
 

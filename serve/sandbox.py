@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import importlib
 import json
+import math
 import os
 import resource
 import signal
@@ -26,6 +27,8 @@ from typing import Any
 
 START_S = 60.0  # to start and to import what the job names; on a cold disk that takes seconds
 LARGEST_RESULT = 64 << 20  # bytes
+SHORT_S = 0.5
+LONG_JOBS = 3
 ORPHAN_GRACE_S = 10.0
 NICENESS = 15  # as Ray starts its workers: models and sandbox share the cores fairly, and the gateway goes first
 _KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR", "TZ")
@@ -36,25 +39,28 @@ class SandboxError(RuntimeError):
 
 
 class Sandbox:
-    """At most `workers` jobs at once, the others in the order in which they came.
+    """At most `workers` jobs at once, the others in the order in which they came. A job that takes longer than
+    `SHORT_S` makes room for another, up to `LONG_JOBS` times as many, so that slow ones do not hold up quick ones.
 
-    Processes start with the first jobs and stay. Each may have `memory_mib` of address space.
+    Processes start with the first jobs, and `workers` of them stay. Each may have `memory_mib` of address space.
     """
 
     def __init__(self, workers: int = 2, memory_mib: int = 1024):
-        self._memory_mib = memory_mib
-        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="sandbox")
+        self._workers, self._memory_mib = workers, memory_mib
+        self._threads = ThreadPoolExecutor(workers * (1 + LONG_JOBS), thread_name_prefix="sandbox")
+        self._room = threading.Semaphore(workers)
         self._lock = threading.Lock()
         self._idle: list[_Worker] = []
         self._closed = False
 
-    async def run(self, function: str, *args: Any, deadline_s: float) -> Any:
+    async def run(self, function: str, *args: Any, deadline_s: float, processor_s: float = math.inf) -> Any:
         """The result of "module:function" for these arguments, as JSON has it: a tuple comes back as a list.
 
-        `deadline_s` counts from the function's start, not while the job waits for a worker. Raises TimeoutError when it
-        is over, what the function raises if that is a ValueError or a Refusal, SandboxError for everything else.
+        `deadline_s` counts from the function's start, not while the job waits for a worker; `processor_s` counts the
+        time that a processor works on it, whatever else the machine does. Raises TimeoutError when one is over, what
+        the function raises if that is a ValueError or a Refusal, SandboxError for everything else.
         """
-        job = _Job(function, args, deadline_s)
+        job = _Job(function, args, deadline_s, processor_s)
         try:
             return await asyncio.wrap_future(self._threads.submit(self._work, job))
         except asyncio.CancelledError:
@@ -71,34 +77,37 @@ class Sandbox:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _work(self, job: _Job) -> Any:
-        while True:
-            with self._lock:
-                warm = bool(self._idle)
-                worker = self._idle.pop() if warm else None
-            if job.cancelled:
-                if worker:
-                    self._keep(worker)
-                raise SandboxError("nobody waits for it")
-            worker = worker or _Worker(self._memory_mib)
-            reusable = False
-            try:
-                job.begin(worker)
-                kind, content = worker.work(job)
-                reusable = kind != "ended"
-                return _outcome(kind, content)
-            except _NotStarted as error:
-                if not warm or job.cancelled:  # a warm one may have died idle: a new one is tried
-                    raise SandboxError(str(error)) from None
-            finally:
-                job.end()
-                if reusable and not job.cancelled:
-                    self._keep(worker)
-                else:
-                    worker.kill()
+        job.room = self._room
+        self._room.acquire()
+        try:
+            while not job.cancelled:
+                worker, warm = self._take()
+                reusable = False
+                try:
+                    job.begin(worker)
+                    kind, content = worker.work(job)
+                    reusable = kind != "ended"
+                    return _outcome(kind, content)
+                except _NotStarted as error:
+                    if not warm or job.cancelled:  # a warm one may have died idle: a new one is tried
+                        raise SandboxError(str(error)) from None
+                finally:
+                    job.end()
+                    self._give_back(worker, reusable and not job.cancelled)
+            raise SandboxError("nobody waits for it")
+        finally:
+            job.make_room()
 
-    def _keep(self, worker: _Worker) -> None:
+    def _take(self) -> tuple[_Worker, bool]:
+        """A worker, and whether it was there already."""
         with self._lock:
-            if not self._closed:
+            if self._idle:
+                return self._idle.pop(), True
+        return _Worker(self._memory_mib), False
+
+    def _give_back(self, worker: _Worker, reusable: bool) -> None:
+        with self._lock:
+            if reusable and not self._closed and len(self._idle) < self._workers:
                 self._idle.append(worker)
                 return
         worker.kill()
@@ -109,9 +118,10 @@ class _NotStarted(Exception):
 
 
 class _Job:
-    def __init__(self, function: str, args: tuple[Any, ...], deadline_s: float):
-        self.function, self.args, self.deadline_s = function, args, deadline_s
+    def __init__(self, function: str, args: tuple[Any, ...], deadline_s: float, processor_s: float):
+        self.function, self.args, self.deadline_s, self.processor_s = function, args, deadline_s, processor_s
         self.cancelled = False
+        self.room: threading.Semaphore | None = None
         self._worker: _Worker | None = None
         self._lock = threading.Lock()
 
@@ -131,6 +141,12 @@ class _Job:
             if self._worker:
                 self._worker.end()
 
+    def make_room(self) -> None:
+        """Another may begin."""
+        room, self.room = self.room, None
+        if room:
+            room.release()
+
 
 class _Worker:
     """The parent's side of one process. One thread uses it at a time; any thread may `end` it."""
@@ -149,19 +165,22 @@ class _Worker:
     def work(self, job: _Job) -> tuple[str, Any]:
         """What the worker sends: ("result", value), or an error by its kind. Raises TimeoutError."""
         try:
-            self.connection.send((job.function, job.args, job.deadline_s))
+            self.connection.send((job.function, job.args, job.deadline_s, job.processor_s))
             if not self.connection.poll(START_S):
                 raise _NotStarted(f"a sandbox worker did not start within {START_S:g} s")
             self._receive()
         except (EOFError, OSError):
             raise _NotStarted("a sandbox worker ended before it began") from None
-        try:
-            if not self.connection.poll(job.deadline_s):
+        if not self.connection.poll(min(SHORT_S, job.deadline_s)):
+            job.make_room()
+            if not self.connection.poll(max(0.0, job.deadline_s - SHORT_S)):
                 raise TimeoutError(f"{job.function} took more than {job.deadline_s:g} s")
+        try:
             kind, content = self._receive()
-        except TimeoutError:  # an OSError as well
-            raise
         except (EOFError, OSError):
+            self.end()
+            if self.process.wait() == -signal.SIGPROF:
+                raise TimeoutError(f"{job.function} took more than {job.processor_s:g} s of a processor") from None
             return "ended", f"{job.function}: the sandbox worker died"
         return kind, content
 
@@ -210,7 +229,7 @@ def main() -> None:
     going = True
     while going:
         try:
-            function, args, deadline_s = connection.recv()
+            function, args, deadline_s, processor_s = connection.recv()
             module, _, name = function.partition(":")
             called = getattr(importlib.import_module(module), name)
             _silence()
@@ -218,7 +237,9 @@ def main() -> None:
             # The parent kills what overruns. If the parent was killed, the kernel's alarm does: by default it ends the
             # process, also in C code that never yields.
             signal.setitimer(signal.ITIMER_REAL, deadline_s + ORPHAN_GRACE_S)
+            signal.setitimer(signal.ITIMER_PROF, processor_s if processor_s < math.inf else 0)
             answer, going = _answer(called, args)
+            signal.setitimer(signal.ITIMER_PROF, 0)
             signal.setitimer(signal.ITIMER_REAL, 0)
             connection.send_bytes(answer)
         except (EOFError, BrokenPipeError, ConnectionResetError):

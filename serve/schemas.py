@@ -27,7 +27,7 @@ PATTERN = 1_000  # characters of one
 PATTERNS = 20_000  # of all together
 GROUPS = 32  # of a pattern, one in the other
 INTEGER = 2**63
-_CHECK_S = 10.0
+_CHECK_S, _PROCESSOR_S = 20.0, 5.0
 _REMEMBERED = 256  # schemas that were found to be good
 _ALTERNATIVES = ("allOf", "anyOf", "oneOf")
 _OTHERS_IN_PLACE = ("not", "if", "then", "else")
@@ -52,7 +52,7 @@ async def check(schema: dict[str, Any], sandbox: Sandbox) -> None:
         check_sizes(schema)
         key = hashlib.sha256(json.dumps(schema).encode()).digest()
         if key not in _good:
-            await sandbox.run("serve.schemas:check_meaning", schema, deadline_s=_CHECK_S)
+            await sandbox.run("serve.schemas:check_meaning", schema, deadline_s=_CHECK_S, processor_s=_PROCESSOR_S)
     except ValueError as error:
         raise Refusal(400, f"schema {error}", param="schema") from None
     except (TimeoutError, SandboxError):

@@ -3,11 +3,14 @@ returns. Chat, completions, embeddings and models are OpenAI's, rerank is Cohere
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Answer(BaseModel):
@@ -32,7 +35,7 @@ class Request(BaseModel):
         for text in _texts(data):
             if "\0" in text:
                 raise ValueError("a text holds a NUL character")
-            if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+            if not text.isascii() and _SURROGATE.search(text):
                 raise ValueError("a text holds half of a surrogate pair, which is no character")
         return cls._given(data) if isinstance(data, dict) else data
 

@@ -34,19 +34,20 @@ def check(data: bytes) -> None:
     _loaded(_opened(data))
 
 
-def checked_size(data: bytes, header_s: float, whole_s: float) -> tuple[int, int]:
-    """(width, height) of an image whose pixels can be read within `whole_s` seconds of this process's time, and its
-    header within `header_s`: others will read them again. Raises ValueError as `check` does, and for an image that is
-    made of so many parts (blocks, chunks, tiles) that it takes longer; it does not end the reading of one."""
+def checked_size(data: bytes, header_s: float) -> tuple[int, int]:
+    """(width, height) of an image whose pixels can be read.
+
+    Raises ValueError as `check` does, and if its header takes this process more than `header_s` seconds: it has so many
+    blocks, chunks or tiles that others, who will read it again, should not.
+    """
     from PIL import Image
 
     Image.preinit()  # which an image is not to be blamed for
     began = time.process_time()
     found = size(data)
-    opened = time.process_time()
-    check(data)
-    if opened - began > header_s or time.process_time() - began > whole_s:
+    if time.process_time() - began > header_s:
         raise ValueError("takes too long to read: save it anew as PNG or JPEG")
+    check(data)
     return found
 
 

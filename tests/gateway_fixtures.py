@@ -85,13 +85,14 @@ def address(settings: Any, replicas: dict[str, InProcess]) -> Iterator[str]:
 
 
 @contextmanager
-def listening(gateway: Any, **access: Any) -> Iterator[str]:
+def listening(gateway: Any, limits: Any = None, **access: Any) -> Iterator[str]:
     """The address of a gateway that listens as under `srl-rlvr serve`."""
-    from serve.config import Access, ServeConfig
+    from serve.config import Access, Limits, ServeConfig
     from serve.listener import Listener, bound
 
     with bound("127.0.0.1", 0) as free:
-        server = Listener(ServeConfig(port=free.getsockname()[1], access=Access(**access)), gateway)
+        config = ServeConfig(port=free.getsockname()[1], access=Access(**access), limits=limits or Limits())
+        server = Listener(config, gateway)
         thread = threading.Thread(target=server.run, args=([free],), daemon=True)
         thread.start()
         while not server.started:

@@ -53,3 +53,9 @@ def secrets() -> list[str]:
 def speak(text: str) -> None:
     os.write(1, text.encode())
     os.write(2, text.encode())
+
+
+def work(seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass

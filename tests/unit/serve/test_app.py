@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ray.exceptions import RayActorError
-from ray.serve.exceptions import RayServeException
+from ray.exceptions import RayActorError, RaySystemError
+from ray.serve.exceptions import BackPressureError, RayServeException
 
 from serve.app import HandleReplica
 from serve.config import Served
@@ -39,7 +39,7 @@ def test_calls_that_wait_go_as_one_and_a_refusal_is_its_callers_alone(replicas: 
             await asyncio.sleep(0)
         with pytest.raises(Refusal, match="all it can do") as found:
             await replica.call("embed", ["five"], None)
-        assert found.value.status == 429
+        assert found.value.status == 503 and found.value.retry_after
         replica.go_on.set()
         first, second, fourth = [await asked[number] for number in (0, 1, 3)]
         with pytest.raises(Refusal, match="this model has"):
@@ -161,3 +161,77 @@ def test_whether_a_model_is_ready_is_not_asked_twice() -> None:
         assert len(handle.asked) == 1 and await replica.call("ready") is True
 
     asyncio.run(run())
+
+
+class Failing(HandleReplica):
+    """Each try ends with the next of these errors; a text is an answer."""
+
+    def __init__(self, *ends: Any):
+        super().__init__("a", Served(name="a", model_type="task_llm", policy="text", created=1))
+        self.ends = list(ends)
+
+    async def _once(self, method: str, arguments: Any) -> Any:
+        end = self.ends.pop(0)
+        if isinstance(end, Exception):
+            raise end
+        return end
+
+
+def rpc_error(code: str, details: str) -> Exception:
+    from grpc import StatusCode
+    from grpc.aio import AioRpcError, Metadata
+
+    return AioRpcError(StatusCode[code], Metadata(), Metadata(), details)
+
+
+LARGER = "Received message larger than max (4506607 vs. 4194304)"
+
+
+@pytest.mark.parametrize(
+    ("ends", "status", "tries"),
+    [
+        ([rpc_error("RESOURCE_EXHAUSTED", LARGER)], 413, 1),
+        ([RuntimeError(f"Unexpected error (StatusCode.RESOURCE_EXHAUSTED): {LARGER}.")], 413, 1),
+        ([rpc_error("INTERNAL", "a broken connection")] * 2, 503, 2),
+        ([RuntimeError("Unexpected error (StatusCode.UNKNOWN): .")] * 2, 503, 2),
+        ([RaySystemError("gone")] * 2, 503, 2),
+        ([RayServeException("no such application")] * 2, 503, 2),
+        ([BackPressureError(1, 1)], 503, 1),
+    ],
+)
+def test_what_fails_on_its_way_is_too_large_or_comes_back_later(ends: Any, status: int, tries: int) -> None:
+    replica = Failing(*ends, "an answer")
+    with pytest.raises(Refusal) as found:
+        asyncio.run(replica.call("chat", {}))
+    assert found.value.status == status and (status == 413 or found.value.retry_after)
+    assert len(replica.ends) == len(ends) + 1 - tries
+
+
+def test_a_call_that_failed_on_its_way_is_put_once_more() -> None:
+    assert asyncio.run(Failing(rpc_error("INTERNAL", "broken"), "an answer").call("chat", {})) == "an answer"
+
+
+def test_a_defect_stays_one() -> None:
+    with pytest.raises(RuntimeError, match="a defect"):
+        asyncio.run(Failing(RuntimeError("a defect"), "an answer").call("chat", {}))
+
+
+def test_a_large_call_goes_alone(replicas: dict[str, Any]) -> None:
+    async def run() -> None:
+        replica = Blocked(replicas["embeddings"].holder, queue=100)
+        asked = [asyncio.create_task(replica.call("embed", ["first"], None))]
+        await asyncio.sleep(0)
+        for texts in (["a"], ["b" * 17 * 2**20], ["c"], ["d"]):
+            asked.append(asyncio.create_task(replica.call("embed", texts, None)))
+            await asyncio.sleep(0)
+        replica.holder = Counting()
+        replica.go_on.set()
+        await asyncio.gather(*asked)
+        assert [len(calls) for _, calls in replica.asked] == [1, 1, 1, 2]
+
+    asyncio.run(run())
+
+
+class Counting:
+    async def many(self, calls: Any) -> Any:
+        return [None] * len(calls)

@@ -64,10 +64,11 @@ def test_base64_may_be_wrapped() -> None:
 def test_an_image_that_takes_long_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.BytesIO()
     Image.new("L", (7000, 7000)).save(out, "PNG")
-    monkeypatch.setattr("serve.pictures._READ_S", 0.001)
-    found = refused(pictures.data_address(out.getvalue()), Images(mib=1))
-    assert found.status == 400 and "to read" in found.message
-    monkeypatch.undo()
+    for name in ("_READ_S", "_PROCESSOR_S"):
+        monkeypatch.setattr(f"serve.pictures.{name}", 0.001)
+        found = refused(pictures.data_address(out.getvalue()), Images(mib=1))
+        assert found.status == 400 and "takes too long" in found.message
+        monkeypatch.undo()
     assert taken(pictures.data_address(png())) == png()
 
 

@@ -109,6 +109,32 @@ def test_what_nobody_waits_for_is_killed(sandbox: Sandbox, tmp_path: Path) -> No
     assert until(lambda: gone(int(written.read_text()))) and not (tmp_path / "never").exists()
 
 
+def test_what_takes_too_much_of_a_processor_is_killed(sandbox: Sandbox) -> None:
+    async def run() -> None:
+        found = await fails(sandbox.run(named("work"), 60, deadline_s=60, processor_s=0.1))
+        assert isinstance(found, TimeoutError) and "processor" in str(found)
+        assert (await sandbox.run(named("echo"), 1, deadline_s=5, processor_s=5))[1] == 1
+
+    asyncio.run(run())
+
+
+def test_a_slow_job_makes_room_for_another(sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.sandbox.SHORT_S", 0.1)
+
+    async def run() -> None:
+        slow = [
+            asyncio.create_task(sandbox.run(named("sleep"), str(tmp_path / f"{n}"), 60, deadline_s=60))
+            for n in range(3)
+        ]
+        quick = sandbox.run(named("echo"), 1, deadline_s=5)
+        assert (await asyncio.wait_for(quick, 20))[1] == 1
+        for task in slow:
+            task.cancel()
+        await asyncio.gather(*slow, return_exceptions=True)
+
+    asyncio.run(run())
+
+
 def test_the_death_of_a_worker_is_told_and_others_go_on(tmp_path: Path) -> None:
     sandbox = Sandbox(workers=2)
 
