@@ -434,7 +434,7 @@ class FeedbackRequest(Request):
 
     @model_validator(mode="after")
     def _says_something(self) -> FeedbackRequest:
-        if self.reward is None and self.correction is None and not self.comment:
+        if self.reward is None and self.correction is None and not (self.comment or "").strip():
             raise ValueError("there should be 'reward', 'correction' or 'comment'")
         return self
 
