@@ -23,6 +23,7 @@ from typing import Any
 
 WORDS = ["river", "stone", "light", "seven", "paper", "early", "garden", "north", "quiet", "music", "window", "bread"]
 CHAT_TOKENS = 64
+NO_END = {"0": -100, "2": -100}  # the end tokens of SmolLM2, and of the tiny models: answers are of one length
 SCHEMA = {"type": "object", "properties": {"city": {"enum": ["Rome", "Oslo"]}}, "required": ["city"]}
 
 
@@ -49,7 +50,7 @@ def body(kind: str, seed: int) -> tuple[str, dict[str, Any]]:
     messages = [{"role": "user", "content": text}]
     if kind == "chat":
         asked = {"model": model or "task_llm", "messages": messages, "max_tokens": CHAT_TOKENS, "temperature": 0}
-        return "chat/completions", asked | {"ignore_eos": True}
+        return "chat/completions", asked | {"logit_bias": NO_END}
     if kind == "task_llm":
         return "chat/completions", {"model": "task_llm", "messages": messages, "max_tokens": 24}
     return {

@@ -63,6 +63,10 @@ class Bucket:
         self.left -= 1
         return 0.0
 
+    def charge(self, more: int) -> None:
+        """For a request that counts as several: what it takes beyond one is paid before the next."""
+        self.left -= more
+
 
 class Doorkeeper:
     """Reads the file of keys anew when it changes: a key that is taken out is refused from then on."""
@@ -100,6 +104,11 @@ class Doorkeeper:
                 raise Refusal(429, f"more than {per_minute} requests in a minute; come back in {wait:.0f} s",
                               "rate_limit_exceeded", retry_after=wait)  # fmt: skip
         return name
+
+    def charge(self, name: str, more: int) -> None:
+        """What a request of this key counts beyond one."""
+        if name in self.buckets:
+            self.buckets[name].charge(more)
 
     def _read(self, file: Path) -> None:
         try:

@@ -14,15 +14,16 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from grpc.aio import AioRpcError
 from ray import serve as ray_serve
-from ray.exceptions import RayActorError
+from ray.exceptions import RayError, RayTaskError
 from ray.serve.api import RunTarget
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from actors.cluster import worker_environment
 from serve import ENVIRONMENT, traffic
-from serve.config import DRAIN_S, GatewaySettings, ModelEntry, ServeConfig, Served
+from serve.config import DRAIN_S, GatewaySettings, ModelEntry, ServeConfig, Served, hosts_of
 from serve.errors import Refusal
 from serve.together import Together
 from srl_rlvr import trained
@@ -31,6 +32,8 @@ from srl_rlvr.errors import InputError
 GATEWAY = "gateway"
 _TRIES = 2  # of a call whose replica died under it: an answer has no effect but itself
 _STREAMS_AT_ONCE = 1000
+_BATCH_BYTES = 16 * 2**20  # of calls that go to a replica as one; a larger call goes alone
+_TEXT_BYTES = 4096  # of what an encoder answers to a text
 
 
 def grouped(models: Sequence[ModelEntry]) -> list[list[ModelEntry]]:
@@ -104,15 +107,21 @@ def build(models: Sequence[ModelEntry] | dict[str, Any]) -> ray_serve.Applicatio
         max_ongoing_requests=4 * entry.max_running,
         max_queued_requests=entry.queue,
         graceful_shutdown_timeout_s=DRAIN_S,
-        health_check_period_s=5,
+        health_check_period_s=2,  # so soon Ray Serve notices that a replica's process has ended
         ray_actor_options={
             "num_cpus": entry.cpus,
             "num_gpus": entry.gpus,
-            "runtime_env": worker_environment(entry.gpus, entry.threads or os.cpu_count() or 1),
+            "runtime_env": _environment(entry),
         },
         **how,
     )
     return deployment.bind(entries if entry.base else entry)
+
+
+def _environment(entry: ModelEntry) -> dict[str, Any]:
+    """Of a replica, which may run on a cluster that was started without it."""
+    found = worker_environment(entry.gpus, entry.threads or os.cpu_count() or 1)
+    return found | {"env_vars": {name: os.environ[name] for name in ENVIRONMENT} | found["env_vars"]}
 
 
 def gateway_of(settings: GatewaySettings, says_id: bool = True) -> Any:
@@ -190,6 +199,7 @@ def settings_of(config: ServeConfig) -> GatewaySettings:
         images=config.images,
         runs=str(Path(config.runs).absolute()),
         feedback=str(Path(config.feedback).absolute()),
+        hosts=hosts_of(config),
     )
 
 
@@ -209,10 +219,12 @@ class HandleReplica:
     def __init__(self, application: str, model: Served):
         self.application, self.model = application, model.name
         self.name = traffic.version(application, model.name)
-        self.shared = bool(model.application)
         self.together: Together[Any, Any] | None = None
         if model.batches:
-            self.together = Together(functools.partial(self._call, "many"), model.batches, model.queue)
+            self.together = Together(
+                functools.partial(self._call, "many"), model.batches, model.queue,
+                weight=_weight, heaviest=_BATCH_BYTES,
+            )  # fmt: skip
 
     @functools.cached_property
     def handle(self) -> DeploymentHandle:
@@ -227,18 +239,22 @@ class HandleReplica:
         return await self.together((method, arguments))
 
     async def _call(self, method: str, *arguments: Any) -> Any:
-        for left in reversed(range(_TRIES)):
+        for left in reversed(range(1 if method == "ready" else _TRIES)):
             try:
-                return await self._once(method, arguments)
-            except Refusal as refusal:
-                raise _as_it_was(refusal) from None
-            except (RayActorError, RayServeException) as error:
-                if not left or isinstance(error, BackPressureError | DeploymentUnavailableError):
+                found = await self._once(method, arguments)
+            except Exception as error:
+                if not _failed_on_its_way(error):
+                    raise
+                if not left or _is_final(error):
                     raise self._unavailable(error) from None
+                continue
+            if isinstance(found, Refusal):
+                raise found
+            return found
         raise AssertionError
 
     async def _once(self, method: str, arguments: Sequence[Any]) -> Any:
-        response = self._sent(self.handle, "on", method, arguments)
+        response = self.handle.on.remote(self.model, method, *arguments)
         try:
             return await response
         except asyncio.CancelledError:
@@ -246,33 +262,68 @@ class HandleReplica:
             raise
 
     async def stream(self, method: str, *arguments: Any) -> AsyncIterator[Any]:
-        try:
-            response = self._sent(self.handle.options(stream=True), "stream_on", method, arguments)
+        """A stream whose replica dies before the first item is asked for once more."""
+        begun = False
+        for left in reversed(range(_TRIES)):
             try:
-                async for item in response:
-                    yield item
-            finally:
-                response.cancel()  # nobody reads on
-        except Refusal as refusal:
-            raise _as_it_was(refusal) from None
-        except (RayActorError, RayServeException) as error:
-            raise self._unavailable(error) from None
-
-    def _sent(self, handle: DeploymentHandle, of_shared: str, method: str, arguments: Sequence[Any]) -> Any:
-        if self.shared:
-            return getattr(handle, of_shared).remote(self.model, method, *arguments)
-        return getattr(handle, method).remote(*arguments)
+                handle: Any = self.handle.options(stream=True)
+                response = handle.stream_on.remote(self.model, method, *arguments)
+                try:
+                    async for item in response:
+                        if isinstance(item, Refusal):
+                            raise item
+                        begun = True
+                        yield item
+                finally:
+                    response.cancel()  # nobody reads on
+                return
+            except Exception as error:
+                if not _failed_on_its_way(error):
+                    raise
+                if begun:
+                    said = f"model '{self.model}' ended before the answer was complete; send the request again"
+                    raise Refusal(503, said, retry_after=2) from None
+                if not left or _is_final(error):
+                    raise self._unavailable(error) from None
 
     def _unavailable(self, error: Exception) -> Refusal:
         if isinstance(error, BackPressureError):
             return self._overloaded()
+        if _is_too_large(error):
+            return Refusal(413, f"the request is larger than what can be sent to model '{self.model}'")
         return Refusal(503, f"model '{self.model}' is not there at the moment; come back later", retry_after=2)
 
     def _overloaded(self) -> Refusal:
-        return Refusal(429, f"model '{self.model}' has all it can do; come back later", "overloaded", retry_after=1)
+        return Refusal(503, f"model '{self.model}' has all it can do; come back later", "overloaded", retry_after=1)
 
 
-def _as_it_was(refusal: Refusal) -> Refusal:
-    """Ray wraps what a replica raised, with its traceback."""
-    cause = getattr(refusal, "cause", refusal)
-    return cause if isinstance(cause, Refusal) else refusal
+def _failed_on_its_way(error: Exception) -> bool:
+    """Whether it was not the replica's code that failed."""
+    if isinstance(error, RayTaskError):  # what that raised
+        return False
+    if isinstance(error, RayError | RayServeException | AioRpcError):
+        return True
+    return isinstance(error, RuntimeError) and str(error).startswith("Unexpected error (StatusCode.")  # Ray Serve's
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether another try would end alike."""
+    return isinstance(error, BackPressureError | DeploymentUnavailableError) or _is_too_large(error)
+
+
+def _is_too_large(error: Exception) -> bool:
+    return "RESOURCE_EXHAUSTED" in str(error) and "larger than max" in str(error)
+
+
+def _weight(call: tuple[str, Sequence[Any]]) -> int:
+    """About how many bytes go to the replica for it, and come back."""
+    waiting, found = list(call[1]), 0
+    while waiting:
+        match waiting.pop():
+            case str() as text:
+                found += _TEXT_BYTES + len(text) * (1 if text.isascii() else 4)
+            case list() | tuple() as items:
+                waiting += items
+            case dict() as named:
+                waiting += [*named.keys(), *named.values()]
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
@@ -45,7 +46,7 @@ class ModelEntry(Part):
     max_tokens: int | None = Field(default=None, ge=1)
     """Longest context and answer; as the card says where they are left out."""
     queue: int = Field(default=256, ge=0)
-    """Requests that wait for a replica, beyond which a client is told to come back (429)."""
+    """Requests that wait for a replica, beyond which a client is told to come back (503)."""
 
     @field_validator("replicas")
     @classmethod
@@ -65,15 +66,27 @@ class Access(Part):
     tls_key: str = ""
     cors: list[str] = []
     """Pages of these origins may ask from a browser."""
+    hosts: list[str] = []
+    """Names, beside localhost, under which a gateway that listens on this machine only may be asked: a page elsewhere
+    can have any name point here."""
 
 
 class Limits(Part):
     body_mib: float = Field(default=20, gt=0)
-    texts: int = Field(default=1000, ge=1)
+    values: int = Field(default=200_000, ge=1000)
+    """Values (numbers, texts, objects, arrays) in the JSON of one body: reading them stops everything else."""
+    texts: int = Field(default=2048, ge=1)
     """Texts or documents of one request."""
+    answers: int = Field(default=64, ge=1)
+    """Prompts of a completion times `n`."""
     requests_per_minute: int = Field(default=0, ge=0)
-    """Of each key, where the key has no limit of its own; 0: no limit."""
+    """Of each key, where the key has no limit of its own; 0: no limit. A request of several prompts, `n` above 1 or
+    several sentences to parse counts as many."""
     deadline_s: float = Field(default=120, gt=0)
+    receive_s: float = Field(default=60, gt=0)
+    """In which a client has to send a request whole, head and body."""
+    connections: int = Field(default=1000, ge=1)
+    """Open at the same time; beyond them a request is answered with 503."""
 
 
 class Images(Part):
@@ -130,6 +143,19 @@ class ServeConfig(Part):
             raise ValueError("access.tls_certificate and access.tls_key belong together")
         return self
 
+    @model_validator(mode="after")
+    def _carried(self) -> ServeConfig:
+        """The way from the gateway to a replica has to take the largest request."""
+        name = "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"
+        carried, largest = int(os.environ[name]), largest_message(self.limits, self.images)
+        if largest > carried:
+            raise ValueError(
+                f"limits.body_mib = {self.limits.body_mib:g} and the images make requests of {largest:,} bytes, and "
+                f"{carried:,} are carried to a replica: lower them, or set the environment variable {name} to "
+                f"{largest} everywhere"
+            )
+        return self
+
 
 class Served(BaseModel):
     """A model as the gateway knows it."""
@@ -155,6 +181,14 @@ class GatewaySettings(BaseModel):
     images: Images = Images()
     runs: str = "out"
     feedback: str = "out/serve/feedback.jsonl"
+    hosts: list[str] = []
+    """Whom a request may name as its host; anyone if there are none."""
+
+
+def largest_message(limits: Limits, images: Images) -> int:
+    """Bytes of a call to a replica: the body's texts, fetched images as base64, and what holds its values together."""
+    fetched_mib = images.most * images.mib * 4 / 3 if images.fetch else 0
+    return int((limits.body_mib + fetched_mib + 1) * 2**20) + 16 * limits.values
 
 
 def is_loopback(host: str) -> bool:
@@ -164,6 +198,11 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def hosts_of(config: ServeConfig) -> list[str]:
+    """The names under which a gateway of this config may be asked; none for any."""
+    return ["localhost", *config.access.hosts] if is_loopback(config.host) else []
 
 
 def load(path: Path) -> ServeConfig:

@@ -20,13 +20,13 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from serve import guard, pictures, runs, spans
+from serve import guard, pictures, runs, schemas, spans
 from serve.config import GatewaySettings, Limits, Served
 from serve.errors import Refusal, error_form, refused
 from serve.journal import Journal
+from serve.sandbox import Sandbox
 from srl_rlvr import __version__, api
 from srl_rlvr.examples.names import nearest
-from srl_rlvr.verifiers import structures
 
 CONSOLE = Path(__file__).parent / "console.html"
 CHAT = "/v1/chat/completions"
@@ -38,11 +38,14 @@ ENDPOINT_OF = {  # of what writes text and is not named here: chat
     "extractor": "/v1/extract",
     "multimodal_vision": "/v1/vision",
 }
-_REFUSED: dict[int | str, Any] = {status: {"model": api.Error} for status in (400, 401, 403, 404, 413, 415, 422, 429)}
+_REFUSED: dict[int | str, Any] = {
+    status: {"model": api.Error} for status in (400, 401, 403, 404, 408, 413, 415, 422, 429)
+}
 _FAILED: dict[int | str, Any] = {status: {"model": api.Error} for status in (500, 503, 504)}
 ERRORS = _REFUSED | _FAILED
+_SHOWN = 100  # characters of what a client named
+_ROWS_AT_ONCE = 64  # of embeddings, written before others have their turn
 _SENTENCES_AT_ONCE = 16  # of one request, each a call of its own
-_SCHEMA_VALUES = 2000  # objects, texts and numbers of one: checking it takes a second on a slow core
 _EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}  # of a stream, each
 _STREAMED: dict[int | str, Any] = {200: {"content": {"text/event-stream": {"schema": _EVENT}}}}
 
@@ -70,7 +73,8 @@ class Models:
     def named(self, name: str) -> Served:
         """Raises Refusal with the nearest name."""
         if name not in self.served:
-            raise Refusal(404, f"there is no model '{name}'{nearest(name, self.served)}", "model_not_found", "model")
+            shown = name[:_SHOWN]
+            raise Refusal(404, f"there is no model '{shown}'{nearest(shown, self.served)}", "model_not_found", "model")
         return self.served[name]
 
     def find(self, name: str | None, *types: str) -> tuple[str, Replica]:
@@ -104,18 +108,26 @@ def create_app(
     header with the request's id, as Ray Serve's proxy does. `background` runs as long as the application.
     """
     journal = Journal(Path(settings.feedback))
+    sandbox = Sandbox()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         task = asyncio.create_task(background(journal)) if background else None
         yield
+        sandbox.close()
         if task:
             task.cancel()
 
-    app = FastAPI(title="srl-rlvr", version=__version__, responses=ERRORS, lifespan=lifespan)
+    app = FastAPI(
+        title="srl-rlvr",
+        version=__version__,
+        responses=ERRORS,
+        lifespan=lifespan,
+        redirect_slashes=False,  # a redirect goes to whatever host the request names
+    )
     models, limits = Models(settings.models, pick), settings.limits
     writers = {model.model_type for model in settings.models if model.policy == "text"}
-    guard.install(app, settings, journal, says_id)
+    guard.install(app, settings, journal, says_id, sandbox)
     _handle_errors(app)
     _describe(app)
 
@@ -158,28 +170,33 @@ def create_app(
         contents = [message.get("content") for message in body["messages"]]
         parts = [part for content in contents if isinstance(content, list) for part in content]
         shown = [part for part in parts if part.get("type") == "image_url"]
-        encoded = await pictures.read_all([_address(part) for part in shown], settings.images)
+        deadline = _Deadline(limits)
+        async with deadline:
+            encoded = await pictures.read_all([_address(part) for part in shown], settings.images, sandbox)
         for part, image in zip(shown, encoded, strict=True):
             part["image_url"] = {"url": pictures.data_address(image)}
-        return await generate(request, replica, "chat", asked, body)
+        return await generate(request, replica, "chat", asked, body, deadline)
 
     @app.post("/v1/completions", tags=["text"], response_model=api.Generated, responses=_STREAMED)
     async def completions(asked: api.CompletionRequest, request: Request) -> Response:
         _, replica = note(request, *models.find(asked.model, *writers))
         _listed(asked.prompt, limits, "prompt")
-        return await generate(request, replica, "complete", asked, asked.model_dump(exclude_unset=True))
+        body = asked.model_dump(exclude_unset=True)
+        return await generate(request, replica, "complete", asked, body, _Deadline(limits))
 
     async def generate(
-        request: Request, replica: Replica, method: str, asked: api.Generation, body: dict[str, Any]
-    ) -> Response:
-        match asked.response_format:
-            case {"json_schema": {"schema": dict(schema)}}:
-                await asyncio.to_thread(_check_schema, schema)
+        request: Request, replica: Replica, method: str, asked: api.Generation, body: dict[str, Any],
+        deadline: _Deadline,
+    ) -> Response:  # fmt: skip
+        prompts = body.get("prompt")
+        _charge(request, (len(prompts) if isinstance(prompts, list) else 1) * (asked.n or 1), limits)
+        async with deadline:
+            await schemas.check_response_format(asked.response_format, sandbox)
         body["request_id"] = request.state.id
         if not asked.stream:
-            return JSONResponse(await ask(replica, method, body))
+            async with deadline:
+                return JSONResponse(await replica.call(method, body))
         events = replica.stream(f"{method}_stream", body)
-        deadline = _Deadline(limits)
         async with deadline:  # what is refused has its own status, so the first event comes before the head
             first = await anext(events)
         return StreamingResponse(_after(request, first, events, deadline), media_type="text/event-stream")
@@ -187,26 +204,41 @@ def create_app(
     @app.post("/v1/embeddings", tags=["vectors"], response_model=api.Embeddings)
     async def embeddings(asked: api.EmbeddingsRequest, request: Request) -> Response:
         name, replica = note(request, *models.find(asked.model, "embeddings"))
-        texts = _listed(asked.input, limits)
-        vectors, tokens = await ask(replica, "embed", texts, asked.dimensions)
+        texts: Any = asked.input
+        if asked.tokenizer and not isinstance(texts[0], str):
+            lists = [texts] if isinstance(texts[0], int) else texts
+            texts = await ask(replica, "decode", lists[: limits.texts + 1])
+        vectors, tokens = await ask(replica, "embed", _listed(texts, limits), asked.dimensions)
 
         def shown(vector: Any) -> Any:
             if asked.encoding_format == "base64":
                 return base64.b64encode(vector.astype("<f4").tobytes()).decode()
             return vector.tolist()
 
-        data = [{"object": "embedding", "index": n, "embedding": shown(vector)} for n, vector in enumerate(vectors)]
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        # Without a second look: these are numbers by the thousand.
-        whole = pydantic_core.to_json({"object": "list", "data": data, "model": name, "usage": usage})
+        # Without a second look, as these are numbers by the thousand; others are answered between the pieces.
+        rows = []
+        for number, vector in enumerate(vectors):
+            row = {"object": "embedding", "index": number, "embedding": shown(vector)}
+            rows.append(pydantic_core.to_json(row))
+            if number % _ROWS_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        rest = pydantic_core.to_json({"model": name, "usage": usage}).removeprefix(b"{")
+        whole = b'{"object":"list","data":[' + b",".join(rows) + b"]," + rest
         return Response(whole, media_type="application/json")
 
-    @app.post("/v1/rerank", tags=["vectors"])
-    @app.post("/v2/rerank", tags=["vectors"], summary="The same, where Cohere's second client asks")
+    @app.post("/rerank", include_in_schema=False, response_model_exclude_none=True)
+    @app.post("/v1/rerank", tags=["vectors"], response_model_exclude_none=True)
+    @app.post(
+        "/v2/rerank", tags=["vectors"], summary="The same, where Cohere's second client asks",
+        response_model_exclude_none=True,
+    )  # fmt: skip
     async def rerank(asked: api.RerankRequest, request: Request) -> api.Reranked:
         name, replica = note(request, *models.find(asked.model, "reranker"))
         texts = [d if isinstance(d, str) else d.text for d in asked.documents]
-        scores, tokens = await ask(replica, "rerank", asked.query, _listed(texts, limits, "documents"))
+        scores, tokens = await ask(
+            replica, "rerank", asked.query, _listed(texts, limits, "documents", may_be_empty=True)
+        )
         order = sorted(range(len(texts)), key=lambda number: -scores[number])[: asked.top_n]
         results = [
             api.Ranked(
@@ -243,6 +275,7 @@ def create_app(
         """The frames of each sentence: predicates, and who did what to whom."""
         name, replica = note(request, *models.find(asked.model, "srl_parser"))
         texts, room = _listed(asked.input, limits), asyncio.Semaphore(_SENTENCES_AT_ONCE)
+        request.state.charge(len(texts) - 1)
 
         async def answer(text: str) -> Any:
             async with room:
@@ -265,12 +298,15 @@ def create_app(
         """An object that fits the JSON Schema, read from the text."""
         name, replica = note(request, *models.find(asked.model, "extractor"))
         row: dict[str, Any] = {"text": asked.input}
+        deadline = _Deadline(limits)
         if asked.json_schema is not None:
-            await asyncio.to_thread(_check_schema, asked.json_schema)
+            async with deadline:
+                await schemas.check(asked.json_schema, sandbox)
             if asked.json_schema.get("type", "object") != "object":
                 raise Refusal(400, "schema should be that of an object with 'properties'", param="schema")
             row["schema"] = asked.json_schema
-        found = await ask(replica, "answer", row)
+        async with deadline:
+            found = await replica.call("answer", row)
         return api.Extracted(model=name, data=found["answer"], repaired=found["repaired"])
 
     @app.post("/v1/vision", tags=["tasks"])
@@ -278,10 +314,15 @@ def create_app(
         """What a question about one or more images is answered with."""
         name, replica = note(request, *models.find(asked.model, "multimodal_vision"))
         shown = ([asked.image] if asked.image is not None else []) + asked.images
-        encoded = await pictures.read_all(shown, settings.images)
-        row: dict[str, Any] = {"images": encoded} | ({"question": asked.question} if asked.question else {})
-        found = await ask(replica, "answer", row)
+        async with _Deadline(limits):
+            encoded = await pictures.read_all(shown, settings.images, sandbox)
+            row: dict[str, Any] = {"images": encoded} | ({"question": asked.question} if asked.question else {})
+            found = await replica.call("answer", row)
         return api.Seen(model=name, answer=found["answer"], text=found["text"])
+
+    @app.post("/v1/responses", include_in_schema=False)
+    async def responses() -> Response:
+        raise Refusal(404, f"OpenAI's Responses API is not supported: ask at {CHAT}")
 
     @app.post("/v1/feedback", tags=["state"])
     async def feedback(asked: api.FeedbackRequest, request: Request) -> api.Recorded:
@@ -342,6 +383,14 @@ async def _after(request: Request, first: str, events: AsyncIterator[str], deadl
         yield f"data: {json.dumps(error_form(refusal))}\n\n"
 
 
+def _charge(request: Request, answers: int, limits: Limits) -> None:
+    """Count a request by its answers. Raises Refusal for too many."""
+    if answers > limits.answers:
+        said = f"prompts times n is {answers:,}; {limits.answers:,} answers are the most of one request"
+        raise Refusal(400, said, param="n")
+    request.state.charge(answers - 1)
+
+
 def _address(part: Mapping[str, Any]) -> str:
     match part:
         case {"image_url": {"url": str(address)}}:
@@ -349,40 +398,14 @@ def _address(part: Mapping[str, Any]) -> str:
     raise Refusal(400, "content of type image_url should have 'image_url': {'url': …}", param="messages")
 
 
-def _listed(given: str | Sequence[str], limits: Limits, param: str = "input") -> list[str]:
+def _listed(given: str | Sequence[str], limits: Limits, param: str = "input", may_be_empty: bool = False) -> list[str]:
     texts = [given] if isinstance(given, str) else list(given)
     if len(texts) > limits.texts:
         raise Refusal(400, f"{param} has {len(texts):,} texts; {limits.texts:,} are the most", param=param)
     empty = next((number for number, text in enumerate(texts) if not text.strip()), None)
-    if empty is not None:
+    if empty is not None and not may_be_empty:
         raise Refusal(400, f"{param}: text {empty} is empty", param=param)
     return texts
-
-
-def _check_schema(schema: Mapping[str, Any]) -> None:
-    """Raises Refusal where it is no JSON Schema, is too large or nested too deeply, or refers to what is not in it."""
-    from jsonschema import Draft202012Validator
-    from jsonschema.exceptions import SchemaError
-
-    try:
-        values = structures.everything_in(schema)
-        if len(values) > _SCHEMA_VALUES:
-            said = f"schema holds {len(values):,} values; {_SCHEMA_VALUES:,} are the most"
-            raise Refusal(400, said, param="schema")
-        if any("patternProperties" in value for value in values if isinstance(value, dict)):
-            raise Refusal(400, "schema: 'patternProperties' is not to be had here", param="schema")
-        Draft202012Validator.check_schema(schema)
-    except ValueError:
-        raise Refusal(400, "schema is nested too deeply", param="schema") from None
-    except SchemaError as error:
-        raise Refusal(400, f"schema is no JSON Schema: {error.message[:200]}", param="schema") from None
-    objects = (value for value in values if isinstance(value, dict))
-    named = (of.get(keyword) for of in objects for keyword in ("$ref", "$dynamicRef"))
-    references = dict.fromkeys(name for name in named if isinstance(name, str))
-    resolver = structures.resolver(schema)
-    unknown = next((name for name in references if structures.referred(name, resolver) is None), None)
-    if unknown is not None:
-        raise Refusal(400, f"schema refers to '{unknown[:100]}', which is not in it", param="schema")
 
 
 def _handle_errors(app: FastAPI) -> None:
@@ -395,16 +418,20 @@ def _handle_errors(app: FastAPI) -> None:
         errors = error.errors()
         # Of a field that may be of two types the one that it nearly is comes first.
         first = next((found for found in errors if not found["type"].endswith("_type")), errors[0])
-        place = ".".join(map(str, first["loc"][1:2]))
+        name, number = [*map(str, first["loc"][1:3]), "", ""][:2]
+        place = (f"{name}.{number}" if number.isdigit() else name)[:_SHOWN]
         if first["type"] == "json_invalid":
             return refused(Refusal(400, f"the body is not JSON ({first['ctx']['error']})"))
         message = first["msg"].removeprefix("Value error, ")
-        return refused(Refusal(400, f"{place}: {message}" if place else message, param=place or None))
+        param = name[:_SHOWN] or first.get("ctx", {}).get("field")
+        return refused(Refusal(400, f"{place}: {message}" if place else message, param=param))
 
     @app.exception_handler(HTTPException)
     async def _(request: Request, error: HTTPException) -> Response:
         message = (
-            f"there is no {request.method} {request.url.path}" if error.status_code in (404, 405) else error.detail
+            f"there is no {request.method} {request.url.path[:_SHOWN]}"
+            if error.status_code in (404, 405)
+            else error.detail
         )
         return refused(Refusal(error.status_code, message))
 

@@ -1,7 +1,7 @@
 """What holds a model and answers: an encoder, or a writer of text by our own engine (by vLLM: `vllm_writers`).
 
 A writer has `chat` and `complete` (OpenAI's forms; as streams, too) and `answer`, which takes a row as a data file of
-its type has it. All raise `Refusal` where a request is at fault.
+its type has it. All raise `Refusal` if a request is at fault. Ray Serve calls them through `Holder`.
 """
 
 from __future__ import annotations
@@ -12,39 +12,83 @@ import functools
 import itertools
 import json
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from serve.config import ModelEntry
 from serve.errors import Refusal
+from serve.sandbox import Sandbox, SandboxError
 from serve.together import Together
 from srl_rlvr import trained
 from srl_rlvr.config import EngineConfig
 from srl_rlvr.engines import SamplingSpec
 from srl_rlvr.errors import InputError
 from srl_rlvr.examples.files import InMemory, Reading
-from srl_rlvr.verifiers.answers import without_thoughts
-from srl_rlvr.verifiers.structures import read_json, validator
+from srl_rlvr.policies import chat
+
+if TYPE_CHECKING:
+    from srl_rlvr.engines.transformers_engine import TransformersEngine
 
 Tokens = tuple[int, ...]
 _LABELS_KEPT = 8
 _EMPTY = ("", [], {})
 _ONLY_VLLM: dict[str, Sequence[Any]] = {  # beside null, what asks for nothing
     "stop": _EMPTY,
-    "tools": _EMPTY,
     "logit_bias": _EMPTY,
     "top_p": (1,),
+    "top_k": (0, -1),
+    "min_p": (0,),
     "logprobs": (False,),
+    "top_logprobs": (0,),
+    "echo": (False,),
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
+    "repetition_penalty": (1,),
 }
+_CHECK_DEADLINE_S = 5.0  # of an answer against its schema
+_SANDBOX_MIB = 2048
 
 
-class Encoder:
+def own_thread(work: Callable[..., Any], name: str) -> Callable[..., Awaitable[Any]]:
+    """`work`, awaited, always in the same thread: each thread that calls torch has an OpenMP team of its own."""
+    executor = ThreadPoolExecutor(1, thread_name_prefix=name)
+
+    async def run(*arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(executor, functools.partial(work, *arguments))
+
+    return run
+
+
+class Holder:
+    """How Ray Serve calls a replica: the name of the model and of the method come first.
+
+    A Refusal is returned, or is the last item of a stream: Ray logs what is raised, and a refusal may have texts of the
+    request and of the answer in it.
+    """
+
+    def of_model(self, name: str) -> Any:
+        return self
+
+    async def on(self, model: str, method: str, *arguments: Any) -> Any:
+        try:
+            return await getattr(self.of_model(model), method)(*arguments)
+        except Refusal as refusal:
+            return refusal
+
+    async def stream_on(self, model: str, method: str, *arguments: Any) -> AsyncIterator[Any]:
+        try:
+            async for item in getattr(self.of_model(model), method)(*arguments):
+                yield item
+        except Refusal as refusal:
+            yield refusal
+
+
+class Encoder(Holder):
     """Embeddings, reranker and router. Calls that wait while texts are encoded are encoded together."""
 
     def __init__(self, entry: ModelEntry):
@@ -52,7 +96,7 @@ class Encoder:
         self.tokenizer = self.model.load_tokenizer()
         engine: Any = self.model.open_engine("ranking", EngineConfig())
         self.scorer = engine.scorer
-        self.encode = Together(functools.partial(asyncio.to_thread, self._encode_calls))
+        self.encode: Together[Any, Any] = Together(own_thread(self._encode_calls, "encoder"))
         self._labels: dict[tuple[str, ...], np.ndarray] = {}  # vectors of sets of labels, the last used last
 
     async def ready(self) -> bool:
@@ -60,14 +104,19 @@ class Encoder:
 
     async def many(self, calls: Sequence[tuple[str, tuple[Any, ...]]]) -> list[Any]:
         """What each method returns for its arguments, or its Refusal: one request to this replica for many to it."""
+        return await asyncio.gather(*(self.on("", method, *arguments) for method, arguments in calls))
 
-        async def one(method: str, arguments: tuple[Any, ...]) -> Any:
-            try:
-                return await getattr(self, method)(*arguments)
-            except Refusal as refusal:
-                return refusal
-
-        return await asyncio.gather(*(one(*call) for call in calls))
+    async def decode(self, texts: Sequence[Sequence[int]]) -> list[str]:
+        """Texts of this model's own token ids."""
+        size = len(self.tokenizer.tokenizer)
+        unknown = next((token for tokens in texts for token in tokens if token >= size), None)
+        if unknown is not None:
+            raise Refusal(400, f"input: the model's tokenizer has no token {unknown}; it has {size:,}", param="input")
+        found = self.tokenizer.tokenizer.batch_decode([list(tokens) for tokens in texts], skip_special_tokens=True)
+        empty = next((number for number, text in enumerate(found) if not text.strip()), None)
+        if empty is not None:
+            raise Refusal(400, f"input: text {empty} is empty", param="input")
+        return found
 
     async def embed(self, texts: Sequence[str], dimensions: int | None) -> tuple[np.ndarray, int]:
         """[texts, D] of length 1, and how many tokens were read."""
@@ -155,42 +204,75 @@ class Wanted:
     schema: str = ""  # JSON Schema that the text is to fit, where the engine can see to it
 
 
-class Writer:
+class Writer(Holder):
     """What both writers have in common: rows of their type in, what it makes of the text out."""
 
     def __init__(self, entry: ModelEntry):
         self.model = trained.read(Path(entry.path), entry.max_context, entry.max_tokens)
         self.tokenizer = self.model.load_tokenizer()
+        self.sandbox = Sandbox(memory_mib=_SANDBOX_MIB)  # its processes start when they are needed
+        self.read_row = own_thread(self._read_row, "reader")
 
     async def ready(self) -> bool:
         return True
 
     def instructed(self, messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-        """The conversation with the instruction that the model was trained under, where it has none of its own."""
+        """The conversation with the instruction that the model was trained under, if it has none of its own. Raises
+        Refusal if the model cannot read a part of it."""
+        self._check_parts(messages)
         if any(message["role"] in ("system", "developer") for message in messages):
             return list(messages)
         model_type: Any = self.model.model_type
         return [{"role": "system", "content": model_type.system(self.model.think)}, *messages]
 
+    def _check_parts(self, messages: Sequence[Mapping[str, Any]]) -> None:
+        readable = ("text", "image_url") if hasattr(self.tokenizer, "processor") else ("text",)
+        for number, message in enumerate(messages):
+            content = message.get("content") or ""
+            for part in () if isinstance(content, str) else content:
+                where, kind = f"messages.{number}.content", part.get("type")
+                if kind not in readable:
+                    shown = str(kind)[:40]
+                    raise Refusal(400, f"{where}: this model reads no content of type '{shown}'", param="messages")
+                if kind == "text" and not isinstance(part.get("text"), str):
+                    raise Refusal(400, f"{where}: content of type text should have 'text'", param="messages")
+
     async def answer(self, row: dict[str, Any]) -> dict[str, Any]:
         """{"answer", "text", "repaired"}: `row` is one of a data file without its answer."""
-        model_type, card = self.model.model_type, self.model.card
-        try:
-            how = Reading(card=card, unanswered=True)
-            [example] = model_type.load(InMemory([row]), "dev", how).to_pylist()
-            tokens = model_type.encode_prompt(self.tokenizer, example, self.model.think)
-        except InputError as error:
-            raise Refusal(400, str(error).removeprefix("request, row 1: ")) from None
-        schema = model_type.answer_schema(example)
+        example, tokens, schema = await self.read_row(row)
         text = await self.write(
             Wanted(
                 tuple(tokens), self._room(tokens), images=tuple(example["images"]),
                 schema=json.dumps(schema) if schema else "",
             )
         )  # fmt: skip
-        text, repaired = _repaired(text, schema) if schema else (text, False)
-        answer = model_type.present(example, {"text": text}, card)
+        text, repaired = await self.fitted(text, schema) if schema else (text, False)
+        answer = self.model.model_type.present(example, {"text": text}, self.model.card)
         return {"answer": answer, "text": text, "repaired": repaired}
+
+    def _read_row(self, row: dict[str, Any]) -> tuple[Any, list[int], dict[str, Any] | None]:
+        """The example, its prompt, and the schema of its answer."""
+        model_type = self.model.model_type
+        try:
+            how = Reading(card=self.model.card, unanswered=True)
+            [example] = model_type.load(InMemory([row]), "dev", how).to_pylist()
+            tokens = model_type.encode_prompt(self.tokenizer, example, self.model.think)
+        except InputError as error:
+            raise Refusal(400, str(error).removeprefix("request, row 1: ")) from None
+        return example, list(tokens), model_type.answer_schema(example)
+
+    async def fitted(self, text: str, schema: Mapping[str, Any]) -> tuple[str, bool]:
+        """See `answers.repaired`."""
+        try:
+            found, repaired = await self.sandbox.run(
+                "serve.answers:repaired", text, schema, deadline_s=_CHECK_DEADLINE_S
+            )
+        except (TimeoutError, SandboxError):
+            raise Refusal(
+                400, f"the answer could not be checked against the schema within {_CHECK_DEADLINE_S:g} s: simplify the "
+                "schema", param="schema",
+            ) from None  # fmt: skip
+        return found, repaired
 
     async def write(self, wanted: Wanted) -> str:
         raise NotImplementedError
@@ -213,35 +295,43 @@ class PlainWriter(Writer):
     def __init__(self, entry: ModelEntry):
         super().__init__(entry)
         options = EngineConfig(kv_cache_gib=entry.kv_cache_gib, max_running=entry.max_running)
-        self.engine = self.model.open_engine("transformers", options)
-        self.sample: Together[Wanted, tuple[str, int, str]] = Together(
-            functools.partial(asyncio.to_thread, self._sample)
-        )
+        engine: Any = self.model.open_engine("transformers", options)
+        self.engine: TransformersEngine = engine
+        self.sample: Together[Wanted, tuple[str, int, str]] = Together(own_thread(self._sample, "writer"))
+        self.read_conversation = own_thread(self._conversation, "reader")
+        self.read_text = own_thread(lambda text: self._plain_tokenizer.encode(text), "reader")
 
     async def chat(self, body: dict[str, Any]) -> dict[str, Any]:
-        tokens, images = self._conversation(self.instructed(body["messages"]))
+        _check_supported(body)
+        tokens, images = await self.read_conversation(body["messages"])
         asked = body.get("max_completion_tokens") or body.get("max_tokens")
-        text, count, reason = await self._generate(body, tokens, images, asked)
-        message = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": reason}
-        return self._form("chat.completion", body, message, len(tokens), count)
+        written = await self._generate(body, tokens, images, asked)
+        choices = [
+            {"index": number, "message": {"role": "assistant", "content": text}, "finish_reason": reason}
+            for number, (text, _, reason) in enumerate(written)
+        ]
+        return self._form("chat.completion", body, choices, len(tokens), sum(count for _, count, _ in written))
 
     async def complete(self, body: dict[str, Any]) -> dict[str, Any]:
+        _check_supported(body)
         if not isinstance(body["prompt"], str):
             raise Refusal(400, "this model completes one prompt at a time: 'prompt' should be text", param="prompt")
         self._check_text(body["prompt"], "prompt")
-        tokens = self._plain_tokenizer.encode(body["prompt"])
-        text, count, reason = await self._generate(body, tokens, [], body.get("max_tokens"))
-        return self._form(
-            "text_completion", body, {"index": 0, "text": text, "finish_reason": reason}, len(tokens), count
-        )
+        tokens = await self.read_text(body["prompt"])
+        written = await self._generate(body, tokens, [], body.get("max_tokens"))
+        choices = [
+            {"index": number, "text": text, "finish_reason": reason} for number, (text, _, reason) in enumerate(written)
+        ]
+        return self._form("text_completion", body, choices, len(tokens), sum(count for _, count, _ in written))
 
     async def chat_stream(self, body: dict[str, Any]) -> AsyncIterator[str]:
         whole = await self.chat(body)
-        usage, [choice] = whole.pop("usage"), whole["choices"]
-        pieces = [({"role": "assistant", "content": choice["message"]["content"]}, None), ({}, choice["finish_reason"])]
-        for delta, reason in pieces:
-            choice = {"index": 0, "delta": delta, "finish_reason": reason}
-            yield _event(whole | {"object": "chat.completion.chunk", "choices": [choice]})
+        usage = whole.pop("usage")
+        for choice in whole["choices"]:
+            pieces = [(choice["message"], None), ({}, choice["finish_reason"])]
+            for delta, reason in pieces:
+                piece = {"index": choice["index"], "delta": delta, "finish_reason": reason}
+                yield _event(whole | {"object": "chat.completion.chunk", "choices": [piece]})
         if (body.get("stream_options") or {}).get("include_usage"):
             yield _event(whole | {"object": "chat.completion.chunk", "choices": [], "usage": usage})
         yield "data: [DONE]\n\n"
@@ -270,63 +360,61 @@ class PlainWriter(Writer):
         processor = getattr(self.tokenizer, "processor", None)
         images: list[bytes] = []
         shown = []
-        for message in messages:
+        for message in self.instructed(messages):
             content = message.get("content") or ""
             parts: Any = [{"type": "text", "text": content}] if isinstance(content, str) else content
             told: list[dict[str, Any]] = []
             for part in parts:
-                if part.get("type") == "text" and isinstance(part.get("text"), str):
+                if part["type"] == "text":
                     self._check_text(part["text"], "messages")
                     told.append({"type": "text", "text": part["text"]})
-                elif part.get("type") == "image_url" and processor is not None:
+                else:
                     images.append(base64.b64decode(part["image_url"]["url"].partition(",")[2]))
                     told.append({"type": "image"})
-                else:
-                    raise Refusal(400, f"this model reads no content of type '{part.get('type')}'", param="messages")
             together: Any = told if processor is not None else "".join(part["text"] for part in told)
             shown.append({"role": message["role"], "content": together})
-        if processor is None:
-            return list(
-                self.tokenizer.apply_chat_template(shown, add_generation_prompt=True, return_dict=False)
-            ), images
+        try:
+            if processor is None:
+                return chat.prompt_ids(self.tokenizer, shown, self.model.think), images
+            text = chat.render(processor, shown, self.model.think)
+        except InputError as error:
+            raise Refusal(400, str(error), param="messages") from None
         from PIL import Image
 
         from srl_rlvr import images as encoded
 
-        text = processor.apply_chat_template(shown, add_generation_prompt=True)
         blank = [Image.new("RGB", encoded.size(image)) for image in images] or None
         return list(processor(text=text, images=blank, add_special_tokens=False)["input_ids"][0]), images
 
     async def _generate(
         self, body: Mapping[str, Any], tokens: Sequence[int], images: Sequence[bytes], asked: int | None
-    ) -> tuple[str, int, str]:
-        if (body.get("n") or 1) != 1:
-            raise Refusal(400, "this model writes one answer at a time: 'n' should be 1", param="n")
-        unknown = next((name for name, neutral in _ONLY_VLLM.items() if _asks(body.get(name), neutral)), None)
-        if unknown is not None:
-            raise Refusal(400, f"'{unknown}' is not to be had here: our own engine runs this model", param=unknown)
+    ) -> list[tuple[str, int, str]]:
+        """(text, tokens, why it ends) of each of the `n` answers."""
         temperature = 1.0 if body.get("temperature") is None else float(body["temperature"])
-        seed = body.get("seed")
-        wanted = Wanted(
-            tuple(tokens), self._room(tokens, asked), temperature,
-            seed % 2**32 if seed is not None else time.time_ns() % 2**32, tuple(images),
-        )  # fmt: skip
-        schema = response_schema(body.get("response_format"))
-        text, count, reason = await self.sample(wanted)
-        return (_repaired(text, schema)[0] if schema is not None else text), count, reason
+        seed = time.time_ns() if body.get("seed") is None else body["seed"]
+        schema, room = response_schema(body.get("response_format")), self._room(tokens, asked)
+        wanted = [
+            Wanted(tuple(tokens), room, temperature, (seed + number) % 2**32, tuple(images))
+            for number in range(body.get("n") or 1)
+        ]
+        written = await asyncio.gather(*map(self.sample, wanted))
+        if schema is None:
+            return list(written)
+        return [((await self.fitted(text, schema))[0], count, reason) for text, count, reason in written]
 
     def _sample(self, calls: list[Wanted]) -> list[Any]:
         """(text, tokens, why it ends) of each, or its Refusal; those that want alike are written together."""
         found: list[Any] = [None] * len(calls)
         alike: dict[SamplingSpec, list[int]] = {}
         for number, call in enumerate(calls):
-            spec = SamplingSpec(1, call.temperature, call.max_tokens, seed=call.seed if call.temperature else 0)
-            alike.setdefault(spec, []).append(number)
+            alike.setdefault(SamplingSpec(1, call.temperature, call.max_tokens), []).append(number)
         for spec, numbers in alike.items():
             prompts = [list(calls[number].tokens) for number in numbers]
             images = [list(calls[number].images) for number in numbers]
             try:
-                groups = self.engine.sample(prompts, spec, images if any(images) else ())
+                groups = self.engine.sample(
+                    prompts, spec, images if any(images) else (), seeds=[calls[number].seed for number in numbers]
+                )
             except InputError as error:
                 for number in numbers:
                     found[number] = Refusal(400, str(error))
@@ -337,7 +425,7 @@ class PlainWriter(Writer):
         return found
 
     def _form(
-        self, kind: str, body: Mapping[str, Any], choice: dict[str, Any], prompt_tokens: int, written: int
+        self, kind: str, body: Mapping[str, Any], choices: list[dict[str, Any]], prompt_tokens: int, written: int
     ) -> dict[str, Any]:
         prefix = "chatcmpl" if kind.startswith("chat") else "cmpl"
         return {
@@ -345,13 +433,20 @@ class PlainWriter(Writer):
             "object": kind,
             "created": int(time.time()),
             "model": body["model"],
-            "choices": [choice],
+            "choices": choices,
             "usage": {
                 "prompt_tokens": prompt_tokens,
                 "completion_tokens": written,
                 "total_tokens": prompt_tokens + written,
             },
         }
+
+
+def _check_supported(body: Mapping[str, Any]) -> None:
+    """Raises Refusal if the request asks for what only vLLM does."""
+    unknown = next((name for name, neutral in _ONLY_VLLM.items() if _asks(body.get(name), neutral)), None)
+    if unknown is not None:
+        raise Refusal(400, f"'{unknown}' is not supported for this model: leave it out", param=unknown)
 
 
 def _asks(value: Any, neutral: Sequence[Any]) -> bool:
@@ -371,30 +466,6 @@ def response_schema(response_format: Mapping[str, Any] | None) -> dict[str, Any]
             return None
     raise Refusal(400, "response_format should be text, json_object, or json_schema with its 'schema'",
                   param="response_format")  # fmt: skip
-
-
-def _repaired(text: str, schema: Mapping[str, Any]) -> tuple[str, bool]:
-    """JSON that fits the schema, and whether the text was not. Raises Refusal where none can be made of it."""
-    from jsonschema.exceptions import ValidationError
-    from partial_json_parser import loads
-    from referencing.exceptions import Unresolvable
-
-    text = without_thoughts(text)
-    begin = min((at for at in (text.find("{"), text.find("[")) if at >= 0), default=0)
-    try:
-        try:
-            found, repaired = read_json(text), False
-        except ValueError:
-            found, repaired = read_json(json.dumps(loads(text[begin:]))), True
-        validator(schema).validate(found)
-    except Unresolvable as error:
-        raise Refusal(400, f"schema refers to '{error.ref[:100]}', which is not in it", param="schema") from None
-    except (ValueError, RecursionError):
-        raise Refusal(422, f"the model's answer is no JSON: {text[:200]!r}", "invalid_answer") from None
-    except ValidationError as error:
-        said = f"the model's answer does not fit the schema ({error.message[:200]}): {text[:200]!r}"
-        raise Refusal(422, said, "invalid_answer") from None
-    return (json.dumps(found, ensure_ascii=False) if repaired else text), repaired
 
 
 def _event(piece: Mapping[str, Any]) -> str:

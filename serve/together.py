@@ -16,8 +16,9 @@ Found = TypeVar("Found")
 
 
 class Together(Generic[Call, Found]):
-    """`work` takes at most `most` calls and gives one result, or one exception, for each; so many batches `at_once`.
-    It is `full` where that many are at work and `queue` calls wait."""
+    """`work` takes at most `most` calls, which weigh at most `heaviest` together unless there is but one, and gives one
+    result, or one exception, for each; so many batches `at_once`. It is `full` where that many are at work and `queue`
+    calls wait."""
 
     def __init__(
         self,
@@ -25,9 +26,12 @@ class Together(Generic[Call, Found]):
         at_once: int = 1,
         queue: int = 0,
         most: int = 64,
+        weight: Callable[[Call], int] = lambda call: 0,
+        heaviest: int = 0,
     ):
         self.work, self.at_once, self.queue, self.most = work, at_once, queue, most
-        self.waiting: deque[tuple[Call, asyncio.Future[Found]]] = deque()
+        self.weight, self.heaviest = weight, heaviest
+        self.waiting: deque[tuple[Call, asyncio.Future[Found], int]] = deque()
         self.running: set[asyncio.Task[None]] = set()
 
     @property
@@ -36,18 +40,31 @@ class Together(Generic[Call, Found]):
 
     async def __call__(self, call: Call) -> Found:
         future = asyncio.get_running_loop().create_future()
-        self.waiting.append((call, future))
+        self.waiting.append((call, future, self.weight(call)))
         if len(self.running) < self.at_once:
             self.running.add(asyncio.create_task(self._run()))
         return await future
 
     async def _run(self) -> None:
         while self.waiting:
-            taken = [self.waiting.popleft() for _ in range(min(self.most, len(self.waiting)))]
-            taken = [(call, future) for call, future in taken if not future.done()]
+            taken = self._take()
             if taken:
                 await self._settle(taken)
         self.running.remove(asyncio.current_task())  # type: ignore[arg-type]
+
+    def _take(self) -> list[tuple[Call, asyncio.Future[Found]]]:
+        """The next batch, without calls that nobody waits for."""
+        taken: list[tuple[Call, asyncio.Future[Found]]] = []
+        room = self.heaviest
+        while self.waiting and len(taken) < self.most:
+            call, future, weight = self.waiting[0]
+            if taken and weight > room:
+                break
+            self.waiting.popleft()
+            if not future.done():
+                taken.append((call, future))
+                room -= weight
+        return taken
 
     async def _settle(self, taken: list[tuple[Call, asyncio.Future[Found]]]) -> None:
         found: Sequence[Found | Exception]

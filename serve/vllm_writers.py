@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import functools
+import hashlib
 import json
+import logging
 import os
+import re
+import threading
+import time
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
@@ -13,12 +17,24 @@ from typing import Any
 
 from serve.config import ModelEntry
 from serve.errors import Refusal
-from serve.replicas import Wanted, Writer, response_schema
+from serve.replicas import Holder, Wanted, Writer, own_thread, response_schema
+from serve.sandbox import SandboxError
 from srl_rlvr import trained
+from srl_rlvr.errors import InputError
+from srl_rlvr.policies import chat
 
+log = logging.getLogger(__name__)
+
+# vLLM's own logging closes every handler that is there, Ray Serve's too: when Ray Serve's controller recovers from a
+# crash, it then takes the replica for broken and starts it anew.
+_LOGGING = {"VLLM_CONFIGURE_LOGGING": "0"}
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # of adapters, that vLLM has room for
 _ADAPTERS_AT_HAND = 8  # beside the layers at a time; vLLM changes them as requests come
 _FAILED = 'data: {"error":'  # how a stream of vLLM's begins to say so
+_INTERNAL = re.compile(r"--\w|(?:^|[\s'\"`(])~?/\w")  # options of vLLM's command, and paths
+_LOOKS_EVERY_S = 0.2
+_GRAMMAR_DEADLINE_S = 2.0  # to compile one; vLLM then takes as long again, and other new schemas wait for that
+_GRAMMARS_KEPT = 256
 
 
 class VllmEngine:
@@ -31,6 +47,8 @@ class VllmEngine:
 
         for name, value in vllm_engine.ENVIRONMENT.items():
             os.environ.setdefault(name, value)
+        os.environ.update(_LOGGING)  # read when vLLM is imported
+        logging.getLogger("vllm").setLevel(logging.ERROR)
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
         from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
@@ -79,10 +97,58 @@ class VllmEngine:
         )
         self.completion = OpenAIServingCompletion(self.engine, self.models, **common)
         self._loading: asyncio.Task[None] | None = None
+        self._grammars: dict[bytes, str | Refusal] = {}  # by the schema's digest, the last used last
+        self._tokenizer = ""
+        threading.Thread(target=self._watch, name="engine-watch", daemon=True).start()
 
-    def check_health(self) -> None:
+    def _watch(self) -> None:
+        while not self.engine.errored:
+            time.sleep(_LOOKS_EVERY_S)
+        self.end()
+
+    def check_alive(self) -> None:
+        """Does not return if the engine has died."""
         if self.engine.errored:
-            raise RuntimeError("the engine has died")
+            self.end()
+
+    def end(self) -> None:
+        """End this replica's process: Ray Serve starts another at once, and the gateway puts the requests that were
+        under way to it again. A health check would have to fail three times before that."""
+        log.error("vLLM's engine has died; this replica ends")
+        os._exit(1)
+
+    async def grammar(self, schema: str, sandbox: Any) -> str:
+        """Raises Refusal if no grammar can hold an answer to the schema, or none that is made in time."""
+        key = hashlib.sha256(schema.encode()).digest()
+        found = self._grammars.pop(key, None)
+        if found is None:
+            found = await self._make_grammar(schema, sandbox)
+        self._grammars[key] = found
+        while len(self._grammars) > _GRAMMARS_KEPT:
+            del self._grammars[next(iter(self._grammars))]
+        if isinstance(found, Refusal):
+            raise found
+        return found
+
+    async def _make_grammar(self, schema: str, sandbox: Any) -> str | Refusal:
+        if not self._tokenizer:
+            from xgrammar import TokenizerInfo
+
+            size = self.engine.model_config.get_vocab_size()
+            tokenizer: Any = self.engine.renderer.tokenizer
+            self._tokenizer = TokenizerInfo.from_huggingface(tokenizer, vocab_size=size).serialize_json()
+        try:
+            return await sandbox.run(
+                "serve.grammars:of_schema", schema, self._tokenizer, deadline_s=_GRAMMAR_DEADLINE_S
+            )
+        except ValueError as error:
+            said = f"the schema cannot be held to: {error}"
+        except (TimeoutError, SandboxError):
+            said = (
+                f"the schema cannot be held to: its grammar was not made within {_GRAMMAR_DEADLINE_S:g} s; shorten its "
+                "patterns, their repetitions and its enums"
+            )
+        return Refusal(400, said, param="schema")
 
     async def loaded(self) -> None:
         """Its adapters are: vLLM reads them in an event loop only."""
@@ -97,14 +163,13 @@ class VllmWriter(Writer):
     def __init__(self, entry: ModelEntry, engine: VllmEngine | None = None):
         super().__init__(entry)
         self.name = entry.name
+        self.adapt = own_thread(self._adapted, "reader")
         self.vllm = engine or VllmEngine(entry.path, entry, self.model.max_context)
 
     async def ready(self) -> bool:
+        self.vllm.check_alive()
         await self.vllm.loaded()
         return True
-
-    def check_health(self) -> None:
-        self.vllm.check_health()
 
     async def chat(self, body: dict[str, Any]) -> dict[str, Any]:
         return (await self._begin("chat", body)).model_dump(exclude_none=True)
@@ -124,11 +189,12 @@ class VllmWriter(Writer):
         try:
             async for event in await self._begin(kind, body):
                 if event.startswith(_FAILED):
+                    self.vllm.check_alive()
                     error = json.loads(event.removeprefix("data: "))["error"]
-                    raise Refusal(error["code"], error["message"], param=error["param"])
+                    raise self._refusal(error["message"], error["code"], error["param"])
                 yield event
-        except _client_errors() as error:
-            raise _as_refusal(error) from None
+        except _errors() as error:
+            raise self._as_refusal(error) from None
 
     async def _begin(self, kind: str, body: dict[str, Any]) -> Any:
         """A response, or a stream of events."""
@@ -137,35 +203,56 @@ class VllmWriter(Writer):
         from vllm.entrypoints.openai.completion.protocol import CompletionRequest
         from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 
+        self.vllm.check_alive()
         await self.vllm.loaded()
-        schema = response_schema(body.get("response_format"))
-        if schema is not None:
-            grammar = _grammar(json.dumps(schema))
-            body = body | {"response_format": None, "structured_outputs": {"grammar": grammar}}
-        body = body | {"model": self.name}
-        if not body.get("max_completion_tokens"):  # else vLLM takes all that the context has left
-            body["max_tokens"] = body.get("max_tokens") or self.model.max_tokens
+        body = await self._for_vllm(body)
         try:
             if kind == "chat":
-                body = body | {"messages": self.instructed(body["messages"])}
+                body["messages"] = await self.adapt(body["messages"])
+                body["chat_template_kwargs"] = chat.template_options(self.model.think)
                 found = await self.vllm.chat.create_chat_completion(ChatCompletionRequest.model_validate(body))
             else:
                 found = await self.vllm.completion.create_completion(CompletionRequest.model_validate(body))
         except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"]))
-            raise Refusal(400, f"{place}: {first['msg']}" if place else first["msg"]) from None
-        except _client_errors() as error:
-            raise _as_refusal(error) from None
+            raise Refusal(400, *_first_of(error)) from None
+        except _errors() as error:
+            raise self._as_refusal(error) from None
         if isinstance(found, ErrorResponse):
-            raise Refusal(found.error.code, found.error.message, param=found.error.param)
+            self.vllm.check_alive()
+            raise self._refusal(found.error.message, found.error.code, found.error.param)
+        return found
+
+    def _adapted(self, messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """The conversation as the model's chat template takes it. Raises Refusal if the template refuses it."""
+        told = [{**message, "content": _text_of(message.get("content"))} for message in self.instructed(messages)]
+        try:
+            return chat.adapted_messages(self.tokenizer, told)
+        except InputError as error:
+            raise Refusal(400, str(error), param="messages") from None
+
+    async def _for_vllm(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The request as vLLM's own server takes it."""
+        found: dict[str, Any] = {name: value for name, value in body.items() if value is not None}
+        found["model"] = self.name
+        schema = response_schema(found.pop("response_format", None))
+        if schema is not None:
+            grammar = await self.vllm.grammar(json.dumps(schema), self.sandbox)
+            found["structured_outputs"] = {"grammar": grammar}
+        asked = found.pop("max_completion_tokens", None) or found.get("max_tokens")
+        # Without a limit vLLM takes all that the context has left, and it refuses one that is above the context.
+        found["max_tokens"] = min(self.model.max_tokens if asked is None else asked, self.model.max_context)
+        if found.get("n", 1) > 1 and found.get("temperature") == 0:
+            found |= {"temperature": 1.0, "top_k": 1}  # as greedy; vLLM refuses several greedy answers
         return found
 
     async def write(self, wanted: Wanted) -> str:
         from vllm import SamplingParams
         from vllm.sampling_params import StructuredOutputsParams
 
-        guide = StructuredOutputsParams(grammar=_grammar(wanted.schema)) if wanted.schema else None
+        self.vllm.check_alive()
+        guide = None
+        if wanted.schema:
+            guide = StructuredOutputsParams(grammar=await self.vllm.grammar(wanted.schema, self.sandbox))
         how = SamplingParams(
             temperature=wanted.temperature, max_tokens=wanted.max_tokens, seed=wanted.seed, structured_outputs=guide
         )
@@ -176,12 +263,38 @@ class VllmWriter(Writer):
             prompt: Any = {"prompt_token_ids": list(wanted.tokens)}
             async for output in self.vllm.engine.generate(prompt, how, uuid.uuid4().hex, lora_request=adapter):
                 text = output.outputs[0].text
-        except _client_errors() as error:
-            raise _as_refusal(error) from None
+        except _errors() as error:
+            raise self._as_refusal(error) from None
         return text
 
+    def _as_refusal(self, error: Exception) -> Refusal:
+        """400 if a request is at fault; what fails for another reason is 500, or 503 if another try may help."""
+        from vllm.exceptions import GracefulHTTPError, RetryableRequestError, VLLMServerError
 
-class SharedWriters:
+        self.vllm.check_alive()
+        if isinstance(error, GracefulHTTPError | RetryableRequestError):
+            return Refusal(503, f"model '{self.name}' is busy; come back later", retry_after=1)
+        cause = error.__cause__ if isinstance(error, VLLMServerError) else error
+        if cause is None or not isinstance(cause, _client_errors()):
+            return Refusal(500, f"model '{self.name}' failed on this request")
+        return self._refusal(str(cause) or type(cause).__name__, 400, getattr(cause, "parameter", None))
+
+    def _refusal(self, said: str, status: int, param: str | None) -> Refusal:
+        """vLLM's words, without its options, or paths of this machine."""
+        if status >= 500:
+            return Refusal(status, f"model '{self.name}' failed on this request")
+        if "context length" in said:
+            return Refusal(
+                400, f"the prompt does not fit into this model's context of {self.model.max_context} tokens",
+                "context_length_exceeded", param,
+            )  # fmt: skip
+        first = next(iter(said.strip().splitlines()), "").partition(" (parameter=")[0][:300]
+        if not first or _INTERNAL.search(first):
+            first = "the model cannot answer this request as it is"
+        return Refusal(status, first, param=param)
+
+
+class SharedWriters(Holder):
     """Models whose adapters share one base, by name."""
 
     def __init__(self, entries: Sequence[ModelEntry]):
@@ -191,42 +304,35 @@ class SharedWriters:
         self.vllm = VllmEngine(first.base, first, longest, adapters)
         self.writers = {entry.name: VllmWriter(entry, self.vllm) for entry in entries}
 
-    def check_health(self) -> None:
-        self.vllm.check_health()
-
-    async def on(self, model: str, method: str, *arguments: Any) -> Any:
-        return await getattr(self.writers[model], method)(*arguments)
-
-    async def stream_on(self, model: str, method: str, *arguments: Any) -> AsyncIterator[Any]:
-        async for event in getattr(self.writers[model], method)(*arguments):
-            yield event
+    def of_model(self, name: str) -> VllmWriter:
+        return self.writers[name]
 
 
-@functools.lru_cache(maxsize=256)
-def _grammar(schema: str) -> str:
-    """For answers as the types write them: line breaks, no endless white space, and fields in the order of the text
-    where none is required. (In any order the grammar cannot see to it that each of some comes once.)
+def _text_of(content: str | Sequence[Mapping[str, Any]] | None) -> str:
+    return content if isinstance(content, str) else "".join(part["text"] for part in content or ())
 
-    Raises Refusal where the schema asks for what no grammar can hold to.
-    """
-    from xgrammar import Grammar
 
-    try:
-        any_order = '"required"' not in schema
-        return str(Grammar.from_json_schema(schema, any_order=any_order, max_whitespace_cnt=2))
-    except RuntimeError as error:
-        said = str(error).splitlines()[0].rpartition(": ")[2][:200]
-        raise Refusal(400, f"the schema cannot be held to: {said}", param="schema") from None
+def _first_of(error: Any) -> tuple[str, str | None, str | None]:
+    """Message, code and param of what vLLM's form of a request does not allow. (The gateway has checked it before.)"""
+    first = error.errors()[0]
+    place = str(first["loc"][0]) if first["loc"] else ""
+    said = first["msg"].removeprefix("Value error, ")
+    return (f"{place}: {said}" if place else said), None, place or None
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    """What vLLM raises for one request."""
+    from vllm.exceptions import VLLMError
+
+    return VLLMError, *_client_errors()
 
 
 def _client_errors() -> tuple[type[Exception], ...]:
-    """What vLLM raises where a request is at fault."""
+    """What it raises if a request is at fault: its own errors, and whatever Python's says about a value."""
+    from jinja2 import TemplateError
     from vllm.exceptions import VLLMClientError
 
-    return VLLMClientError, ValueError, TypeError, NotImplementedError
-
-
-def _as_refusal(error: Exception) -> Refusal:
-    said = (str(error).strip() or type(error).__name__).splitlines()[0]
-    said = said.partition(" (parameter=")[0][:300]
-    return Refusal(400, said, "context_length_exceeded" if "context length" in said else None)
+    return (
+        VLLMClientError, ValueError, TypeError, NotImplementedError, ArithmeticError, RecursionError, LookupError,
+        TemplateError,
+    )  # fmt: skip

@@ -179,7 +179,8 @@ def _settings(base_url: str, api_key: str, timeout_s: float) -> dict[str, Any]:
 
 def _read(response: httpx2.Response, form: type[Form]) -> Form:
     """Raises ApiError."""
-    id = response.headers.get("x-request-id", "")
+    # Behind Ray Serve's proxy, which has an x-request-id of its own, the gateway's has another name.
+    id = response.headers.get("x-gateway-request-id") or response.headers.get("x-request-id", "")
     try:
         found = response.json()
     except ValueError:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import io
 import struct
+import time
 from typing import Any
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow reads others, some by a program of another's
 MAX_PIXELS = 50_000_000
+MAX_SIDE = 65_535  # JPEG's; Pillow decodes row by row, so that an image of nothing but rows takes half a minute
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 _BROKEN = (OSError, SyntaxError, ValueError, TypeError, OverflowError, struct.error)  # Pillow's, of broken bytes
 _BITS_PER_SAMPLE = 258  # TIFF's tag
@@ -30,6 +32,23 @@ def size(data: bytes) -> tuple[int, int]:
 def check(data: bytes) -> None:
     """Raises ValueError saying why the image is not taken: in one clause, to stand after its name."""
     _loaded(_opened(data))
+
+
+def checked_size(data: bytes, header_s: float) -> tuple[int, int]:
+    """(width, height) of an image whose pixels can be read.
+
+    Raises ValueError as `check` does, and if its header takes this process more than `header_s` seconds: it has so many
+    blocks, chunks or tiles that others, who will read it again, should not.
+    """
+    from PIL import Image
+
+    Image.preinit()  # which an image is not to be blamed for
+    began = time.process_time()
+    found = size(data)
+    if time.process_time() - began > header_s:
+        raise ValueError("takes too long to read: save it anew as PNG or JPEG")
+    check(data)
+    return found
 
 
 def pixels(data: bytes) -> Any:
@@ -54,7 +73,8 @@ def _opened(data: bytes) -> Any:
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # the limit here is ours, and an error
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # a phone's JPEG, with its preview
+        # `n_frames` would read all frames of a GIF, and the square of a TIFF's. MPO is a phone's JPEG with its preview.
+        several = image.format != "MPO" and getattr(image, "is_animated", False)
     except UnidentifiedImageError:
         raise ValueError(f"is no image that can be read: {', '.join(FORMATS[:-1])} and {FORMATS[-1]} are") from None
     except _BROKEN as error:
@@ -64,8 +84,12 @@ def _opened(data: bytes) -> Any:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise ValueError(f"has {width:,} × {height:,} pixels; {MAX_PIXELS:,} in all are the most: scale it down before")
-    if frames > 1:
-        raise ValueError(f"is an animation of {frames} frames: give the one that is meant")
+    if max(width, height) > MAX_SIDE:
+        raise ValueError(
+            f"has {width:,} × {height:,} pixels; {MAX_SIDE:,} on a side are the most: scale it down before"
+        )
+    if several:
+        raise ValueError("has several frames or pages: give the one that is meant")
     if _is_deep(image):
         raise ValueError("has 16 or more bits a channel: save it in RGB, 8 bits a channel")
     if image.mode not in _MODES:

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from serve.errors import Refusal
+
 
 class InProcess:
     """A replica without Ray: the same object, called directly."""
@@ -19,10 +21,15 @@ class InProcess:
         self.holder, self.name = holder, name
 
     async def call(self, method: str, *arguments: Any) -> Any:
-        return await getattr(self.holder, method)(*arguments)
+        found = await self.holder.on(self.name, method, *arguments)
+        if isinstance(found, Refusal):
+            raise found
+        return found
 
     async def stream(self, method: str, *arguments: Any) -> AsyncIterator[Any]:
-        async for item in getattr(self.holder, method)(*arguments):
+        async for item in self.holder.stream_on(self.name, method, *arguments):
+            if isinstance(item, Refusal):
+                raise item
             yield item
 
 
@@ -78,13 +85,14 @@ def address(settings: Any, replicas: dict[str, InProcess]) -> Iterator[str]:
 
 
 @contextmanager
-def listening(gateway: Any, **access: Any) -> Iterator[str]:
+def listening(gateway: Any, limits: Any = None, **access: Any) -> Iterator[str]:
     """The address of a gateway that listens as under `srl-rlvr serve`."""
-    from serve.config import Access, ServeConfig
+    from serve.config import Access, Limits, ServeConfig
     from serve.listener import Listener, bound
 
     with bound("127.0.0.1", 0) as free:
-        server = Listener(ServeConfig(port=free.getsockname()[1], access=Access(**access)), gateway)
+        config = ServeConfig(port=free.getsockname()[1], access=Access(**access), limits=limits or Limits())
+        server = Listener(config, gateway)
         thread = threading.Thread(target=server.run, args=([free],), daemon=True)
         thread.start()
         while not server.started:

@@ -108,13 +108,20 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def sample(
-        self, prompts: list[list[int]], spec: SamplingSpec, images: Sequence[Sequence[bytes]] = ()
+        self,
+        prompts: list[list[int]],
+        spec: SamplingSpec,
+        images: Sequence[Sequence[bytes]] = (),
+        seeds: Sequence[int] = (),
     ) -> list[list[Completion]]:
-        """See `Engine`. The draws of a sample depend on the seed and its place alone, not on what runs beside it."""
+        """See `Engine`. The draws of a sample depend on the seed and its place alone, not on what runs beside it.
+
+        `seeds` are those of each prompt, in the place of the spec's: the draws then depend on no other prompt, either.
+        """
         check_room(prompts, self.max_context)
         if images and self.reader is None:
             raise InputError(f"model {self.model} takes no images; use one with a vision tower")
-        groups = self._groups(prompts, spec, images or [()] * len(prompts))
+        groups = self._groups(prompts, spec, images or [()] * len(prompts), seeds)
         result = [[row.completion for row in group.rows] for group in groups]
         waiting, rows = deque(groups), []
         cache = self._room_for(groups, spec)
@@ -159,12 +166,14 @@ class TransformersEngine:
         if self.in_bfloat16:
             bfloat16.hold(self.network)
 
-    def _groups(self, prompts: list[list[int]], spec: SamplingSpec, images: Sequence[Sequence[bytes]]) -> list[_Group]:
+    def _groups(
+        self, prompts: list[list[int]], spec: SamplingSpec, images: Sequence[Sequence[bytes]], seeds: Sequence[int]
+    ) -> list[_Group]:
         """A group for each prompt, each with the trunk it shares with its neighbours."""
         trunks: list[_Trunk] = []
         groups: list[_Group] = []
         draws = np.random.default_rng(spec.seed)
-        for prompt, shown in zip(prompts, images, strict=True):
+        for number, (prompt, shown) in enumerate(zip(prompts, images, strict=True)):
             trunk = trunks[-1] if trunks else None
             shared = min(len(prompt), len(trunk.token_ids)) if trunk else 0
             if trunk is None or prompt[:shared] != trunk.token_ids[:shared] or list(shown) != list(trunk.images):
@@ -174,6 +183,8 @@ class TransformersEngine:
             trunk.offsets.add(len(prompt))
             trunk.open += spec.samples
             limit = min(spec.max_tokens, self.max_context - len(prompt))
+            if seeds:
+                draws = np.random.default_rng(seeds[number])
             uniforms = draws.random((spec.samples, spec.max_tokens))
             rows = deque(_Row(trunk, len(prompt), limit, of_row) for of_row in uniforms)
             groups.append(_Group(trunk, rows))

@@ -21,7 +21,7 @@ Part = tuple[Any, ...]
 
 _DATE = re.compile(r"\D*(\d{1,9})\D+(\d{1,9})\D+(\d{1,9})\D*")
 _PATTERN_S = 0.2
-_DEEPEST = 64  # a bound, so that neither the schema's check nor the comparison runs out of stack
+DEEPEST = 64  # a bound, so that neither the schema's check nor the comparison runs out of stack
 
 
 def fields(text: str, reference: str, metadata: dict[str, Any]) -> Score:
@@ -99,7 +99,7 @@ def everything_in(value: Any) -> list[Any]:
     """It and all that it holds, level by level. Raises ValueError where these are more than 64."""
     found: list[Any] = []
     level = [value]
-    for _ in range(_DEEPEST):
+    for _ in range(DEEPEST):
         found += level
         level = [each for of in level for each in _children(of)]
     if level:

@@ -169,12 +169,13 @@ def test_models_that_share_a_base_write_as_each_does_alone(running: Running) -> 
 
 def test_a_client_that_leaves_stops_the_answer_that_it_waited_for(running: Running) -> None:
     body = {"model": "extractor", "messages": [{"role": "user", "content": "hi"}], "stream": True, "max_tokens": 400}
+    endless = body | {"logit_bias": {"0": -100}}  # the end of text
     with httpx2.Client(base_url=running.address, timeout=60) as client:
         for _ in range(40):  # more than run at once: were they to go on, the last would wait for the first
-            with client.stream("POST", "/v1/chat/completions", json=body | {"ignore_eos": True}) as response:
+            with client.stream("POST", "/v1/chat/completions", json=endless) as response:
                 next(response.iter_lines())
             with pytest.raises(httpx2.ReadTimeout):
-                whole = body | {"ignore_eos": True, "stream": False}
+                whole = endless | {"stream": False}
                 client.post("/v1/chat/completions", json=whole, timeout=0.05)
         began = time.monotonic()
         assert client.post("/v1/chat/completions", json=body | {"stream": False, "max_tokens": 1}).status_code == 200
@@ -197,6 +198,53 @@ def test_a_replica_that_dies_costs_no_request(running: Running) -> None:
         list(pool.map(ask, range(200)))
     assert killed.is_set() and found == {200: 200}
     assert httpx2.get(f"{running.address}/readyz").status_code == 200
+
+
+def part_of(running: Running, name: str) -> psutil.Process:
+    """The first process below this server's whose command line begins so."""
+    below = psutil.Process(running.process.pid).children(recursive=True)
+    return next(process for process in below if " ".join(process.cmdline()).startswith(name))
+
+
+def test_an_engine_that_dies_costs_no_request(running: Running) -> None:
+    found: Counter[int] = Counter()
+    over = threading.Event()
+
+    def load() -> None:
+        while not over.is_set():
+            response = httpx2.post(
+                f"{running.address}/v1/extract", json={"input": "Rome", "schema": SCHEMA}, timeout=150
+            )
+            found[response.status_code] += 1
+
+    replica = part_of(running, "ray::ServeReplica:extractor")
+    [engine] = [child for child in replica.children() if " ".join(child.cmdline()).startswith("VLLM::Engine")]
+    with ThreadPoolExecutor(4) as pool:
+        pending = [pool.submit(load) for _ in range(4)]
+        time.sleep(1)
+        engine.kill()
+        replica.wait(5)
+        assert httpx2.get(f"{running.address}/readyz", timeout=60).status_code == 503
+        deadline = time.monotonic() + 200
+        while httpx2.get(f"{running.address}/readyz", timeout=60).status_code != 200:
+            assert time.monotonic() < deadline
+            time.sleep(1)
+        over.set()
+        for each in pending:
+            each.result()
+    assert set(found) <= {200, 503, 504} and found[200]
+
+
+def test_ray_serves_controller_dies_and_the_models_go_on(running: Running) -> None:
+    replica, longest = part_of(running, "ray::ServeReplica:extractor"), 0.0
+    part_of(running, "ray::ServeController").kill()
+    until = time.monotonic() + 30
+    while time.monotonic() < until:
+        began = time.monotonic()
+        response = httpx2.post(f"{running.address}/v1/extract", json={"input": "Rome", "schema": SCHEMA}, timeout=120)
+        assert response.status_code == 200
+        longest = max(longest, time.monotonic() - began)
+    assert replica.is_running() and longest < 15
 
 
 def test_a_new_champion_takes_over_under_load_and_no_request_fails(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import time
 import zlib
 from typing import Any
 
@@ -46,7 +47,10 @@ HUGE = _png((20_000, 20_000), 8, 2, b"")  # with next to nothing behind its head
 
 SMALL = Image.new("RGB", (8, 6), "red")
 DEEP = Image.fromarray(np.full((4, 4), 40_000, np.uint16))
-FRAMES = encoded(SMALL, "GIF", save_all=True, append_images=[Image.new("RGB", (8, 6), "blue")])
+FRAMES = [
+    encoded(SMALL, kind, save_all=True, append_images=[Image.new("RGB", (8, 6), "blue")])
+    for kind in ("GIF", "TIFF", "WEBP", "PNG")
+]
 
 
 @pytest.mark.parametrize(
@@ -56,6 +60,7 @@ FRAMES = encoded(SMALL, "GIF", save_all=True, append_images=[Image.new("RGB", (8
         (b"", "is no image that can be read"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is no image that can be read: PNG, JPEG, WEBP, GIF"),
         (HUGE, "has 20,000 × 20,000 pixels; 50,000,000 in all are the most: scale it down before"),
+        (_png((1, 65_536), 8, 0, b""), "has 1 × 65,536 pixels; 65,535 on a side are the most: scale it down before"),
         (encoded(Image.new("CMYK", (4, 4)), "JPEG"), "is in CMYK: save it in RGB, 8 bits a channel"),
         *(
             (data, "has 16 or more bits a channel: save it in RGB, 8 bits a channel")
@@ -70,7 +75,7 @@ FRAMES = encoded(SMALL, "GIF", save_all=True, append_images=[Image.new("RGB", (8
                 encoded(Image.new("F", (2, 2)), "TIFF"),
             )
         ),
-        (FRAMES, "is an animation of 2 frames: give the one that is meant"),
+        *((data, "has several frames or pages: give the one that is meant") for data in FRAMES),
         (encoded(Image.effect_noise((64, 64), 50))[:900], "cannot be read to its end"),
     ],
 )
@@ -135,6 +140,42 @@ def test_what_holds_no_image_whole_is_refused_and_never_more() -> None:
                 assert images.size(data) == images.pixels(data).size
             except ValueError as error:
                 assert "\n" not in str(error)
+
+
+def _chained_tiff(directories: int) -> bytes:
+    """Of one pixel each. Counting them takes the square of their number."""
+    entries = [(256, 4, 1, 1), (257, 4, 1, 1), (258, 3, 1, 8), (262, 3, 1, 1), (273, 4, 1, 8)]
+    size = 2 + 12 * len(entries) + 4
+    chain = bytearray(b"II*\0" + struct.pack("<I", 16) + bytes(8))
+    for number in range(1, directories + 1):
+        chain += struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries)
+        chain += struct.pack("<I", 16 + number * size if number < directories else 0)
+    return bytes(chain)
+
+
+def test_frames_are_never_counted() -> None:
+    frame = b"\x2c" + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\x02\x02\x44\x01\x00"
+    gif = b"GIF89a" + struct.pack("<HHBBB", 1, 1, 0x80, 0, 0) + b"\0\0\0\xff\xff\xff" + frame * 500_000 + b"\x3b"
+    began = time.process_time()
+    for data in (_chained_tiff(60_000), gif):
+        for read in (images.check, images.size, images.pixels):
+            with pytest.raises(ValueError, match="several frames"):
+                read(data)
+    assert time.process_time() - began < 1
+
+
+def test_a_size_is_known_of_what_can_be_read_to_its_end_only() -> None:
+    assert images.checked_size(encoded(SMALL), 0.5) == (8, 6)
+    with pytest.raises(ValueError, match="to its end"):
+        images.checked_size(encoded(Image.effect_noise((64, 64), 50))[:900], 0.5)
+
+
+def test_an_image_of_too_many_parts_is_refused() -> None:
+    many = _png((8, 8), 8, 0, bytes(9) * 8)
+    many = many[:33] + _chunk(b"tEXt", b"k\0v") * 20_000 + many[33:]
+    assert images.checked_size(many, 60) == (8, 8)
+    with pytest.raises(ValueError, match="takes too long to read"):
+        images.checked_size(many, 0.01)
 
 
 def test_pillows_own_limit_is_left_as_it_was() -> None:

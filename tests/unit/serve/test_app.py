@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ray.serve.exceptions import RayServeException
+from ray.exceptions import RayActorError, RaySystemError
+from ray.serve.exceptions import BackPressureError, RayServeException
 
 from serve.app import HandleReplica
 from serve.config import Served
@@ -38,7 +39,7 @@ def test_calls_that_wait_go_as_one_and_a_refusal_is_its_callers_alone(replicas: 
             await asyncio.sleep(0)
         with pytest.raises(Refusal, match="all it can do") as found:
             await replica.call("embed", ["five"], None)
-        assert found.value.status == 429
+        assert found.value.status == 503 and found.value.retry_after
         replica.go_on.set()
         first, second, fourth = [await asked[number] for number in (0, 1, 3)]
         with pytest.raises(Refusal, match="this model has"):
@@ -69,3 +70,168 @@ def test_an_application_that_is_not_deployed_yet_is_an_absent_replica(
         answers = [client.post("/v1/chat/completions", json=chat | {"stream": stream}) for stream in (False, True)]
         for answer in (*answers, client.get("/readyz")):
             assert answer.status_code == 503 and answer.headers["retry-after"]
+
+
+class Handle:
+    """Ray Serve's, of a replica that does or raises what the script says, call after call."""
+
+    def __init__(self, script: list[Any]):
+        self.script, self.asked = script, list[tuple[Any, ...]]()
+        self.on = self.stream_on = self
+
+    def options(self, stream: bool) -> Handle:
+        return self
+
+    def remote(self, *arguments: Any) -> Any:
+        self.asked.append(arguments)
+        return Response(self.script.pop(0))
+
+
+class Response:
+    def __init__(self, items: list[Any]):
+        self.items = items
+
+    def cancel(self) -> None:
+        pass
+
+    def __await__(self) -> Any:
+        async def found() -> Any:
+            [item] = self.items
+            if isinstance(item, RayActorError):
+                raise item
+            return item
+
+        return found().__await__()
+
+    async def __aiter__(self) -> Any:
+        for item in self.items:
+            if isinstance(item, RayActorError):
+                raise item
+            yield item
+
+
+def behind(*script: list[Any]) -> tuple[HandleReplica, Handle]:
+    model = Served(name="mine", model_type="task_llm", policy="text", created=1)
+    replica, handle = HandleReplica("mine", model), Handle(list(script))
+    replica.handle = handle  # type: ignore[misc]
+    return replica, handle
+
+
+DIED = RayActorError()
+
+
+def test_a_refusal_that_a_replica_returns_is_raised_here() -> None:
+    async def run() -> None:
+        replica, handle = behind([Refusal(422, "no JSON", "invalid_answer")], ["first", Refusal(400, "too hot")])
+        with pytest.raises(Refusal) as found:
+            await replica.call("chat", {})
+        assert (found.value.status, found.value.code) == (422, "invalid_answer")
+        seen = []
+        with pytest.raises(Refusal, match="too hot"):
+            async for item in replica.stream("chat_stream", {}):
+                seen.append(item)
+        assert seen == ["first"] and handle.asked == [("mine", "chat", {}), ("mine", "chat_stream", {})]
+
+    asyncio.run(run())
+
+
+def test_what_died_with_its_replica_is_asked_once_more_unless_a_stream_has_begun() -> None:
+    async def run() -> None:
+        assert await behind([DIED], ["answer"])[0].call("chat", {}) == "answer"
+        assert [item async for item in behind([DIED], ["a", "b"])[0].stream("chat_stream", {})] == ["a", "b"]
+        for script in ([DIED], [DIED]), (["a", DIED], ["b"]):
+            seen = []
+            with pytest.raises(Refusal) as found:
+                async for item in behind(*script)[0].stream("chat_stream", {}):
+                    seen.append(item)
+            assert found.value.status == 503 and found.value.retry_after and "mine" in found.value.message
+            assert seen == [item for item in script[0] if item is not DIED]
+        with pytest.raises(Refusal) as found:
+            await behind([DIED], [DIED])[0].call("chat", {})
+        assert found.value.status == 503 and found.value.retry_after
+
+    asyncio.run(run())
+
+
+def test_whether_a_model_is_ready_is_not_asked_twice() -> None:
+    async def run() -> None:
+        replica, handle = behind([DIED], [True])
+        with pytest.raises(Refusal):
+            await replica.call("ready")
+        assert len(handle.asked) == 1 and await replica.call("ready") is True
+
+    asyncio.run(run())
+
+
+class Failing(HandleReplica):
+    """Each try ends with the next of these errors; a text is an answer."""
+
+    def __init__(self, *ends: Any):
+        super().__init__("a", Served(name="a", model_type="task_llm", policy="text", created=1))
+        self.ends = list(ends)
+
+    async def _once(self, method: str, arguments: Any) -> Any:
+        end = self.ends.pop(0)
+        if isinstance(end, Exception):
+            raise end
+        return end
+
+
+def rpc_error(code: str, details: str) -> Exception:
+    from grpc import StatusCode
+    from grpc.aio import AioRpcError, Metadata
+
+    return AioRpcError(StatusCode[code], Metadata(), Metadata(), details)
+
+
+LARGER = "Received message larger than max (4506607 vs. 4194304)"
+
+
+@pytest.mark.parametrize(
+    ("ends", "status", "tries"),
+    [
+        ([rpc_error("RESOURCE_EXHAUSTED", LARGER)], 413, 1),
+        ([RuntimeError(f"Unexpected error (StatusCode.RESOURCE_EXHAUSTED): {LARGER}.")], 413, 1),
+        ([rpc_error("INTERNAL", "a broken connection")] * 2, 503, 2),
+        ([RuntimeError("Unexpected error (StatusCode.UNKNOWN): .")] * 2, 503, 2),
+        ([RaySystemError("gone")] * 2, 503, 2),
+        ([RayServeException("no such application")] * 2, 503, 2),
+        ([BackPressureError(1, 1)], 503, 1),
+    ],
+)
+def test_what_fails_on_its_way_is_too_large_or_comes_back_later(ends: Any, status: int, tries: int) -> None:
+    replica = Failing(*ends, "an answer")
+    with pytest.raises(Refusal) as found:
+        asyncio.run(replica.call("chat", {}))
+    assert found.value.status == status and (status == 413 or found.value.retry_after)
+    assert len(replica.ends) == len(ends) + 1 - tries
+
+
+def test_a_call_that_failed_on_its_way_is_put_once_more() -> None:
+    assert asyncio.run(Failing(rpc_error("INTERNAL", "broken"), "an answer").call("chat", {})) == "an answer"
+
+
+def test_a_defect_stays_one() -> None:
+    with pytest.raises(RuntimeError, match="a defect"):
+        asyncio.run(Failing(RuntimeError("a defect"), "an answer").call("chat", {}))
+
+
+def test_a_large_call_goes_alone(replicas: dict[str, Any]) -> None:
+    async def run() -> None:
+        replica = Blocked(replicas["embeddings"].holder, queue=100)
+        asked = [asyncio.create_task(replica.call("embed", ["first"], None))]
+        await asyncio.sleep(0)
+        for texts in (["a"], ["b" * 17 * 2**20], ["c"], ["d"]):
+            asked.append(asyncio.create_task(replica.call("embed", texts, None)))
+            await asyncio.sleep(0)
+        replica.holder = Counting()
+        replica.go_on.set()
+        await asyncio.gather(*asked)
+        assert [len(calls) for _, calls in replica.asked] == [1, 1, 1, 2]
+
+    asyncio.run(run())
+
+
+class Counting:
+    async def many(self, calls: Any) -> Any:
+        return [None] * len(calls)

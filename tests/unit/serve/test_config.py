@@ -112,3 +112,16 @@ def test_models_on_one_machine_share_its_cores() -> None:
     assert [entry.threads for entry in entries] == [2, 2, 2, 7]
     app.share_cores(lone := [config.ModelEntry(path="p", name="a")], 8)
     assert lone[0].threads == 8
+
+
+def test_limits_above_what_is_carried_to_a_replica_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"
+    config.check({}, "here")
+    for raw in ({"limits": {"body_mib": 600}}, {"images": {"fetch": True, "most": 50}}):
+        with pytest.raises(InputError, match=name):
+            config.check(raw, "here")
+    monkeypatch.setenv(name, str(2**31 - 1))
+    config.check({"limits": {"body_mib": 600}}, "here")
+    monkeypatch.setenv(name, str(4 * 2**20))
+    with pytest.raises(InputError, match="body_mib = 20"):
+        config.check({}, "here")

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from serve.answers import repaired
 from serve.errors import Refusal
-from serve.replicas import _ONLY_VLLM, _asks, _repaired
+from serve.replicas import _ONLY_VLLM, _asks
 
 SCHEMA = {"type": "object", "properties": {"total": {"type": "number"}}}
 
@@ -22,20 +23,20 @@ SCHEMA = {"type": "object", "properties": {"total": {"type": "number"}}}
     ],
 )
 def test_an_answer_is_the_json_that_it_has(text: str, found: tuple[str, bool]) -> None:
-    assert _repaired(text, SCHEMA) == found
+    assert repaired(text, SCHEMA) == found
 
 
 @pytest.mark.parametrize("text", ['{"total": NaN}', '{"total": 1e999}', "[" * 100_000, "none", '{"total": "x"}'])
 def test_an_answer_of_which_no_json_can_be_made_is_refused(text: str) -> None:
     with pytest.raises(Refusal, match="answer"):
-        _repaired(text, SCHEMA)
+        repaired(text, SCHEMA)
 
 
 def test_a_pattern_that_takes_for_ever_does_not_match() -> None:
     schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^(([a-z])+.)+[A-Z]([a-z])+$"}}}
     with pytest.raises(Refusal, match="does not match"):
-        _repaired('{"a": "' + "a" * 60 + '"}', schema)
-    assert _repaired('{"a": "abBc"}', schema) == ('{"a": "abBc"}', False)
+        repaired('{"a": "' + "a" * 60 + '"}', schema)
+    assert repaired('{"a": "abBc"}', schema) == ('{"a": "abBc"}', False)
 
 
 def test_a_schema_is_never_read_from_elsewhere(tmp_path: Path) -> None:
@@ -43,7 +44,7 @@ def test_a_schema_is_never_read_from_elsewhere(tmp_path: Path) -> None:
     elsewhere.write_text('{"const": "secret"}')
     for reference in (elsewhere.as_uri(), "#/nowhere"):
         with pytest.raises(Refusal) as found:
-            _repaired('{"total": 1}', {"$ref": reference})
+            repaired('{"total": 1}', {"$ref": reference})
         assert found.value.status == 400 and found.value.param == "schema" and "secret'" not in found.value.message
 
 
@@ -55,7 +56,8 @@ def test_a_schema_is_never_read_from_elsewhere(tmp_path: Path) -> None:
         ("frequency_penalty", [0, 0.0], [1, False]),
         ("presence_penalty", [0, 0.0], [1.0, -1]),
         ("stop", ["", []], ["a", ["a"]]),
-        ("tools", [[]], [[{}]]),
+        ("top_k", [0, -1], [1]),
+        ("repetition_penalty", [1, 1.0], [1.1]),
         ("logit_bias", [{}], [{"1": 1}]),
     ],
 )

@@ -103,3 +103,19 @@ def test_so_many_batches_are_worked_on_at_once_and_beyond_the_queue_it_is_full()
 
     asyncio.run(run())
     assert batches == [[0], [1], [2, 3]]
+
+
+def test_a_batch_is_bounded_by_weight_and_what_weighs_more_goes_alone() -> None:
+    batches: list[list[int]] = []
+
+    async def run() -> None:
+        async def work(calls: list[int]) -> Sequence[int]:
+            batches.append(calls)
+            await asyncio.sleep(0)
+            return calls
+
+        together: Together[int, int] = Together(work, most=4, weight=lambda call: call, heaviest=10)
+        assert await asyncio.gather(*map(together, [1, 4, 6, 1, 20, 9, 1, 0, 0, 0])) == [1, 4, 6, 1, 20, 9, 1, 0, 0, 0]
+
+    asyncio.run(run())
+    assert batches == [[1, 4], [6, 1], [20], [9, 1, 0, 0], [0]]
