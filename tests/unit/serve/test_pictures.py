@@ -38,7 +38,8 @@ def sandbox() -> Iterator[Sandbox]:
 
 
 def taken(value: str, allowed: Images = ALLOWED) -> bytes:
-    return asyncio.run(pictures.read(value, allowed, SANDBOX))[0]
+    [found] = asyncio.run(pictures.read_all([value], allowed, SANDBOX))
+    return found
 
 
 def refused(value: str, allowed: Images = ALLOWED) -> Refusal:
