@@ -24,7 +24,7 @@ _GIVEN_OUT = ipaddress.IPv6Network("2000::/3")
 _SPECIAL = tuple(map(ipaddress.IPv6Network, ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")))
 _TRANSLATED = tuple(map(ipaddress.IPv6Network, ("::ffff:0:0/96", "64:ff9b::/96")))  # their last 32 bits are IPv4's
 _ISATAP = 0x00005EFE  # before an IPv4 address that ends an IPv6 address of any network
-_RELAYS = ipaddress.IPv4Network("192.88.99.0/24")  # to 6to4
+_PROTOCOLS = tuple(map(ipaddress.IPv4Network, ("192.0.0.0/24", "192.88.99.0/24")))  # and relays to 6to4
 _WHITE = b" \t\r\n"  # as `base64 FILE` and MIME wrap lines
 _HEADER_S, _PROCESSOR_S = 0.5, 5.0  # of a processor: a photograph takes milliseconds, 50 million pixels a second
 _READ_S = 20.0  # of any clock, on a machine that has other things to do
@@ -119,7 +119,7 @@ def is_public(address: str) -> bool:
     if found.is_multicast or found.is_reserved and found.version == 4:
         return False
     if isinstance(found, ipaddress.IPv4Address):
-        return found.is_global and found not in _RELAYS
+        return found.is_global and not any(found in network for network in _PROTOCOLS)
     held = str(ipaddress.IPv4Address(int(found) & 0xFFFFFFFF))
     if any(found in network for network in _TRANSLATED):
         return is_public(held)
