@@ -24,29 +24,29 @@ _GIVEN_OUT = ipaddress.IPv6Network("2000::/3")
 _SPECIAL = tuple(map(ipaddress.IPv6Network, ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")))
 _TRANSLATED = tuple(map(ipaddress.IPv6Network, ("::ffff:0:0/96", "64:ff9b::/96")))  # their last 32 bits are IPv4's
 _ISATAP = 0x00005EFE  # before an IPv4 address that ends an IPv6 address of any network
-_RELAYS = ipaddress.IPv4Network("192.88.99.0/24")  # to 6to4
+_PROTOCOLS = tuple(map(ipaddress.IPv4Network, ("192.0.0.0/24", "192.88.99.0/24")))  # and relays to 6to4
 _WHITE = b" \t\r\n"  # as `base64 FILE` and MIME wrap lines
 _HEADER_S, _PROCESSOR_S = 0.5, 5.0  # of a processor: a photograph takes milliseconds, 50 million pixels a second
 _READ_S = 20.0  # of any clock, on a machine that has other things to do
 
 
 async def read_all(values: Sequence[str], allowed: Images, sandbox: Sandbox) -> list[bytes]:
-    """The encoded images of one request, in order. Raises Refusal, as `read` does or where they are too many."""
+    """The encoded images of one request, in order. Raises Refusal as `read` and `size` do, and for too many."""
     if len(values) > allowed.most:
         said = f"there are {len(values)} images in one request; {allowed.most} are the most"
         raise Refusal(400, said, param="image")
     found, left = [], images.MAX_PIXELS
     for value in values:
-        encoded, (width, height) = await read(value, allowed, sandbox)
-        found.append(encoded)
+        found.append(await read(value, allowed))
+        width, height = await size(found[-1], sandbox)
         left -= width * height
         if left < 0:
             raise Refusal(400, f"the images of one request have more than {images.MAX_PIXELS:,} pixels", param="image")
     return found
 
 
-async def read(value: str, allowed: Images, sandbox: Sandbox) -> tuple[bytes, tuple[int, int]]:
-    """The encoded image, known to be one, and its (width, height). Raises Refusal."""
+async def read(value: str, allowed: Images) -> bytes:
+    """The bytes that the value holds or points to. Raises Refusal."""
     if value.startswith(("http://", "https://")):
         encoded = await _fetch(value, allowed)
     else:
@@ -60,6 +60,11 @@ async def read(value: str, allowed: Images, sandbox: Sandbox) -> tuple[bytes, tu
             raise Refusal(400, "the image is not valid base64", param="image") from None
     if len(encoded) > allowed.mib * 2**20:
         raise Refusal(413, f"the image has more than {allowed.mib:g} MiB", param="image")
+    return encoded
+
+
+async def size(encoded: bytes, sandbox: Sandbox) -> tuple[int, int]:
+    """(width, height) of an image that can be read to its end. Raises Refusal."""
     try:
         width, height = await sandbox.run(
             "srl_rlvr.images:checked_size", encoded, _HEADER_S, deadline_s=_READ_S, processor_s=_PROCESSOR_S
@@ -70,7 +75,7 @@ async def read(value: str, allowed: Images, sandbox: Sandbox) -> tuple[bytes, tu
         raise Refusal(400, "the image takes too long to read: save it anew as PNG or JPEG", param="image") from None
     except SandboxError:
         raise Refusal(400, "the image cannot be read: save it anew as PNG or JPEG", param="image") from None
-    return encoded, (width, height)
+    return width, height
 
 
 def data_address(encoded: bytes) -> str:
@@ -114,7 +119,7 @@ def is_public(address: str) -> bool:
     if found.is_multicast or found.is_reserved and found.version == 4:
         return False
     if isinstance(found, ipaddress.IPv4Address):
-        return found.is_global and found not in _RELAYS
+        return found.is_global and not any(found in network for network in _PROTOCOLS)
     held = str(ipaddress.IPv4Address(int(found) & 0xFFFFFFFF))
     if any(found in network for network in _TRANSLATED):
         return is_public(held)

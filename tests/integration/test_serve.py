@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import shutil
@@ -139,6 +141,24 @@ def test_openais_client_chats_streams_and_gets_json(running: Running) -> None:
         for wrong in ({"logit_bias": {"a": 1}}, {"messages": [{"role": "user", "content": "a" * 600}]}):
             with pytest.raises(openai.BadRequestError):
                 client.chat.completions.create(**asked | wrong)
+
+
+def test_requests_above_grpcs_own_limit_are_answered_and_fail_no_neighbor(running: Running) -> None:
+    from PIL import Image
+
+    photograph = io.BytesIO()
+    Image.effect_noise((2400, 2400), 90).save(photograph, "PNG")
+    assert len(photograph.getvalue()) > 4 * 2**20
+
+    def ask(body: dict[str, Any], path: str = "route") -> int:
+        return httpx2.post(f"{running.address}/v1/{path}", json=body, timeout=120).status_code
+
+    image = base64.b64encode(photograph.getvalue()).decode()
+    large = {"input": ["word " * 1000] * 1000}
+    calls = [({"input": ["word " * 20] * 100},)] * 40 + [(large,)] + [({"input": "a"},)] * 20
+    with ThreadPoolExecutor(len(calls)) as together:
+        assert Counter(together.map(lambda call: ask(*call), calls)) == {200: len(calls)}
+    assert ask({"image": image, "question": "what?"}, "vision") == 200
 
 
 def test_models_that_share_a_base_write_as_each_does_alone(running: Running) -> None:

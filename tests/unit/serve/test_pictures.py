@@ -38,7 +38,8 @@ def sandbox() -> Iterator[Sandbox]:
 
 
 def taken(value: str, allowed: Images = ALLOWED) -> bytes:
-    return asyncio.run(pictures.read(value, allowed, SANDBOX))[0]
+    [found] = asyncio.run(pictures.read_all([value], allowed, SANDBOX))
+    return found
 
 
 def refused(value: str, allowed: Images = ALLOWED) -> Refusal:
@@ -89,7 +90,8 @@ def test_private_addresses_are_never_asked(host: str) -> None:
 
 
 NOT_PUBLIC = [
-    "127.0.0.1", "169.254.169.254", "100.64.0.1", "192.88.99.1", "224.0.0.1", "240.0.0.1", "255.255.255.255",
+    "127.0.0.1", "169.254.169.254", "100.64.0.1", "192.0.0.8", "192.88.99.1", "224.0.0.1", "240.0.0.1",
+    "255.255.255.255",
     "::", "::1", "::7f00:1", "::ffff:127.0.0.1", "::ffff:0:127.0.0.1", "64:ff9b::7f00:1", "64:ff9b:1::7f00:1",
     "2002:7f00:1::", "2002:808:808::1", "2001:0:808:808::1", "2001:db8::1", "fe80::1", "fec0::1", "fc00::1", "ff02::1",
     "ff0e::1", "2a00::5efe:7f00:1", "2a00::200:5efe:a00:1", "100::1", "5f00::1",
