@@ -44,13 +44,20 @@ def connect(asked: str, cpus: int, dashboard: bool) -> bool:
                 "RAY_AUTH_MODE/RAY_AUTH_TOKEN_PATH set as on its head?"
             ) from error
         raise InputError(f"Ray cannot start on this machine: {_start_failure(error)}") from error
+    if not address:
+        session_folder().chmod(0o700)  # Ray opens its folders to all; every process of this one is ours
     return not address
+
+
+def session_folder() -> Path:
+    """The folder of logs and sockets of the Ray that runs on this machine."""
+    return Path(_temporary_folder()[1]) / "ray" / ray.get_runtime_context().get_session_name()
 
 
 def _start_failure(error: Exception) -> str:
     """Return the cause and what to do about it."""
-    variable = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), "RAY_TMPDIR")
-    place, said = os.environ.get(variable, "/tmp"), _first_line(error)
+    variable, place = _temporary_folder()
+    said = _first_line(error)
     if "AF_UNIX" in said:
         return f"the folder for its sockets, {place}, has too long a path; set {variable} to a shorter one, as /tmp"
     if "timed out during startup" in said:
@@ -58,6 +65,12 @@ def _start_failure(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"it cannot write below {place}: {said}; set {variable} to a folder that you can write to"
     return f"{said}; its logs are below {place}/ray/session_latest/logs"
+
+
+def _temporary_folder() -> tuple[str, str]:
+    """(the variable that names it, the folder) that Ray has its own below."""
+    variable = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), "RAY_TMPDIR")
+    return variable, os.environ.get(variable, "/tmp")
 
 
 def _first_line(error: Exception) -> str:

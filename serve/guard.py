@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.middleware.cors import CORSMiddleware
 
-from serve.access import Doorkeeper
+from serve.access import ANY_FEEDBACK, Doorkeeper
 from serve.config import GatewaySettings
 from serve.errors import Refusal, refused
 from serve.journal import Entry, Journal
@@ -51,7 +51,7 @@ class Guard:
         given = headers.get("x-request-id", "")
         id = given if _ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
         state = scope["state"] = dict(scope.get("state", {})) | {
-            "id": id, "key": "", "model": "", "version": "",
+            "id": id, "key": "", "any_feedback": False, "model": "", "version": "",
             "refused": 0,  # the status of a stream that failed after its head
         }  # fmt: skip
         began, status = time.monotonic(), 499  # a client that left before the answer
@@ -68,6 +68,7 @@ class Guard:
             try:
                 if scope["path"] not in _OPEN:
                     state["key"] = self.door.admit(headers.get("authorization", ""), _scope_of(scope["path"]))
+                    state["any_feedback"] = self.door.allows(state["key"], ANY_FEEDBACK)
                 body = await self._read(receive, headers) if scope["method"] == "POST" else b""
             except Refusal as refusal:
                 await refused(refusal)(scope, receive, sent)
@@ -82,7 +83,9 @@ class Guard:
             await refused(Refusal(500, said))(scope, receive, sent)
         finally:
             taken, status = time.monotonic() - began, state["refused"] or status
-            self.journal.note(Entry(id, scope["path"], state["model"], state["version"], status, taken, time.time()))
+            self.journal.note(
+                Entry(id, scope["path"], state["model"], state["version"], status, taken, time.time(), state["key"])
+            )
 
     async def _read(self, receive: Any, headers: dict[str, str]) -> bytes:
         """The whole body. Raises Refusal where it is no JSON by its type, or too large."""
