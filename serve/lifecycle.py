@@ -10,7 +10,6 @@ import ctypes
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -34,14 +33,13 @@ class Lifecycle:
         self.stopping = threading.Event()
         self._ending = threading.Event()  # from here on Ray's processes may end
         self._stop: Callable[[], None] | None = None
+        self._in_loop = False  # an event loop runs in the main thread
 
     def __enter__(self) -> Lifecycle:
         # Processes whose parent dies (engines of a killed replica) become children of this one, and can be found.
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        # Signals are read from a socket by a thread: the main one may be inside Ray, where no handler would run.
-        self._signals, wakes = socket.socketpair()
-        wakes.setblocking(False)
-        self._wakes = wakes
+        self._signals, self._wakes = socket.socketpair()
+        self._wakes.setblocking(False)
         self.heed_signals()
         threading.Thread(target=self._heed, daemon=True).start()
         return self
@@ -51,14 +49,20 @@ class Lifecycle:
         end_processes(_ENDS_IN_S)
 
     def heed_signals(self) -> None:
-        """Once more after Ray has started, which puts handlers of its own."""
+        """Once more after Ray has started, which puts handlers of its own.
+
+        A thread reads them from a socket: the main one may be inside Ray, where no handler runs.
+        """
         signal.set_wakeup_fd(self._wakes.fileno(), warn_on_full_buffer=False)
         for number in _SIGNALS:
-            signal.signal(number, lambda *_: None)
+            signal.signal(number, self._handle)
 
-    def serving(self, stop: Callable[[], None]) -> None:
-        """From now on a signal calls `stop` instead of ending the command."""
-        self._stop = stop
+    def serve(self, run: Callable[[], Any], stop: Callable[[], None]) -> None:
+        """Call `run`, which has an event loop of its own; a signal calls `stop`."""
+        self._stop, self._in_loop = stop, True
+        run()
+        self._in_loop = False
+        self.heed_signals()  # a loop has taken the socket's place
 
     def ray_may_end(self) -> None:
         """Serving is over: from now on nobody minds if Ray's processes end."""
@@ -93,23 +97,30 @@ class Lifecycle:
 
         threading.Thread(target=watch, daemon=True).start()
 
+    def _handle(self, number: int, _: Any) -> None:
+        if self._in_loop:
+            self._signalled(number)
+
     def _heed(self) -> None:
         while True:
             number = self._signals.recv(1)[0]
-            if number not in _SIGNALS:
-                continue
-            if self._stop is None:
-                print("stopping: not everything had started", flush=True)
-                self._end_now(128 + number)
-            if self.stopping.is_set():
-                print("ended at once", flush=True)
-                self._end_now(128 + number)
-            print("stopping: what is being answered is finished (once more ends at once)", flush=True)
-            self.stopping.set()
+            if number in _SIGNALS and not self._in_loop:
+                self._signalled(number)
+
+    def _signalled(self, number: int) -> None:
+        if self._stop is None:
+            _say("stopping: it was still starting")
+            self._end_now(128 + number)
+        elif self.stopping.is_set():
+            _say("ended at once")
+            self._end_now(128 + number)
+        else:
+            self.stopping.set()  # before anything is said: the next signal may come at once
+            _say("stopping: what is being answered is finished (once more ends at once)")
             self._stop()
 
     def _fail(self, why: str) -> None:
-        print(f"error: {why}", file=sys.stderr, flush=True)
+        os.write(2, f"error: {why}\n".encode())
         self._end_now(1)
 
     def _end_now(self, code: int) -> None:
@@ -117,6 +128,10 @@ class Lifecycle:
         self._ending.set()
         end_processes(_AT_ONCE_S)
         os._exit(code)
+
+
+def _say(text: str) -> None:
+    os.write(1, f"{text}\n".encode())  # a handler may have interrupted a print
 
 
 def end_processes(patience_s: float) -> None:
