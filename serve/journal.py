@@ -133,7 +133,7 @@ def _line(given: FeedbackRequest, entry: Entry, key: str) -> bytes:
     line |= {name: value for name, value in given.model_dump().items() if name != "request_id" and value is not None}
     line |= {"key": key} if key else {}
     try:
-        written = (json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n").encode(errors="backslashreplace")
+        written = (json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n").encode()
     except ValueError:
         raise Refusal(400, "correction: a number in it is not finite, which JSON has not", param="correction") from None
     if len(written) > _LONGEST_LINE:
