@@ -18,6 +18,7 @@ import xxhash
 
 from srl_rlvr import __version__, checkpoints, model_types, pipeline
 from srl_rlvr import config as configs
+from srl_rlvr.cli import stay_on_this_machine
 from srl_rlvr.config import RunConfig, SftStage
 from srl_rlvr.errors import InputError, Stopped
 from srl_rlvr.examples import sources
@@ -190,15 +191,18 @@ def _steps(stage: Any, examples: int) -> int:
 @contextlib.contextmanager
 def _crew(config: RunConfig, model: Path, out: Path, progress: Progress) -> Iterator[Any]:
     progress.phase("starting Ray")
+    if not (config.cluster.address or os.environ.get("RAY_ADDRESS")):
+        stay_on_this_machine()
     import ray
 
     from actors import supervisor
+    from actors.cluster import ascii_name
 
     supervisor.start_ray(config, progress.note)
     try:
         kind = model_types.find(config.model_type).engine or config.engine.kind
         progress.phase(f"starting the {kind} engine and the learner")
-        run_id = f"{config.name}-{time.time_ns() % 10**9:09d}"
+        run_id = f"{ascii_name(config.name)}-{time.time_ns() % 10**9:09d}"
         crew = supervisor.Crew(config, model.resolve(), run_id, (out / _RAY_TRAIN).resolve())
         try:
             for notice in crew.wait_until_ready():
