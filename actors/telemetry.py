@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import string
 from typing import Any
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
+from actors.cluster import ascii_name
 from srl_rlvr.records import OUTCOMES
 
 _GAUGES = {
@@ -18,6 +20,7 @@ _GAUGES = {
     "entropy": "Mean -log probability of sampled tokens",
     "groups_drawn": "Groups of samples that were drawn for the update",
 }
+_READABLE = string.punctuation.replace("%", "") + " "
 _SECONDS = ("sample_s", "verify_s", "update_s", "handover_s")
 _BOUNDS_S = [0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300]
 
@@ -26,7 +29,7 @@ class Telemetry:
     """One method: `step` sets the gauges and fills the histograms of one update."""
 
     def __init__(self, run: str):
-        tags = {"run": run}
+        tags = {"run": _tag(run)}
         keys = ("run", "stage")
         self._gauges = {name: Gauge(f"srl_rlvr_{name}", text, tag_keys=keys) for name, text in _GAUGES.items()}
         self._outcomes = Counter("srl_rlvr_outcomes", "Verdicts by outcome", tag_keys=(*keys, "outcome"))
@@ -44,7 +47,7 @@ class Telemetry:
             metric.set_default_tags(tags)
 
     def step(self, metrics: dict[str, Any]) -> None:
-        tags = {"stage": metrics["stage"]}
+        tags = {"stage": _tag(metrics["stage"])}
         for name, gauge in self._gauges.items():
             if name in metrics:
                 gauge.set(metrics[name], tags)
@@ -57,3 +60,8 @@ class Telemetry:
             for outcome in OUTCOMES:
                 if metrics[outcome]:
                     self._outcomes.inc(metrics[outcome], {**tags, "outcome": outcome})
+
+
+def _tag(name: str) -> str:
+    """A user's name as a tag: Ray takes ASCII only."""
+    return ascii_name(name, keep=_READABLE)

@@ -22,7 +22,11 @@ from srl_rlvr.examples.names import nearest
 
 log = logging.getLogger(__name__)
 
-SCOPES = ("chat", "completions", "embeddings", "rerank", "route", "parse", "extract", "vision", "feedback", "console")
+ANY_FEEDBACK = "feedback:any"  # on requests of other keys, too; never without being named
+SCOPES = (
+    "chat", "completions", "embeddings", "rerank", "route", "parse", "extract", "vision", "feedback", ANY_FEEDBACK,
+    "console",
+)  # fmt: skip
 _PREFIX = "srl-"
 _LONGEST_DAYS = 36_500
 
@@ -76,9 +80,17 @@ class Doorkeeper:
         self.per_minute = requests_per_minute
         self.keys: dict[str, Key] = {}
         self.buckets: dict[str, Bucket] = {}
-        self._read_at = -1
+        self._seen: tuple[int, int, int] | None = None  # the file, when it was read last
+        self._began = False
         if self.file is not None:
+            if not self.file.is_file():
+                raise InputError(f"{self.file}: there is no such file of keys; make one with 'srl-rlvr serve --new-key "
+                                 "NAME', or correct access.keys")  # fmt: skip
             self._read(self.file)
+
+    def allows(self, name: str, scope: str) -> bool:
+        """Whether the key of this name has the scope by its own words. Without a file of keys: all have every one."""
+        return self.file is None or any(key.name == name and scope in key.scopes for key in self.keys.values())
 
     def admit(self, authorization: str, scope: str) -> str:
         """The name of the key. Raises Refusal: 401, 403 or 429."""
@@ -92,7 +104,7 @@ class Doorkeeper:
                 raise Refusal(401, "a valid API key is needed: Authorization: Bearer KEY", "invalid_api_key")
             if key.ended():
                 raise Refusal(401, f"the API key '{key.name}' ended on {key.expires[:10]}", "invalid_api_key")
-            if scope and key.scopes and scope not in key.scopes:
+            if scope and key.scopes and not {scope, f"{scope}:any"} & set(key.scopes):
                 raise Refusal(403, f"the API key '{key.name}' may ask for {', '.join(key.scopes)}, not for {scope}")
             name, per_minute = key.name, key.requests_per_minute or self.per_minute
         if per_minute:
@@ -112,19 +124,22 @@ class Doorkeeper:
 
     def _read(self, file: Path) -> None:
         try:
-            changed = file.stat().st_mtime_ns
-        except OSError:
-            self.keys, self._read_at = {}, -1
+            found = file.stat()
+        except OSError as error:
+            if self._seen is not None:
+                log.warning("%s: cannot be read (%s); until it is back all keys are refused", file, error.strerror)
+            self.keys, self._seen = {}, None
             return
-        if changed != self._read_at:
-            known = self._read_at >= 0
-            self._read_at = changed
+        changed = (found.st_mtime_ns, found.st_ino, found.st_size)
+        if changed != self._seen:
+            self._seen = changed
             try:
                 self.keys = {key.sha256: key for key in read(file)}
             except InputError as error:
-                if not known:
+                if not self._began:
                     raise
-                log.warning("%s; the keys that it had hold on", error)
+                log.warning("%s; %s", error, "the keys that it had hold on" if self.keys else "all keys are refused")
+        self._began = True
 
 
 def read(file: Path) -> list[Key]:
@@ -155,12 +170,41 @@ def new_key(file: Path, name: str, scopes: Sequence[str] = (), days: int | None 
     token = _PREFIX + secrets.token_urlsafe(32)
     expires = (datetime.now(UTC) + timedelta(days=days)).isoformat(timespec="seconds") if days is not None else ""
     keys.append(Key(name, _digest(token), tuple(scopes), expires, per_minute))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.partial")
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
-        json.dump([vars(key) for key in keys], out, indent=2)
-    os.replace(partial, file)
+    _write(file, keys)
     return token
+
+
+def revoke(file: Path, name: str) -> None:
+    """Take a key out of the file: gateways refuse it from then on. Raises InputError."""
+    keys = read(file)
+    if not any(key.name == name for key in keys):
+        raise InputError(f"{file}: there is no key '{name}'{nearest(name, [key.name for key in keys])}")
+    _write(file, [key for key in keys if key.name != name])
+
+
+def table(keys: Sequence[Key]) -> str:
+    """The keys as lines: name, scopes, end, requests a minute. Never the keys themselves, which nobody has."""
+    rows = [("name", "scopes", "expires", "per minute")]
+    for key in keys:
+        end = f"{key.expires}{' (ended)' if key.ended() else ''}" if key.expires else "never"
+        rows.append(
+            (key.name, ", ".join(key.scopes) or "all", end, str(key.requests_per_minute or "as the config says"))
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return "\n".join(
+        "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _write(file: Path, keys: Sequence[Key]) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_name(f".{file.name}.partial")
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
+            json.dump([vars(key) for key in keys], out, indent=2)
+        os.replace(partial, file)
+    except OSError as error:
+        raise InputError(f"{file}: cannot be written ({error.strerror})") from None
 
 
 def _digest(token: str) -> str:

@@ -10,19 +10,18 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from grpc.aio import AioRpcError
 from ray import serve as ray_serve
 from ray.exceptions import RayError, RayTaskError
-from ray.serve.api import RunTarget
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from actors.cluster import worker_environment
-from serve import ENVIRONMENT, traffic
+from actors.cluster import ascii_name, worker_environment
+from serve import ENVIRONMENT, starting, traffic
 from serve.config import DRAIN_S, GatewaySettings, ModelEntry, ServeConfig, Served, hosts_of
 from serve.errors import Refusal
 from serve.together import Together
@@ -53,8 +52,8 @@ def share_cores(models: Sequence[ModelEntry], cores: int) -> None:
 
 
 def application_of(group: Sequence[ModelEntry]) -> str:
-    """Its name."""
-    return f"shared-{group[0].name}" if group[0].base else group[0].name
+    """Its name, which Ray wants in ASCII."""
+    return ascii_name(f"shared-{group[0].name}" if group[0].base else group[0].name)
 
 
 def served(entry: ModelEntry) -> Served:
@@ -137,7 +136,7 @@ def gateway_of(settings: GatewaySettings, says_id: bool = True) -> Any:
 
     return create_app(
         settings,
-        lambda model: replica_of(traffic.pick(model, shares, models[model].application or model), model),
+        lambda model: replica_of(traffic.pick(model, shares, models[model].application or ascii_name(model)), model),
         says_id=says_id,
         background=lambda journal: traffic.follow(shares, journal.take_seen),
     )
@@ -187,7 +186,11 @@ def applications(config: ServeConfig) -> dict[str, Any]:
 def settings_of(config: ServeConfig) -> GatewaySettings:
     shared = {entry.name: application_of(group) for group in grouped(config.models) for entry in group if entry.base}
     names = [*(entry.name for entry in config.models), *set(shared.values())]
-    repeated = next((name for name in names if names.count(name) > 1 or name == GATEWAY), None)
+    applications = [ascii_name(name) for name in names]
+    repeated = next(
+        (name for name, of in zip(names, applications, strict=True) if applications.count(of) > 1 or of == GATEWAY),
+        None,
+    )
     if repeated is not None:
         raise InputError(f"two models, or one and the gateway, are called '{repeated}': give one another 'name'")
     return GatewaySettings(
@@ -203,10 +206,16 @@ def settings_of(config: ServeConfig) -> GatewaySettings:
     )
 
 
-def deploy(models: Sequence[ModelEntry]) -> None:
-    """Start those that are not running yet and wait until they are ready. Ray is there already."""
+def deploy(models: Sequence[ModelEntry], deadline_s: float, say: Callable[[str], None]) -> None:
+    """Start those that are not running yet and wait until they are ready. Ray is there already.
+
+    Raises NotStartedError naming the model that does not start.
+    """
     ray_serve.start(proxy_location="Disabled")
-    ray_serve.run_many([RunTarget(build(group), application_of(group), route_prefix=None) for group in grouped(models)])
+    groups = {application_of(group): group for group in grouped(models)}
+    starting.run(
+        {name: (build(group), [entry.name for entry in group]) for name, group in groups.items()}, deadline_s, say
+    )
 
 
 class HandleReplica:

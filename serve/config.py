@@ -122,6 +122,8 @@ class ServeConfig(Part):
     port: int = Field(default=8000, ge=1, le=65535)
     address: str = ""
     """A Ray cluster to join; without one, and without RAY_ADDRESS, Ray is started here."""
+    start_deadline_s: float = Field(default=900, gt=0)
+    """How long all models together, or a new version of one, may take to start."""
     models: list[ModelEntry] = []
     """Every champion in the registry where there are none."""
     access: Access = Access()

@@ -327,7 +327,7 @@ def create_app(
     @app.post("/v1/feedback", tags=["state"])
     async def feedback(asked: api.FeedbackRequest, request: Request) -> api.Recorded:
         """What an answer was worth, or what it should have been. Kept with its request's id, model and endpoint."""
-        journal.keep_feedback(asked, request.state.key)
+        await journal.keep_feedback(asked, request.state.key, request.state.any_feedback)
         return api.Recorded(request_id=asked.request_id)
 
     @app.get("/console", include_in_schema=False)

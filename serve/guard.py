@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.middleware.cors import CORSMiddleware
 
 from serve import bodies
-from serve.access import SCOPES, Doorkeeper
+from serve.access import ANY_FEEDBACK, SCOPES, Doorkeeper
 from serve.config import GatewaySettings, is_loopback
 from serve.errors import Refusal, refused
 from serve.journal import Entry, Journal
@@ -69,7 +69,7 @@ class Guard:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         given, id = headers.get("x-request-id", ""), f"req-{uuid.uuid4().hex}"
         state = scope["state"] = dict(scope.get("state", {})) | {
-            "id": id, "key": "", "model": "", "version": "",
+            "id": id, "key": "", "any_feedback": False, "model": "", "version": "",
             "charge": _nothing,  # what the request counts beyond one
             "held": 0,  # bytes of its body
             "refused": 0,  # the status of a stream that failed after its head
@@ -99,6 +99,7 @@ class Guard:
                 wanted = _scope_of(scope["path"])
                 if scope["path"] not in _OPEN:
                     state["key"] = self.door.admit(headers.get("authorization", ""), wanted)
+                    state["any_feedback"] = self.door.allows(state["key"], ANY_FEEDBACK)
                     state["charge"] = functools.partial(self.door.charge, state["key"])
                 if scope["method"] == "POST" and wanted in SCOPES and wanted != "console":
                     body = await self._read(receive, headers, state)
@@ -118,7 +119,9 @@ class Guard:
         finally:
             self.held -= state["held"]
             taken, status = time.monotonic() - began, state["refused"] or status
-            self.journal.note(Entry(id, scope["path"], state["model"], state["version"], status, taken, time.time()))
+            self.journal.note(
+                Entry(id, scope["path"], state["model"], state["version"], status, taken, time.time(), state["key"])
+            )
 
     def _check_host(self, scope: Any) -> None:
         """On a machine's own address, a page from elsewhere may have had its name resolved to here."""

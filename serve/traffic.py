@@ -44,6 +44,9 @@ class Traffic:
             self.seen.setdefault(name, Seen()).add(of)
         return self.shares
 
+    def shares_of(self, model: str) -> Shares:
+        return self.shares.get(model, {})
+
     def of(self, application: str, model: str) -> Seen:
         return self.seen.get(version(application, model), Seen())
 

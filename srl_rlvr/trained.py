@@ -12,6 +12,9 @@ from srl_rlvr.config import EngineConfig, EvaluationConfig, LearnerConfig, Model
 from srl_rlvr.errors import InputError
 from srl_rlvr.policies import base_models
 
+CARD = "model_card.json"
+_WRITERS = ("CausalLM", "LMHead", "ConditionalGeneration", "ImageTextToText", "Vision2Seq")  # in an architecture's name
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -71,6 +74,8 @@ def _vectors(model: Path) -> dict[str, Any]:
 def read(folder: Path, max_context: int | None = None, max_tokens: int | None = None) -> Trained:
     """Raises InputError where it is of no known type."""
     card = base_models.read_card(folder)
+    if "model_type" not in card and (folder / "config.json").is_file():
+        _check_writes(folder)
     name = str(card.get("model_type", "task_llm"))
     if name not in model_types.names():
         raise InputError(f"model {folder} is a {name}; there are {', '.join(model_types.names())}")
@@ -81,3 +86,14 @@ def read(folder: Path, max_context: int | None = None, max_tokens: int | None = 
         max_context or card.get("max_context", ModelConfig().max_context),
         max_tokens or card.get("max_tokens", EvaluationConfig().max_tokens),
     )
+
+
+def _check_writes(folder: Path) -> None:
+    """Raises InputError if a model without a card, which is taken for one that writes text, is an encoder."""
+    architectures = [str(name) for name in base_models.read_config(folder).get("architectures") or ()]
+    if architectures and not any(writes in name for name in architectures for writes in _WRITERS):
+        raise InputError(
+            f"model {folder} is an encoder ({architectures[0]}) and has no {CARD} that says what it is for: train it "
+            f'with model_type embeddings, reranker or intent_router, or write {{"model_type": "embeddings"}} into '
+            f"{CARD} in a copy of the folder"
+        )

@@ -64,6 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(code)
 
 
+def stay_on_this_machine() -> None:
+    """Have the Ray that a command starts listen on 127.0.0.1 alone. To be called before Ray is imported.
+
+    Ray replaces a loopback address that it is given by the machine's own, unless it is told that it has no cluster.
+    """
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="srl-rlvr",

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from srl_rlvr import __version__, checkpoints, folder_lock, model_types, pipeline, resuming
 from srl_rlvr import config as configs
+from srl_rlvr.cli import stay_on_this_machine
 from srl_rlvr.config import RunConfig, SftStage
 from srl_rlvr.errors import InputError, Stopped
 from srl_rlvr.examples import sources
@@ -239,14 +240,17 @@ def _steps(stage: Any, examples: int) -> int:
 @contextlib.contextmanager
 def _crew(config: RunConfig, out: Path, progress: Progress) -> Iterator[Any]:
     progress.phase("starting Ray")
+    if not (config.cluster.address or os.environ.get("RAY_ADDRESS")):
+        stay_on_this_machine()
     import ray
 
     from actors import supervisor
+    from actors.cluster import ascii_name
 
     supervisor.start_ray(config, progress.note)
     try:
         progress.phase(f"starting the {config.engine_kind} engine and the learner")
-        run_id = f"{config.name}-{time.time_ns() % 10**9:09d}"
+        run_id = f"{ascii_name(config.name)}-{time.time_ns() % 10**9:09d}"
         model = base_models.for_all_nodes(config.model.base)
         crew = supervisor.Crew(config, model, run_id, (out / _RAY_TRAIN).resolve())
         try:

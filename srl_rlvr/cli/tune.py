@@ -17,6 +17,7 @@ from typing import Any
 
 from srl_rlvr import checkpoints, folder_lock, search_space
 from srl_rlvr import config as configs
+from srl_rlvr.cli import stay_on_this_machine
 from srl_rlvr.config import RunConfig
 from srl_rlvr.errors import InputError, RunError, Stopped
 from srl_rlvr.registry.tracking import make_tracker
@@ -108,6 +109,8 @@ def _begin_folder(out: Path, config: RunConfig, space: SearchSpace, resume: bool
 def _search(config: RunConfig, space: SearchSpace, run_file: Path, out: Path) -> list[dict[str, Any]]:
     """All trials: their values, their best dev score, how far they came, and what went wrong."""
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    if not (config.cluster.address or os.environ.get("RAY_ADDRESS")):
+        stay_on_this_machine()
     import ray
     from ray import tune
     from ray.tune.schedulers import ASHAScheduler

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,16 @@ from srl_rlvr import records
 from srl_rlvr.config import EngineConfig
 from srl_rlvr.errors import InputError
 from srl_rlvr.policies.weights import Manifest
+
+# What vLLM says when it cannot start, and the keys of ours that change it. Its own advice names flags of its own.
+_START_ADVICE = (
+    (r"less than requested memory for kv|No available memory for the cache", "lower kv_cache_gib, or free memory"),
+    (r"KV cache is needed|available KV cache memory", "raise kv_cache_gib, or lower max_context"),
+    (r"max_model_len|max seq len|max_position_embeddings", "lower max_context"),
+    (r"block[ _]size", "change engine.block_size"),
+    (r"allocate memory|out of memory|Cannot allocate|MemoryError", "free memory, or lower max_running or kv_cache_gib"),
+)
+_OTHERS_ADVICE = re.compile(r"[\s.;,]*\b(?:Try|Please|Decrease|Increase|Consider|See|To allow)\b.*", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -79,6 +90,13 @@ def create(kind: str, model: Path, config: dict[str, Any]) -> Engine:
     from srl_rlvr.engines.transformers_engine import TransformersEngine
 
     return TransformersEngine(model, **config)
+
+
+def start_advice(cause: str) -> str:
+    """Return why an engine does not start, in one line, with the keys to change in the place of vLLM's flags."""
+    advice = next((advice for pattern, advice in _START_ADVICE if re.search(pattern, cause)), "")
+    line = " ".join(cause.split())
+    return f"{_OTHERS_ADVICE.sub('', line)}; {advice}" if advice else line
 
 
 def images_of(prompts: pa.Table) -> list[list[bytes]]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from srl_rlvr.engines import Completion, SamplingSpec, in_segments
+from srl_rlvr.engines import Completion, SamplingSpec, in_segments, start_advice
 from srl_rlvr.errors import InputError, MissingExtraError
 from srl_rlvr.policies import base_models
 from srl_rlvr.policies.weights import Manifest, unflatten
@@ -55,20 +55,24 @@ class VllmEngine:
         self.version = 0
         self._holds_base = True  # and not the full weights of a learner
         self._base: dict[str, torch.Tensor] | None = None  # what adapters are merged into on a GPU
-        self.engine = LLM(
-            str(model),
-            dtype="float32" if self._on_cpu else "bfloat16",
-            max_model_len=max_context,
-            max_num_seqs=max_running,
-            enable_prefix_caching=True,
-            block_size=block_size,
-            # Divided by the temperature, as the learner computes them.
-            logprobs_mode="processed_logprobs",
-            worker_extension_cls="srl_rlvr.engines.vllm_weights.WeightReceiver",
-            disable_log_stats=True,
-            seed=0,
-            **placement,
-        )
+        try:
+            self.engine = LLM(
+                str(model),
+                dtype="float32" if self._on_cpu else "bfloat16",
+                max_model_len=max_context,
+                max_num_seqs=max_running,
+                enable_prefix_caching=True,
+                block_size=block_size,
+                # Divided by the temperature, as the learner computes them.
+                logprobs_mode="processed_logprobs",
+                worker_extension_cls="srl_rlvr.engines.vllm_weights.WeightReceiver",
+                disable_log_stats=True,
+                seed=0,
+                **placement,
+            )
+        except Exception as error:  # it raises nearly anything if the model or the room is not what it should be
+            cause = start_advice(f"{type(error).__name__}: {error}")
+            raise InputError(f"the vLLM engine does not start with {model}: {cause[:400]}") from error
 
     def sample(
         self, prompts: list[list[int]], spec: SamplingSpec, images: Sequence[Sequence[bytes]] = ()

@@ -149,7 +149,7 @@ class MlflowTracker:
                 raise
             run = None
         if run is None or run.info.lifecycle_stage == "deleted":
-            self._warn(f"MLflow run {run_id} is gone from {_without_password(self._uri)}: a new one was started")
+            self._warn(f"MLflow run {run_id} is gone from {without_password(self._uri)}: a new one was started")
             return None
         self._client.update_run(run_id, status="RUNNING")
         return run
@@ -199,13 +199,13 @@ class MlflowTracker:
         from mlflow.exceptions import MlflowException
 
         try:
-            with _patience(timeout_s):
+            with patience(timeout_s):
                 yield
         except (MlflowException, OSError, *also) as error:
             if not self._warned:
                 self._warned = True
-                where = _without_password(self._uri)
-                self._warn(f"MLflow at {where} does not answer; the run goes on: {_first_line(error)}")
+                where = without_password(self._uri)
+                self._warn(f"MLflow at {where} does not answer; the run goes on: {first_line(error)}")
 
 
 @contextmanager
@@ -220,11 +220,11 @@ def client_of(parent: Path, otherwise: str) -> Iterator[MlflowClient]:
     uri = _store(parent)
     try:
         _check_database(uri)
-        with _patience(_START_TIMEOUT_S):
+        with patience(_START_TIMEOUT_S):
             yield client_class(tracking_uri=uri, registry_uri=uri)
     except (MlflowException, OSError, sqlite3.Error) as error:
         raise InputError(
-            f"MLflow at {_without_password(uri)}: {_first_line(error)}; start the server, correct "
+            f"MLflow at {without_password(uri)}: {first_line(error)}; start the server, correct "
             f"MLFLOW_TRACKING_URI, or {otherwise}"
         ) from None
 
@@ -249,7 +249,7 @@ def _import_client() -> type[MlflowClient]:
 
 
 @contextmanager
-def _patience(timeout_s: int) -> Iterator[None]:
+def patience(timeout_s: int) -> Iterator[None]:
     """MLflow's own patience is 120 s, seven times over; its only knob is the environment. What the user set stays."""
     wanted = {"MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout_s), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
     ours = {name: value for name, value in wanted.items() if name not in os.environ}
@@ -286,13 +286,13 @@ def _key(name: str) -> str:
     return re.sub(r"[^\w\-. /]", "_", name, flags=re.ASCII)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
     if re.search("failed with (timeout )?exception", text):
         cause = re.search(r"\[Errno -?\d+\] ([\w ]+)", text)
         return f"cannot be reached ({cause[1].lower() if cause else 'no answer'})"
-    return _without_password(text.splitlines()[0])
+    return without_password(text.splitlines()[0])
 
 
-def _without_password(uri: str) -> str:
+def without_password(uri: str) -> str:
     return re.sub(r"//[^/@\s]*@", "//", uri)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from serve.access import Bucket, Doorkeeper, new_key, read
+from serve.access import ANY_FEEDBACK, Bucket, Doorkeeper, new_key, read, revoke, table
 from serve.errors import Refusal
 from srl_rlvr.errors import InputError
 
@@ -154,3 +154,62 @@ def test_a_file_of_keys_that_is_broken_while_it_is_edited_leaves_those_of_before
     assert caplog.text.count("not a file of keys") == 1
     with pytest.raises(InputError, match="not a file of keys"):
         Doorkeeper(str(file), 0)
+
+
+def test_a_file_of_keys_that_is_not_there_is_refused_at_the_start(file: Path) -> None:
+    with pytest.raises(InputError, match=r"keys.json: there is no such file.*access\.keys"):
+        Doorkeeper(str(file), 0)
+
+
+def test_a_file_of_keys_that_vanishes_is_told_once_and_opens_nothing(
+    file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    token = new_key(file, "phone")
+    door = Doorkeeper(str(file), 0)
+    file.unlink()
+    assert [refusal(door, token).status for _ in range(3)] == [401] * 3
+    assert caplog.text.count("all keys are refused") == 1
+    file.write_text("[{")  # it comes back, and is broken
+    assert [refusal(door, token).status for _ in range(3)] == [401] * 3
+
+
+def test_keys_are_listed_without_what_opens_and_revoked_by_name(file: Path) -> None:
+    tokens = {name: new_key(file, name, scopes, days) for name, scopes, days in (("a", ["chat"], None), ("b", [], 3))}
+    door = Doorkeeper(str(file), 0)
+    listed = table(read(file))
+    assert [line.split()[:2] for line in listed.splitlines()] == [["name", "scopes"], ["a", "chat"], ["b", "all"]]
+    assert not any(key.sha256 in listed for key in read(file)) and not any(token in listed for token in tokens.values())
+    revoke(file, "a")
+    assert refusal(door, tokens["a"]).status == 401 and door.admit(f"Bearer {tokens['b']}", "chat") == "b"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    with pytest.raises(InputError, match="no key 'a'"):
+        revoke(file, "a")
+    with pytest.raises(InputError, match="cannot be read"):
+        revoke(file.with_name("absent.json"), "a")
+
+
+def test_feedback_on_any_request_is_never_meant_by_silence(file: Path) -> None:
+    new_key(file, "all")
+    new_key(file, "some", ["feedback"])
+    token = new_key(file, "any", [ANY_FEEDBACK])
+    door = Doorkeeper(str(file), 0)
+    assert [door.allows(name, ANY_FEEDBACK) for name in ("all", "some", "any", "absent")] == [False, False, True, False]
+    assert door.admit(f"Bearer {token}", "feedback") == "any"
+
+
+def test_feedback_needs_the_key_that_asked(settings: Any, replicas: Any, file: Path) -> None:
+    from starlette.testclient import TestClient
+
+    from serve.gateway import create_app
+
+    asks, other = new_key(file, "asks"), new_key(file, "other")
+    rater = new_key(file, "rater", [ANY_FEEDBACK])
+    settings.access.keys = str(file)
+    with TestClient(create_app(settings, replicas.__getitem__)) as client:
+
+        def post(path: str, key: str, body: Any) -> Any:
+            return client.post(path, json=body, headers={"authorization": f"Bearer {key}"})
+
+        id = post("/v1/route", asks, {"input": "a"}).headers["x-request-id"]
+        found = [post("/v1/feedback", key, {"request_id": id, "reward": 1}).status_code for key in (other, asks, rater)]
+    assert found == [403, 200, 200]
