@@ -76,6 +76,7 @@ class ModelInfo(Answer):
     created: int
     owned_by: str = "srl-rlvr"
     model_type: str
+    kind: Annotated[str, Field(description="the type whose endpoint answers for it: its own, or one like it")] = ""
 
 
 class Models(Identified):
@@ -273,8 +274,8 @@ class FeedbackRequest(Request):
 
     @model_validator(mode="after")
     def _says_something(self) -> FeedbackRequest:
-        if self.reward is None and self.correction is None:
-            raise ValueError("there should be 'reward' or 'correction'")
+        if self.reward is None and self.correction is None and not (self.comment or "").strip():
+            raise ValueError("there should be 'reward', 'correction' or 'comment'")
         return self
 
 
