@@ -21,12 +21,13 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 
 from actors.cluster import worker_environment
-from serve import ENVIRONMENT, traffic
+from serve import ENVIRONMENT, kinds, traffic
 from serve.config import DRAIN_S, GatewaySettings, ModelEntry, ServeConfig, Served
 from serve.errors import Refusal
 from serve.together import Together
 from srl_rlvr import trained
 from srl_rlvr.errors import InputError
+from srl_rlvr.examples import shown
 
 GATEWAY = "gateway"
 _TRIES = 2  # of a call whose replica died under it: an answer has no effect but itself
@@ -70,6 +71,9 @@ def served(entry: ModelEntry) -> Served:
         model_type=model_type.name,
         policy=model_type.policy,
         created=made,
+        kind=kinds.kind_of(model_type),
+        max_tokens=entry.max_tokens or model.max_tokens,
+        example=shown.readable(model.card.get("example")),
         batches=fixed if model_type.policy == "ranking" else 0,
         queue=entry.queue,
     )

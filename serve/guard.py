@@ -136,6 +136,6 @@ async def _while_there(app: Any, scope: Any, body: bytes, receive: Any, send: An
 def _scope_of(path: str) -> str:
     """What a key has to be allowed; nothing where any key will do."""
     if path.startswith("/console/"):
-        return "console"
+        return "" if path == "/console/models" else "console"
     _, _, rest = path.strip("/").partition("/")
     return "" if rest.startswith("models") else rest.partition("/")[0]

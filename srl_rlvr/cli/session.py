@@ -20,7 +20,7 @@ from srl_rlvr import __version__, checkpoints, model_types, pipeline
 from srl_rlvr import config as configs
 from srl_rlvr.config import RunConfig, SftStage
 from srl_rlvr.errors import InputError, Stopped
-from srl_rlvr.examples import sources
+from srl_rlvr.examples import shown, sources
 from srl_rlvr.policies import base_models
 from srl_rlvr.registry.tracking import Tracker, make_tracker
 from srl_rlvr.reporting import report, result
@@ -273,6 +273,8 @@ def _write_results(run: pipeline.Run, base: Path, tracker: Tracker) -> None:
     } | _type_card(run)
     if any(source.ordered for source in config.data):
         card["ordered"] = True
+    if example := shown.example_input(run.held_out):
+        card["example"] = example
     _save_model(run, base, card)
     report.write_report(
         out / "report.html",
