@@ -114,6 +114,7 @@ def create_app(
     app = FastAPI(
         title="srl-rlvr", version=__version__, responses=ERRORS, lifespan=lifespan, docs_url=None, redoc_url=None
     )
+    app.state.journal = journal
     models, limits = Models(settings.models, pick), settings.limits
     writers = {model.model_type for model in settings.models if model.policy == "text"}
     guard.install(app, settings, journal, says_id)
@@ -295,6 +296,7 @@ def create_app(
 def note(request: Request, name: str, replica: Replica) -> tuple[str, Replica]:
     """The journal counts requests by model."""
     request.state.model, request.state.version = name, replica.name
+    request.app.state.journal.began(name)
     return name, replica
 
 
