@@ -194,6 +194,7 @@ def test_integers_are_whole_and_no_answer_says_why(browser: Any, tmp_path: Path)
             json.dumps({"type": "object", "properties": {"big": {"maximum": BIG}}})
         )
         page.get_by_test_id("code").locator("summary").click()
+        page.get_by_test_id("code").locator("pre").first.wait_for()
         assert str(BIG) in page.get_by_test_id("code").inner_text()
         shown = answered(page)
         assert str(BIG) in shown and str(2**53 + 1) in shown and "Repaired" in shown
@@ -226,14 +227,14 @@ def test_load_and_runs_are_readable_at_each_width(browser: Any, tmp_path: Path, 
         )
         assert len(cells) > 40 and max(cells) <= width
         page.locator("#panel-live svg").first.hover()
-        assert "a second" in page.locator("#panel-live svg .value").first.inner_text()
+        assert "a second" in page.locator("#panel-live svg .value").first.text_content()
         page.get_by_test_id("tab-runs").click()
         page.get_by_test_id("chart").first.wait_for()
         assert "kl: 0 at all 9 points" in page.get_by_test_id("run-card").inner_text()
         outside = "all => all.flatMap(one => [one.getBBox().x, 300 - one.getBBox().x - one.getBBox().width])"
         assert min(page.locator("[data-testid=chart] text").evaluate_all(outside)) >= 0
         page.get_by_test_id("chart").first.hover()
-        assert "update 5:" in page.locator("[data-testid=chart] .value").first.inner_text()
+        assert "update 5:" in page.locator("[data-testid=chart] .value").first.text_content()
         page.screenshot(path=SHOTS / f"runs-{width}.png", full_page=True)
         with page.expect_popup() as found:
             page.get_by_test_id("report").click()
@@ -261,6 +262,7 @@ def test_a_key_is_asked_for_if_keys_are_on_and_opens_reports_too(browser: Any, t
         page.get_by_test_id("model").wait_for()
         assert not page.get_by_test_id("key").is_visible() and SUM in answered(page)
         page.get_by_test_id("code").locator("summary").click()
+        page.get_by_test_id("code").locator("pre").first.wait_for()
         assert "SRL_RLVR_KEY" in page.get_by_test_id("code").inner_text()
         assert key not in page.get_by_test_id("code").inner_text()
         page.get_by_test_id("tab-runs").click()
