@@ -234,7 +234,7 @@ def test_load_and_runs_are_readable_at_each_width(browser: Any, tmp_path: Path, 
         outside = "all => all.flatMap(one => [one.getBBox().x, 300 - one.getBBox().x - one.getBBox().width])"
         assert min(page.locator("[data-testid=chart] text").evaluate_all(outside)) >= 0
         page.get_by_test_id("chart").first.hover()
-        assert "update 5:" in page.locator("[data-testid=chart] .value").first.text_content()
+        assert "update 4:" in page.locator("[data-testid=chart] .value").first.text_content()
         page.screenshot(path=SHOTS / f"runs-{width}.png", full_page=True)
         with page.expect_popup() as found:
             page.get_by_test_id("report").click()
