@@ -4,7 +4,10 @@ scripted ones for what tiny models do not do. Screenshots stay in `out/console/`
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from cli_runs import ROOT
 from gateway_fixtures import listening
+from PIL import Image
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 SHOTS = ROOT / "out" / "console"
@@ -88,6 +92,9 @@ class Scripted:
         self.name = name
 
     async def call(self, method: str, *arguments: Any) -> Any:
+        if method == "chat":
+            choice = {"index": 0, "message": {"role": "assistant", "content": arguments[0]["messages"][-1]["content"]}}
+            return {"id": "1", "object": "chat.completion", "created": 1, "model": self.name, "choices": [choice]}
         return ANSWERS[self.name]
 
     async def stream(self, method: str, body: dict[str, Any]) -> AsyncIterator[str]:
@@ -211,6 +218,35 @@ def test_integers_are_whole_and_no_answer_says_why(browser: Any, tmp_path: Path)
             assert "No answer" in shown and why in shown and page.locator("img").count() == 1
         page.close()
     assert faults == []
+
+
+@pytest.mark.parametrize("model", ["sums", "extractor", "vision"])
+def test_the_code_that_the_console_shows_works(browser: Any, tmp_path: Path, model: str) -> None:
+    curl = shutil.which("curl") or pytest.skip("no curl here")
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
+    text = 'it\'s "100%" \\\\n $HOME `date` é\n😀'
+    with scripted(tmp_path) as address:
+        page = opened(browser, f"{address}/console", [])
+        page.wait_for_selector("option", state="attached")
+        page.get_by_test_id("model").select_option(model)
+        field = {"sums": "prompt", "extractor": "input", "vision": "question"}[model]
+        page.get_by_test_id(f"field-{field}").fill(text)
+        page.get_by_test_id("code").locator("summary").click()
+        page.get_by_test_id("code").locator("pre").nth(1).wait_for()
+        shown, python = page.get_by_test_id("code").locator("pre").all_text_contents()
+        page.close()
+        said = subprocess.run(
+            ["bash", "-c", shown.replace("curl ", f"{curl} -s ", 1)], cwd=tmp_path, capture_output=True, timeout=60
+        )
+        found = json.loads(said.stdout)
+        assert "error" not in found and found["model"] == model
+        environment = dict(os.environ) | {"PYTHONPATH": str(ROOT)}
+        ran = subprocess.run(
+            [sys.executable, "-c", python], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+        )
+        assert ran.returncode == 0 and model in ran.stdout, ran.stderr
+        if model == "sums":
+            assert found["choices"][0]["message"]["content"] == text
 
 
 @pytest.mark.parametrize("width", [390, 1280])
