@@ -102,7 +102,9 @@ class Scripted:
         words = " | ".join(message["content"] for message in body["messages"]).split()
         most = body.get("max_tokens") or 1000
         whole = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": self.name}
-        events: list[dict[str, Any]] = [{"choices": [{"index": 0, "delta": {"content": f"{word} "}}]} for word in words[:most]]
+        events: list[dict[str, Any]] = [
+            {"choices": [{"index": 0, "delta": {"content": f"{word} "}}]} for word in words[:most]
+        ]
         reason = "length" if len(words) > most else "stop"
         events.append({"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]})
         if body.get("stream_options"):
