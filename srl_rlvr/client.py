@@ -308,7 +308,9 @@ def _retry_after(response: httpx2.Response) -> float:
 
 def _read(response: httpx2.Response, form: type[Form]) -> Form:
     """Raises ApiError."""
-    id, status = response.headers.get("x-request-id", ""), response.status_code
+    # Behind Ray Serve's proxy, which has an x-request-id of its own, the gateway's has another name.
+    id = response.headers.get("x-gateway-request-id") or response.headers.get("x-request-id", "")
+    status = response.status_code
     try:
         found = response.json()
     except ValueError:
