@@ -81,8 +81,8 @@ def check_authentication() -> None:
     """Raises InputError if Ray's token authentication is switched off: whoever reached a port could run code."""
     if not _uses_token():
         raise InputError(
-            f"RAY_AUTH_MODE is '{os.environ['RAY_AUTH_MODE']}': without its token whoever reaches Ray's ports can run code; "
-            "leave RAY_AUTH_MODE out, or set it to 'token'"
+            f"RAY_AUTH_MODE is '{os.environ['RAY_AUTH_MODE']}': without its token whoever reaches Ray's ports can run "
+            "code; leave RAY_AUTH_MODE out, or set it to 'token'"
         )
 
 

@@ -21,12 +21,13 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 
 from actors.cluster import ascii_name, worker_environment
-from serve import ENVIRONMENT, starting, traffic
+from serve import ENVIRONMENT, kinds, starting, traffic
 from serve.config import DRAIN_S, GatewaySettings, ModelEntry, ServeConfig, Served, hosts_of
 from serve.errors import Refusal
 from serve.together import Together
 from srl_rlvr import trained
 from srl_rlvr.errors import InputError
+from srl_rlvr.examples import shown
 
 GATEWAY = "gateway"
 _TRIES = 2  # of a call whose replica died under it: an answer has no effect but itself
@@ -72,6 +73,9 @@ def served(entry: ModelEntry) -> Served:
         model_type=model_type.name,
         policy=model_type.policy,
         created=made,
+        kind=kinds.kind_of(model_type),
+        max_tokens=entry.max_tokens or model.max_tokens,
+        example=shown.readable(model.card.get("example")),
         batches=fixed if model_type.policy == "ranking" else 0,
         queue=entry.queue,
     )

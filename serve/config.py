@@ -166,6 +166,12 @@ class Served(BaseModel):
     model_type: str
     policy: str  # of its type: text | ranking
     created: int
+    kind: str = ""
+    """The known type whose endpoint answers for it; its own type if empty."""
+    max_tokens: int = 0
+    """Of an answer, if the request does not say; 0: not known."""
+    example: dict[str, Any] = {}
+    """An input of its own data, for the console."""
     batches: int = 0
     """Of requests, that its replicas work on at a time; 0: requests go there one by one. (Where replicas come and go,
     their number follows that of the requests.)"""

@@ -17,10 +17,10 @@ from typing import Any, Protocol
 import pydantic_core
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from serve import guard, pictures, runs, schemas, spans
+from serve import guard, pages, pictures, schemas, spans
 from serve.config import GatewaySettings, Limits, Served
 from serve.errors import Refusal, error_form, refused
 from serve.journal import Journal
@@ -28,7 +28,6 @@ from serve.sandbox import Sandbox
 from srl_rlvr import __version__, api
 from srl_rlvr.examples.names import nearest
 
-CONSOLE = Path(__file__).parent / "console.html"
 CHAT = "/v1/chat/completions"
 ENDPOINT_OF = {  # of what writes text and is not named here: chat
     "embeddings": "/v1/embeddings",
@@ -82,15 +81,15 @@ class Models:
 
         Raises Refusal, as `named` does or with where such a model is asked.
         """
-        fitting = [model.name for model in self.served.values() if model.model_type in types]
+        fitting = [model.name for model in self.served.values() if (model.kind or model.model_type) in types]
         if name is None:
             if len(fitting) != 1:
                 known = f"; there are {', '.join(fitting)}" if fitting else ""
                 raise Refusal(400, f"'model' should name one of type {' or '.join(types)}{known}", param="model")
             name = fitting[0]
         model = self.named(name)
-        if model.model_type not in types:
-            where = ENDPOINT_OF.get(model.model_type, CHAT if model.policy == "text" else "")
+        if model.model_type not in types and model.kind not in types:
+            where = ENDPOINT_OF.get(model.kind or model.model_type, CHAT if model.policy == "text" else "")
             said = f"ask it at {where}" if where else "no endpoint asks models of that type"
             raise Refusal(400, f"model '{name}' is of type {model.model_type}: {said}", param="model")
         return name, self.pick(name)
@@ -123,13 +122,16 @@ def create_app(
         version=__version__,
         responses=ERRORS,
         lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
         redirect_slashes=False,  # a redirect goes to whatever host the request names
     )
+    app.state.journal = journal
     models, limits = Models(settings.models, pick), settings.limits
     writers = {model.model_type for model in settings.models if model.policy == "text"}
     guard.install(app, settings, journal, says_id, sandbox)
     _handle_errors(app)
-    _describe(app)
+    _describe(app, bool(settings.access.keys))
 
     async def ask(replica: Replica, method: str, *arguments: Any) -> Any:
         async with _Deadline(limits):
@@ -154,13 +156,11 @@ def create_app(
 
     @app.get("/v1/models", tags=["models"])
     async def list_models() -> api.Models:
-        data = [api.ModelInfo(id=m.name, created=m.created, model_type=m.model_type) for m in settings.models]
-        return api.Models(data=data)
+        return api.Models(data=[pages.model_info(model) for model in settings.models])
 
     @app.get("/v1/models/{name:path}", tags=["models"])
     async def one_model(name: str) -> api.ModelInfo:
-        model = models.named(name)
-        return api.ModelInfo(id=name, created=model.created, model_type=model.model_type)
+        return pages.model_info(models.named(name))
 
     @app.post(CHAT, tags=["text"], response_model=api.Generated, responses=_STREAMED)
     async def chat(asked: api.ChatRequest, request: Request) -> Response:
@@ -330,24 +330,14 @@ def create_app(
         await journal.keep_feedback(asked, request.state.key, request.state.any_feedback)
         return api.Recorded(request_id=asked.request_id)
 
-    @app.get("/console", include_in_schema=False)
-    async def console() -> Response:
-        return FileResponse(CONSOLE, media_type="text/html")
-
-    @app.get("/console/runs", include_in_schema=False)
-    async def past() -> Response:
-        return JSONResponse({"runs": await asyncio.to_thread(runs.read, Path(settings.runs))})
-
-    @app.get("/console/live", include_in_schema=False)
-    async def live() -> Response:
-        return JSONResponse(journal.live())
-
+    pages.install(app, settings, journal)
     return app
 
 
 def note(request: Request, name: str, replica: Replica) -> tuple[str, Replica]:
     """The journal counts requests by model."""
     request.state.model, request.state.version = name, replica.name
+    request.app.state.journal.began(name)
     return name, replica
 
 
@@ -436,14 +426,20 @@ def _handle_errors(app: FastAPI) -> None:
         return refused(Refusal(error.status_code, message))
 
 
-def _describe(app: FastAPI) -> None:
-    """The OpenAPI without FastAPI's own form of validation errors: here they are 400, in OpenAI's form."""
+def _describe(app: FastAPI, keys: bool) -> None:
+    """The OpenAPI with the API key, and without FastAPI's own form of validation errors: here they are 400, in
+    OpenAI's form."""
     made = app.openapi
 
     def openapi() -> dict[str, Any]:
         described = made()
         described["components"]["schemas"].pop("HTTPValidationError", None)
         described["components"]["schemas"].pop("ValidationError", None)
+        bearer = {"type": "http", "scheme": "bearer", "description": "a key of 'srl-rlvr serve --new-key NAME'"}
+        described["components"]["securitySchemes"] = {"api_key": bearer}
+        described["security"] = [{"api_key": []}] if keys else [{}, {"api_key": []}]
+        for path in ("/healthz", "/readyz"):
+            described["paths"][path]["get"]["security"] = []
         return described
 
     app.openapi = openapi

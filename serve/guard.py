@@ -205,7 +205,7 @@ async def _while_there(app: Any, scope: Any, body: bytes, receive: Any, send: An
 
 def _scope_of(path: str) -> str:
     """What a key has to be allowed; nothing if any key will do."""
-    if path == "/v1/models" or path.startswith("/v1/models/"):
+    if path in ("/v1/models", "/console/models") or path.startswith("/v1/models/"):
         return ""
     match path.split("/"):
         case ["", "console", *_]:

@@ -9,7 +9,7 @@ import asyncio
 import json
 import os
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,10 +50,16 @@ class Journal:
         self._buckets: dict[str, Bucket] = {}  # of feedback, by key
         self._writer = ThreadPoolExecutor(1, "feedback")
         self.seen: dict[str, Seen] = {}  # since `take_seen`
+        self.under_way: Counter[str] = Counter()  # requests, by model
+
+    def began(self, model: str) -> None:
+        """A request to the model, until it is noted."""
+        self.under_way[model] += 1
 
     def note(self, entry: Entry) -> None:
         if not entry.model:
             return
+        self.under_way[entry.model] -= 1
         self.recent.append(entry)
         seen = self.seen.setdefault(entry.version, Seen())
         seen.add(Seen(1, int(entry.status >= 500), [entry.seconds]))
@@ -105,7 +111,7 @@ class Journal:
 
     def live(self) -> dict[str, Any]:
         """Of the last minute, by model: requests a second, seconds that half and 95 % of them took less than, and the
-        share that failed (status 500 and above)."""
+        share that failed (status 500 and above). Beside them the requests that wait or are being answered now."""
         now = time.time()
         window = min(_WINDOW_S, max(now - self.since, 1.0))
         of: dict[str, list[Entry]] = {}
@@ -114,6 +120,7 @@ class Journal:
                 of.setdefault(entry.model, []).append(entry)
         return {
             "seconds": round(window, 1),
+            "under_way": +self.under_way,
             "models": {
                 name: {
                     "requests": len(entries),

@@ -5,7 +5,7 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> object:
     """The clients, imported when they are asked for."""
-    if name in ("Client", "AsyncClient", "ApiError"):
+    if name in ("Client", "AsyncClient", "ApiError", "NetworkError"):
         from srl_rlvr import client
 
         return getattr(client, name)

@@ -91,6 +91,7 @@ class ModelInfo(Answer):
     created: int
     owned_by: str = "srl-rlvr"
     model_type: str
+    kind: Annotated[str, Field(description="the type whose endpoint answers for it: its own, or one like it")] = ""
 
 
 class Models(Identified):

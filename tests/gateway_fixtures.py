@@ -58,9 +58,12 @@ def settings(folders: dict[str, Path], tmp_path: Path) -> Any:
 
     encoders = ("embeddings", "reranker", "intent_router")
     models = [
-        Served(name=name, model_type=name, policy="ranking" if name in encoders else "text", created=1)
+        Served(
+            name=name, model_type=name, policy="ranking" if name in encoders else "text", created=1,
+            example={"prompt": "1 + 1"} if name == "task_llm" else {},
+        )
         for name in folders
-    ]
+    ]  # fmt: skip
     return GatewaySettings(models=models, feedback=str(tmp_path / "feedback.jsonl"), runs=str(tmp_path / "out"))
 
 

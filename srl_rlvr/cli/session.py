@@ -21,7 +21,7 @@ from srl_rlvr import config as configs
 from srl_rlvr.cli import stay_on_this_machine
 from srl_rlvr.config import RunConfig, SftStage
 from srl_rlvr.errors import InputError, Stopped
-from srl_rlvr.examples import sources
+from srl_rlvr.examples import shown, sources
 from srl_rlvr.policies import base_models
 from srl_rlvr.policies.base_models import model_cache
 from srl_rlvr.registry.tracking import Tracker, make_tracker
@@ -326,16 +326,18 @@ def _write_results(run: pipeline.Run, base: Path, tracker: Tracker) -> None:
     } | _type_card(run)
     if any(source.ordered for source in config.data):
         card["ordered"] = True
+    if example := shown.example_input(run.held_out):
+        card["example"] = example
     _save_model(run, base, card)
-    shown = run.rollouts.sample(_REPORT_ROWS, _REPORT_TOKENS)
+    sampled = run.rollouts.sample(_REPORT_ROWS, _REPORT_TOKENS)
     notes = [str(alarm) for alarm in run.watch.alarms] + run.without_update()
-    if shown.steps < shown.all_steps:
-        notes.append(f"rollouts of {shown.steps} of {shown.all_steps} steps are shown; all are in {out / 'rollouts'}")
+    if sampled.steps < sampled.all_steps:
+        notes.append(f"rollouts of {sampled.steps} of {sampled.all_steps} steps are shown; all are in {out / 'rollouts'}")
     report.write_report(
         out / "report.html",
         config=config.model_dump(mode="json"),
         metrics=metrics,
-        rollouts=shown.rows,
+        rollouts=sampled.rows,
         result=written,
         notes=notes,
         metric=_metric(config),

@@ -22,6 +22,8 @@ def test_a_run_leaves_everything_that_is_promised(trained: Any) -> None:
     }  # fmt: skip
     assert not [entry for entry in out.rglob(".*") if entry.name.startswith((".model", ".update"))]
     assert "<html" in (out / "report.html").read_text()[:2000]
+    card = json.loads((out / "model" / "model_card.json").read_text())
+    assert list(card["example"]) == ["prompt"] and card["example"]["prompt"]
 
 
 def test_result_json_has_the_keys_of_the_contract(trained: Any) -> None:

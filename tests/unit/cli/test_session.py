@@ -16,7 +16,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from unit.scripted import problems
 
-from srl_rlvr import checkpoints, cli, folder_lock, records
+from srl_rlvr import checkpoints, cli, folder_lock, model_types, records
 from srl_rlvr import config as configs
 from srl_rlvr.checkpoints import History, State
 from srl_rlvr.cli import session
@@ -178,3 +178,24 @@ def test_room_on_the_disk_is_of_what_is_written(
 
     assert (needed(), needed(True), needed(stages=[{"kind": "rlvr", "kl": 0.1}])) == (10, 13, 13)
     assert needed(model={"lora_rank": 4}) == 1
+
+
+def test_a_models_card_shows_one_input_of_the_held_out_problems(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "q.jsonl").write_text('{"question": "1 + 1", "answer": "2"}\n')
+    model_type = model_types.find("task_llm")
+    held_out = model_type.load(tmp_path / "q.jsonl", "dev")
+    tracker: Any = SimpleNamespace(
+        log_metrics=lambda *_: None, log_artifacts=lambda *_: None, log_model=lambda *_: None
+    )
+    cards: list[dict[str, Any]] = []
+    monkeypatch.setattr(session, "_save_model", lambda run, base, card: cards.append(card))
+    monkeypatch.setattr(session.report, "write_report", lambda *_, **__: None)
+    for table in (held_out, held_out.slice(0, 0)):
+        run: Any = SimpleNamespace(
+            config=configs.parse(RUN, "run"), state=State(), history=History(), out=tmp_path, held_out=table, dev=None,
+            observer=SimpleNamespace(phase=lambda _: None), watch=SimpleNamespace(alarms=[]), model_type=model_type,
+        )  # fmt: skip
+        session._write_results(run, tmp_path, tracker)
+    assert cards[0]["example"] == {"prompt": "1 + 1"} and "example" not in cards[1]

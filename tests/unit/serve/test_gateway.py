@@ -227,7 +227,11 @@ def test_feedback_on_what_was_not_asked_here_is_refused(ask: Any) -> None:
 
 def test_the_console_has_figures_of_the_requests_and_the_runs(ask: Any, settings: Any) -> None:
     ask.post("/v1/route", json={"input": "a"})
-    assert ask.get("/console/live").json()["models"]["intent_router"]["requests"] == 1
+    live = ask.get("/console/live").json()
+    assert live["models"]["intent_router"]["requests"] == 1 and live["under_way"] == {}
+    journal = ask.app.state.journal
+    journal.began("extractor")
+    assert ask.get("/console/live").json()["under_way"] == {"extractor": 1}
     assert ask.get("/console/runs").json() == {"runs": []}
     assert ask.get("/console").headers["content-type"].startswith("text/html")
 
