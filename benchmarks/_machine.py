@@ -1,13 +1,45 @@
-"""Where and from what a figure comes: it stands beside every benchmark's result."""
+"""What benchmarks share: the JSON line that ends each, their models, the actors of a run."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+MODEL = "smollm2-135m-instruct"
+SMALL = HERE / "paper_table_base"
+"""A model of 4 million parameters, with which `--quick` runs in seconds."""
+
+
+def tell(benchmark: str, figures: dict[str, Any], whole: bool, **more: Any) -> None:
+    """Print the JSON line that ends a benchmark. A `whole` run also leaves it in `results/NAME.json`."""
+    line = {"benchmark": benchmark, "figures": figures, **more, "machine": machine(), "commit": commit()}
+    if whole:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{benchmark}.json").write_text(json.dumps(line, indent=2) + "\n")
+    print(json.dumps(line), flush=True)
+
+
+def model(quick: bool) -> Path:
+    """The folder of SmolLM2-135M-Instruct, or of `SMALL` if the run is quick."""
+    from srl_rlvr.cli.session import model_cache
+    from srl_rlvr.policies import base_models
+
+    return SMALL if quick else base_models.resolve(MODEL, model_cache())
+
+
+def random_prompts(folder: Path, count: int, length: int) -> list[list[int]]:
+    """Tokens of the vocabulary of the model in `folder`, the same each time."""
+    import numpy as np
+
+    vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
+    return np.random.default_rng(0).integers(10, min(40_000, vocabulary), (count, length)).tolist()
 
 
 def machine() -> dict[str, Any]:
@@ -40,19 +72,16 @@ def in_the_actors_environment() -> None:
         os.execv(sys.executable, [sys.executable, *sys.argv])
 
 
-def crew(name: str, engine: str, lora_rank: int, folder: Path) -> Any:
-    """The real actors of a run with SmolLM2-135M-Instruct, ready: a learner, a generator, a verifier."""
+def crew(name: str, base: Path, engine: str, lora_rank: int, folder: Path) -> Any:
+    """The real actors of a run with the model in `base`, ready: a learner, a generator, a verifier."""
     import ray
 
     from actors import supervisor
     from srl_rlvr import config as configs
-    from srl_rlvr.cli.session import model_cache
-    from srl_rlvr.policies import base_models
 
-    base = "smollm2-135m-instruct"
     tree = {
         "name": name,
-        "model": {"base": base, "lora_rank": lora_rank},
+        "model": {"base": str(base), "lora_rank": lora_rank},
         "data": [{"family": "chain_sum"}],
         "stages": [{"kind": "rlvr"}],
         "engine": {"kind": engine},
@@ -61,7 +90,7 @@ def crew(name: str, engine: str, lora_rank: int, folder: Path) -> Any:
     config = configs.parse(tree, "benchmark")
     if not ray.is_initialized():
         supervisor.start_ray(config, print)
-    crew = supervisor.Crew(config, base_models.resolve(base, model_cache()), name, folder / name)
+    crew = supervisor.Crew(config, base, name, folder / name)
     crew.wait_until_ready()
     return crew
 

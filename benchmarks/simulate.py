@@ -23,7 +23,6 @@ import argparse
 import gc
 import heapq
 import itertools
-import json
 import math
 import random
 import time
@@ -33,7 +32,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from _machine import commit, machine
+from _machine import tell
 
 from srl_rlvr import config as configs
 from srl_rlvr import pipeline, records
@@ -94,7 +93,7 @@ def main() -> None:
         "queue_mib_1000": round(largest["mib"], 1),
         "limit_1000": largest["limit"],
     }
-    print(json.dumps({"benchmark": "simulate", "figures": figures, "machine": machine(), "commit": commit()}))
+    tell("simulate", figures, whole=not quick)
 
 
 def simulate(generators: int, max_staleness: int, update_s: float, costs: Costs, batches: int) -> dict[str, Any]:
