@@ -123,6 +123,8 @@ def open_paths(attack: Attack) -> list[str]:
     slow = [b"GET /healthz HTTP/1.1\r\n", b"", b"POST /v1/embeddings HTTP/1.1\r\ncontent-length: 1000\r\n\r\n"] * 5
     held, found = [], []
     for sent in begun + slow:
+        if time.monotonic() > attack.until:
+            break
         try:
             held.append(connection := attack.open())
             connection.sendall(sent)
