@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import platform
@@ -34,6 +35,12 @@ def model(quick: bool) -> Path:
     return SMALL if quick else base_models.resolve(MODEL, model_cache())
 
 
+def of_tests(name: str) -> Any:
+    """A module of `tests/`, which makes tiny models."""
+    sys.path.append(str(HERE.parent / "tests"))
+    return importlib.import_module(name)
+
+
 def random_prompts(folder: Path, count: int, length: int) -> list[list[int]]:
     """Tokens of the vocabulary of the model in `folder`, the same each time."""
     import numpy as np
@@ -60,15 +67,20 @@ def commit() -> str:
     return found.stdout.strip() or "unknown"
 
 
-def in_the_actors_environment() -> None:
-    """Start this command anew as our actors run: on all cores, with the allocator that Ray
-    brings, at the niceness of its workers."""
+def actors_environment(quick: bool = False) -> dict[str, Any]:
+    """The runtime environment of an actor that computes: on all cores, on one if the run is quick."""
     from actors.cluster import worker_environment
 
-    environment = worker_environment(0, os.cpu_count() or 1)["env_vars"]
+    return worker_environment(0, 1 if quick else os.cpu_count() or 1)
+
+
+def in_the_actors_environment(quick: bool = False) -> None:
+    """Start this command anew as our actors run: on all cores, with the allocator that Ray
+    brings, at the niceness of its workers. A quick run has one core and keeps its niceness."""
+    environment = actors_environment(quick)["env_vars"]
     if any(os.environ.get(name) != value for name, value in environment.items()):
         os.environ.update(environment)
-        os.nice(15)
+        os.nice(0 if quick else 15)
         os.execv(sys.executable, [sys.executable, *sys.argv])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import os
 import subprocess
 import sys
@@ -18,8 +17,8 @@ from typing import Any
 
 import _serving_load as loads
 import psutil
+from _machine import of_tests
 
-TESTS = Path(__file__).parents[1] / "tests"
 KINDS = {  # of requests, by endpoint: what `_serving_load` names them by
     "chat": "task_llm",
     "stream": "task_llm",
@@ -113,8 +112,7 @@ class Clients:
 
 def models(folder: Path) -> dict[str, Path]:
     """The tests' tiny untrained models, one of each type, by type."""
-    sys.path.append(str(TESTS))
-    served, encoder, writer = map(importlib.import_module, ("served_models", "tiny_encoder", "tiny_model"))
+    served, encoder, writer = map(of_tests, ("served_models", "tiny_encoder", "tiny_model"))
     return served.write(folder / "models", writer.write(folder / "writer"), encoder.write(folder / "encoder"))
 
 

@@ -25,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
-    in_the_actors_environment()
+    in_the_actors_environment(options.quick)
     from srl_rlvr import engines
     from srl_rlvr.engines import SamplingSpec
 

@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--threads", type=int)
     options = parser.parse_args()
-    in_the_actors_environment()
+    in_the_actors_environment(options.quick)
     import numpy as np
     import torch
 

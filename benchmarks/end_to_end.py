@@ -43,7 +43,7 @@ def main() -> None:
     options = parser.parse_args()
     steps, group = (2, 2) if options.quick else (6, GROUP)
     if options.side:
-        in_the_actors_environment()
+        in_the_actors_environment(options.quick)
         with tempfile.TemporaryDirectory() as folder:
             run = _run_ours if options.side == "srl-rlvr" else _run_trl
             engine, context = ("transformers", 1024) if options.quick else ("vllm", 512)

@@ -22,7 +22,7 @@ from _machine import SMALL, tell
 _SHORT = ["stages.srl.steps=2", "stages.rlvr.steps=2", "data.0.held_out=32"]
 _QUICK = [f"model.base={SMALL}", "stages.srl.steps=1", "stages.rlvr.steps=1", "data.0.held_out=4", "data.0.train=16",
           "stages.srl.prompts_per_step=2", "stages.rlvr.prompts_per_step=2", "stages.srl.max_refills=0",
-          "stages.rlvr.max_refills=0", "data.0.dev=0", "evaluation.on_stages=false", "evaluation.max_tokens=24",
+          "stages.rlvr.max_refills=0", "data.0.dev=0", "evaluation.max_tokens=24",
           "tracking.mlflow=false"]  # fmt: skip
 
 

@@ -15,14 +15,13 @@ Prints a table and one JSON line.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from _machine import in_the_actors_environment, model, prompt_row, random_prompts, tell
+from _machine import actors_environment, in_the_actors_environment, model, prompt_row, random_prompts, tell
 
 PROMPTS, GROUP, PROMPT, COMPLETION = 8, 8, 100, 64
 ENGINE = {"max_running": PROMPTS * GROUP, "max_context": 256, "kv_cache_gib": 1.0, "block_size": 32}
@@ -32,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
-    in_the_actors_environment()
+    in_the_actors_environment(options.quick)
     folder = model(options.quick)
     prompts = random_prompts(folder, PROMPTS, PROMPT)
     roofs = _roofs(folder)
@@ -40,9 +39,9 @@ def main() -> None:
         **roofs,
         "generate": _generate(folder, prompts),
         "vllm": _engine("vllm", folder, prompts),
-        "vllm actor": _actor("vllm", folder, prompts),
+        "vllm actor": _actor("vllm", folder, prompts, options.quick),
         "ours": _engine("transformers", folder, prompts),
-        "ours actor": _actor("transformers", folder, prompts),
+        "ours actor": _actor("transformers", folder, prompts, options.quick),
     }
     length = 8 if options.quick else COMPLETION
     for side in sides.values():
@@ -159,18 +158,16 @@ def _engine(kind: str, folder: Path, prompts: list[list[int]]) -> Callable[[int]
     return sample
 
 
-def _actor(kind: str, folder: Path, prompts: list[list[int]]) -> Callable[[int], tuple[int, float]]:
+def _actor(kind: str, folder: Path, prompts: list[list[int]], quick: bool) -> Callable[[int], tuple[int, float]]:
     import ray
 
-    from actors.cluster import worker_environment
     from actors.generator import Generator
     from srl_rlvr import records
     from srl_rlvr.engines import SamplingSpec
 
     if not ray.is_initialized():
         ray.init(address="local", log_to_driver=False, include_dashboard=False)
-    environment = worker_environment(0, os.cpu_count() or 1)
-    actor: Any = Generator.options(num_cpus=0, runtime_env=environment).remote(  # type: ignore[attr-defined]
+    actor: Any = Generator.options(num_cpus=0, runtime_env=actors_environment(quick)).remote(  # type: ignore[attr-defined]
         kind, str(folder), ENGINE, "task_llm", ENGINE["max_context"]
     )
     ray.get(actor.health.remote())

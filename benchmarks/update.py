@@ -32,7 +32,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from _machine import import_trl, model, tell
+from _machine import actors_environment, import_trl, model, tell
 
 PROMPT, STEP, COMPLETION = 200, 50, 60
 # So low that every importance weight is at its cap, which is 1 here: TRL has none without vLLM.
@@ -267,9 +267,7 @@ def _trl(folder: Path) -> Any:
 def _in_a_process_of_its_own(side: str, quick: bool, gradients: Path | None) -> dict[str, float]:
     command = [sys.executable, __file__, "--side", side, *(["--quick"] if quick else [])]
     command += ["--gradients", str(gradients)] if gradients else []
-    from actors.cluster import worker_environment
-
-    environment = os.environ | worker_environment(gpus=0, threads=os.cpu_count() or 1)["env_vars"]
+    environment = os.environ | actors_environment(quick)["env_vars"]
     found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     return json.loads(found.stdout.splitlines()[-1])
 
