@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import _serving_load as loads
+import aiohttp
 import psutil
 from _machine import of_tests
 
@@ -69,8 +70,6 @@ class Clients:
         return self.asked
 
     async def _all(self) -> None:
-        import aiohttp
-
         connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=CLIENT_S)
         async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
             kinds = [self.kinds[number % len(self.kinds)] for number in range(self.count)]
@@ -82,7 +81,7 @@ class Clients:
                 client.cancel()
             await asyncio.gather(*clients, return_exceptions=True)
 
-    async def _client(self, session: Any, kind: str, number: int) -> None:
+    async def _client(self, session: aiohttp.ClientSession, kind: str, number: int) -> None:
         turn = 0
         while not self._stop.is_set():
             path, body = loads.body(KINDS[kind], 1_000_000 * number + turn)
@@ -97,9 +96,7 @@ class Clients:
             if self.asked[-1].failed:
                 await asyncio.sleep(0.3)
 
-    async def _ask(self, session: Any, url: str, body: dict[str, Any], kind: str) -> tuple[str, str]:
-        import aiohttp
-
+    async def _ask(self, session: aiohttp.ClientSession, url: str, body: dict[str, Any], kind: str) -> tuple[str, str]:
         try:
             async with session.post(url, json=body) as response:
                 answer = (await response.read()).decode(errors="replace")
@@ -163,7 +160,7 @@ def serving(folder: Path, paths: dict[str, Path], engine: str) -> Iterator[Serve
         process = psutil.Popen(command, cwd=folder, stdout=out, stderr=subprocess.STDOUT, env=environment)
     server, began = Server(f"http://127.0.0.1:{port}", process, log), time.monotonic()
     try:
-        if not server.ready_within(300):
+        if not server.ready_within(400):
             raise SystemExit(f"error: the server is not ready after {time.monotonic() - began:.0f} s\n{tail(log)}")
         print(f"ready after {time.monotonic() - began:.0f} s", file=sys.stderr)
         yield server

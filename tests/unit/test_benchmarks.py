@@ -67,8 +67,10 @@ def address() -> Iterator[str]:
 def test_clients_tell_answers_from_failures(address: str) -> None:
     clients = benchmark_module.load("_serving_clients")
     load = clients.Clients(address, ("embeddings", "route", "stream"), 3).start()
-    time.sleep(0.5)
-    asked = load.stop(1.0)
+    until = time.monotonic() + 30
+    while len({each.kind for each in load.asked}) < 3 and time.monotonic() < until:
+        time.sleep(0.05)
+    asked = load.stop(5.0)
     assert {each.kind: (each.status, each.failed) for each in asked} == {
         "embeddings": ("200", False),
         "route": ("500", True),
