@@ -152,7 +152,7 @@ def large_json(attack: Attack) -> list[str]:
 
 
 KINDS: dict[str, tuple[Callable[[Attack], list[str]], float]] = {  # and the seconds of rest between two
-    "large bodies": (large_bodies, 2.0),
+    "large bodies": (large_bodies, 5.0),
     "image chains": (image_chains, 2.0),
     "doubled schemas": (doubled_schemas, 1.0),
     "many choices": (many_choices, 1.0),

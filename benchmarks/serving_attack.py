@@ -1,6 +1,6 @@
 """What attackers do to everyone else: ordinary clients of all endpoints alone, and with one attacker of each kind.
 
-    python benchmarks/serving_attack.py            64 clients, two minutes of either, in turns of a minute: 6 minutes
+    python benchmarks/serving_attack.py            64 clients, two minutes with attackers, in turns: 6 minutes
     python benchmarks/serving_attack.py --quick    8 clients, a few seconds of either
 
 `srl-rlvr serve` with one tiny untrained model of each type, and clients that ask chat, stream, embeddings, rerank,
@@ -49,7 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     quick = parser.parse_args().quick
-    clients, seconds, turns = (8, 5.0, 1) if quick else (64, 60.0, 2)
+    clients, seconds, turns = (8, {False: 4.0, True: 4.0}, 1) if quick else (64, {False: 40.0, True: 60.0}, 2)
     asked: dict[bool, list[Asked]] = {False: [], True: []}
     answers: list[dict[str, dict[str, int]]] = []
     with tempfile.TemporaryDirectory() as name:
@@ -58,7 +58,7 @@ def main() -> None:
             turn(server, clients, 3.0, None)  # every model has answered once
             with Memory(server) as memory:
                 for attacked in [False, True] * turns:
-                    asked[attacked] += turn(server, clients, seconds, answers if attacked else None)
+                    asked[attacked] += turn(server, clients, seconds[attacked], answers if attacked else None)
                     if not server.ready_within(60):
                         print("the server was not ready a minute after this turn", file=sys.stderr)
     tell("serving_attack", report(asked, answers) | memory.peaks(), whole=not quick)
