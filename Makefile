@@ -20,7 +20,7 @@ help:
 	@echo "make test-integration   tests that start Ray and engines"
 	@echo "make test-faults        tests that kill and hang parts of a running system"
 	@echo "make lint               ruff, formatting, types (make format repairs the first two)"
-	@echo "make bench              every benchmark but the next three"
+	@echo "make bench              every benchmark but the next three; BENCH=--quick: each in its short form"
 	@echo "make paper-table        which stages learn most from how many demonstrations: hours, can be interrupted"
 	@echo "make ablations          what each setting of SRL and RLVR is worth, one change at a time"
 	@echo "make seven-types        each model type on real data against its rivals: hours, can be interrupted"
@@ -83,12 +83,13 @@ ablations: install-dev
 seven-types: install-dev
 	@$(BIN)/python benchmarks/seven_types.py
 
+# One that fails does not keep the others from running.
 bench: install-dev
-	@for file in benchmarks/*.py; do \
+	@failed=; for file in benchmarks/*.py; do \
 		[ -e "$$file" ] || { echo "error: benchmarks/ holds no benchmark" >&2; exit 2; }; \
 		case $$file in */_*|*/paper_table.py|*/ablations.py|*/seven_types.py) continue;; esac; \
-		echo "== $$file"; $(BIN)/python "$$file"; \
-	done
+		echo "== $$file"; $(BIN)/python "$$file" $(BENCH) || failed="$$failed $$file"; \
+	done; [ -z "$$failed" ] || { echo "error: these benchmarks failed:$$failed" >&2; exit 1; }
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache

@@ -16,8 +16,10 @@ from typing import Any
 
 import numpy as np
 import paper_table as table
+from _machine import tell
 from paper_table import Cell
 
+SEEDS = 1
 SRL, RLVR = "stages.guided.", "stages.rlvr."
 
 
@@ -48,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--table", action="store_true")
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--cell", help=argparse.SUPPRESS)
     options = parser.parse_args()
     place = table.QUICK if options.quick else table.FULL
@@ -57,27 +59,32 @@ def main() -> None:
         table.run(next(cell for cell in cells if cell.name == options.cell), place)
         return
     if options.quick:
-        cells = cells[2:4]
+        cells = cells[:2]
     if not options.table:
+        table.begin_anew(place, options.quick)
         done = table.read_scores(place)
         table.in_processes(__file__, [cell for cell in cells if cell not in done], place, options)
     found = table.read_scores(place)
     rows = {name: {c.seed: found[c] for c in cells if c in found and c.changes == of} for name, of in CHANGES.items()}
     table.print_table({name: list(scores.values()) for name, scores in rows.items() if scores})
-    print_gains(rows)
+    tell("ablations", print_gains(rows), whole=not options.quick and options.seeds == SEEDS)
 
 
-def print_gains(rows: dict[str, dict[int, Any]]) -> None:
-    """Of each change over the table's cell, points (95 %), paired by problem and by the seeds that both have."""
+def print_gains(rows: dict[str, dict[int, Any]]) -> dict[str, float | None]:
+    """Of each change over the table's cell, points (95 %), paired by problem and by the seeds that both have. Returns
+    their means, of those that have run."""
     print()
     first = next(iter(rows.values()))
+    gains: dict[str, float | None] = dict.fromkeys(list(rows)[1:])
     for name, scores in list(rows.items())[1:]:
         seeds = sorted(first.keys() & scores.keys())
         if seeds:
             here, there = (np.array([of[seed]["here"]["greedy"] for seed in seeds], float) for of in (scores, first))
             gain = 100 * (here - there)
             low, high = table.interval(gain)
+            gains[name] = round(float(gain.mean()), 2)
             print(f"{name:<36}{gain.mean():+6.1f} ({low:+.1f} to {high:+.1f}), seeds: {len(seeds)}")
+    return gains
 
 
 def cell(changes: str, seed: int) -> Cell:

@@ -1,7 +1,7 @@
 """What adapters beside the layers cost in sampling: vLLM without any, and with LoRA of rank 16 and 64.
 
     python benchmarks/adapters.py            five rounds, each of the three once in each: 8 prompts × 8 samples
-    python benchmarks/adapters.py --quick    one round, 16 tokens each
+    python benchmarks/adapters.py --quick    one round of 8 tokens each, with a model of 4 million parameters
 
 The prompts, lengths and settings of `rollout.py`. One engine is given base weights, or adapters, before each sampling;
 loading them is not timed (`handover.py` does). Prints a table and one JSON line: rates in parts of that without.
@@ -10,14 +10,13 @@ loading them is not timed (`handover.py` does). Prints a table and one JSON line
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
-from _machine import commit, in_the_actors_environment, machine
-from rollout import COMPLETION, ENGINE, GROUP, MODEL, PROMPT, PROMPTS
+from _machine import in_the_actors_environment, model, random_prompts, tell
+from rollout import COMPLETION, ENGINE, GROUP, PROMPT, PROMPTS
 
 RANKS = (0, 16, 64)
 
@@ -26,19 +25,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
-    in_the_actors_environment()
-    import numpy as np
-
+    in_the_actors_environment(options.quick)
     from srl_rlvr import engines
-    from srl_rlvr.cli.session import model_cache
     from srl_rlvr.engines import SamplingSpec
-    from srl_rlvr.policies import base_models
 
-    folder = base_models.resolve(MODEL, model_cache())
-    prompts = np.random.default_rng(0).integers(10, 40_000, (PROMPTS, PROMPT)).tolist()
+    folder = model(options.quick)
+    prompts = random_prompts(folder, PROMPTS, PROMPT)
     engine = engines.create("vllm", folder, ENGINE)
     exports = {rank: adapted(folder, rank).export() for rank in RANKS}
-    length = 16 if options.quick else COMPLETION
+    length = 8 if options.quick else COMPLETION
 
     def rate(rank: int) -> float:
         engine.load(*exports[rank])
@@ -56,7 +51,7 @@ def main() -> None:
     for rank, of in rates.items():
         print(f"{rank:<6} {medians[rank]:>9.0f}   {' '.join(f'{value:.0f}' for value in of[1:])}")
     figures = {f"rank_{rank}_vs_none": round(medians[rank] / medians[0], 3) for rank in RANKS[1:]}
-    print(json.dumps({"benchmark": "adapters", "figures": figures, "machine": machine(), "commit": commit()}))
+    tell("adapters", figures, whole=not options.quick)
 
 
 def adapted(folder: Path, rank: int, seed: int = 0) -> Any:

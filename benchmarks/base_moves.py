@@ -1,6 +1,7 @@
 """What the small base of `paper_table.py` can do: the mean probability that it gives to the expert's line.
 
     python benchmarks/base_moves.py [--model DIR]     half a minute
+    python benchmarks/base_moves.py --quick           two problems of each family
 
 24 problems of each family that it was pretrained on, of four or five items, drawn with another seed.
 """
@@ -8,11 +9,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
-from _machine import commit, machine
+from _machine import tell
 from paper_table import BASE, TASKS
 
 PROBLEMS = 24
@@ -28,12 +28,14 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", metavar="DIR", type=Path, default=BASE)
+    parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     tokenizer, policy = base_models.load_tokenizer(options.model), TextPolicy(options.model)
     end, figures = tokenizer.eos_token_id, {}
+    problems = 2 if options.quick else PROBLEMS
     for name in small_base.FAMILIES:
         task = TASKS[name]
-        rows = generated.generate(task.family, PROBLEMS, derived_seed("moves", name), task.params).to_pylist()
+        rows = generated.generate(task.family, problems, derived_seed("moves", name), task.params).to_pylist()
         texts: dict[str, list[tuple[list[int], list[int]]]] = {}
         for row in rows:
             solution = task_llm.TYPE.encode_solution(tokenizer, row, think=False)
@@ -53,7 +55,7 @@ def main() -> None:
             mean = float(np.mean([np.exp(of_text.sum()) for of_text in logprobs]))
             figures[f"{name}: {kind}"] = round(mean, 3)
             print(f"{name:<18}{kind:<34}{mean:.2f}")
-    print(json.dumps({"benchmark": "base_moves", "figures": figures, "machine": machine(), "commit": commit()}))
+    tell("base_moves", figures, whole=not options.quick and options.model == BASE)
 
 
 if __name__ == "__main__":

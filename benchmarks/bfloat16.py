@@ -1,7 +1,7 @@
 """Sampling and learning with `model.matmul = "bfloat16"` against float32, with LoRA of rank 16.
 
     python benchmarks/bfloat16.py            five rounds, each side once in each: 8 prompts × 8 samples
-    python benchmarks/bfloat16.py --quick    one round, 8 tokens each
+    python benchmarks/bfloat16.py --quick    one round of 8 tokens each, with a model of 4 million parameters
     python benchmarks/bfloat16.py --rounds 1 --threads 1    of so many rounds and threads
 
 The transformers engine and the learner with SmolLM2-135M-Instruct, the prompts and lengths of `rollout.py`; the learner
@@ -12,38 +12,36 @@ the log-probabilities that learner and engine find for the same tokens.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from typing import Any
 
-from _machine import commit, in_the_actors_environment, machine
-from rollout import COMPLETION, ENGINE, GROUP, MODEL, PROMPT, PROMPTS
+from _machine import in_the_actors_environment, model, random_prompts, tell
+from rollout import COMPLETION, ENGINE, GROUP, PROMPT, PROMPTS
 
 KINDS: tuple[str, ...] = ("float32", "bfloat16")
+ROUNDS = 5
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--threads", type=int)
     options = parser.parse_args()
-    in_the_actors_environment()
+    in_the_actors_environment(options.quick)
     import numpy as np
     import torch
 
     from srl_rlvr import engines, records
-    from srl_rlvr.cli.session import model_cache
     from srl_rlvr.engines import SamplingSpec
-    from srl_rlvr.policies import base_models
     from srl_rlvr.policies.losses import UpdateSpec
     from srl_rlvr.policies.text import TextPolicy
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    folder = base_models.resolve(MODEL, model_cache())
-    prompts = np.random.default_rng(0).integers(10, 40_000, (PROMPTS, PROMPT)).tolist()
+    folder = model(options.quick)
+    prompts = random_prompts(folder, PROMPTS, PROMPT)
     spec = SamplingSpec(GROUP, 1.0, 8 if options.quick else COMPLETION, seed=1)
     sides = {
         kind: (
@@ -76,7 +74,7 @@ def main() -> None:
         for what in ("sample", "learn")
     }
     figures |= {f"{kind}_apart": round(value, 5) for kind, value in apart.items()}
-    print(json.dumps({"benchmark": "bfloat16", "figures": figures, "machine": machine(), "commit": commit()}))
+    tell("bfloat16", figures, whole=not (options.quick or options.threads or options.rounds < ROUNDS))
 
 
 def _rows(prompts: list[list[int]], groups: Any) -> Any:

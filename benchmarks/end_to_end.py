@@ -26,9 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from _machine import commit, import_trl, in_the_actors_environment, machine
+from _machine import MODEL, import_trl, in_the_actors_environment, tell
 
-MODEL = "smollm2-135m-instruct"
 LEARNING_RATE, CLIP_HIGH, BETAS = 1e-5, 0.28, (0.9, 0.99)
 GROUP = 8
 TASKS: dict[str, dict[str, int]] = {"rlvr": {"prompts": 8, "max_tokens": 64}, "srl": {"prompts": 6, "max_tokens": 60}}
@@ -44,7 +43,7 @@ def main() -> None:
     options = parser.parse_args()
     steps, group = (2, 2) if options.quick else (6, GROUP)
     if options.side:
-        in_the_actors_environment()
+        in_the_actors_environment(options.quick)
         with tempfile.TemporaryDirectory() as folder:
             run = _run_ours if options.side == "srl-rlvr" else _run_trl
             engine, context = ("transformers", 1024) if options.quick else ("vllm", 512)
@@ -56,7 +55,7 @@ def main() -> None:
         for task in [options.task] if options.task else TASKS:
             found = _in_turn(task, steps, ["--model", model, *(["--quick"] if options.quick else [])])
             figures[f"{task}_vs_trl"] = _report(task, found, group)
-    print(json.dumps({"benchmark": "end_to_end", "figures": figures, "machine": machine(), "commit": commit()}))
+    tell("end_to_end", figures, whole=not (options.quick or options.task))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What actors hand to each other: Arrow Tables through the object store against pickled Python lists.
 
     python benchmarks/exchange.py            five real training steps, five rounds of either side
-    python benchmarks/exchange.py --quick    one of each
+    python benchmarks/exchange.py --quick    one of each; transformers engine, a model of 4 million parameters
 
 `share_of_step`: the tables of one real RLVR step (prompts, rollouts, verdicts, samples: 8 problems × 8 samples of up to
 64 tokens, SmolLM2-135M-Instruct, real actors), put into the object store and read again, in parts of the time that the
@@ -13,7 +13,6 @@ them allocates nothing. Prints a table and one JSON line.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -23,7 +22,7 @@ from typing import Any
 
 import pyarrow as pa
 import ray
-from _machine import commit, crew, machine, prompt_row
+from _machine import crew, model, prompt_row, random_prompts, tell
 
 PROMPTS, GROUP, COMPLETION, LARGE = 8, 8, 64, 8192
 
@@ -34,10 +33,12 @@ def main() -> None:
     options = parser.parse_args()
     rounds = 1 if options.quick else 5
     with tempfile.TemporaryDirectory() as folder:
-        actors = crew("exchange", "vllm", 0, Path(folder))
+        base = model(options.quick)
+        actors = crew("exchange", base, "transformers" if options.quick else "vllm", 0, Path(folder))
         try:
             reader = Reader.remote()
-            steps = [_step(actors, reader, 4 if options.quick else COMPLETION) for _ in range(rounds + 1)][1:]
+            prompts, tokens = random_prompts(base, PROMPTS, 100), 4 if options.quick else COMPLETION
+            steps = [_step(actors, reader, prompts, tokens) for _ in range(rounds + 1)][1:]
             table, lists = _large_batch()
             reader_sees: dict[str, Any] = ray.get(reader.look_at.remote(table))  # type: ignore[attr-defined]
             sides = {"arrow": table, "pickle": lists}
@@ -59,7 +60,7 @@ def main() -> None:
         "zero_copy": reader_sees["buffers_in_shared_memory"] == reader_sees["buffers"]
         and reader_sees["bytes_allocated"] == 0,
     }
-    print(json.dumps({"benchmark": "exchange", "figures": figures, "machine": machine(), "commit": commit()}))
+    tell("exchange", figures, whole=not options.quick)
 
 
 @ray.remote(num_cpus=0)
@@ -87,16 +88,13 @@ class Reader:
         }
 
 
-def _step(actors: Any, reader: Any, tokens: int) -> tuple[float, float, int]:
+def _step(actors: Any, reader: Any, asked: list[list[int]], tokens: int) -> tuple[float, float, int]:
     """(seconds of one step, seconds to put its tables and read them elsewhere, their bytes)."""
-    import numpy as np
-
     from srl_rlvr import records
     from srl_rlvr.engines import SamplingSpec
     from srl_rlvr.policies.losses import UpdateSpec
 
-    rng = np.random.default_rng(0)
-    prompts = records.build("Prompt", [prompt_row(i, rng.integers(10, 40_000, 100).tolist()) for i in range(PROMPTS)])
+    prompts = records.build("Prompt", [prompt_row(i, ids) for i, ids in enumerate(asked)])
     began = time.perf_counter()
     rollouts, verdicts, _ = actors.sample(prompts, SamplingSpec(GROUP, 1.0, tokens))
     samples = records.build("Sample", [

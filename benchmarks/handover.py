@@ -1,7 +1,7 @@
 """New weights on their way: from the end of an optimizer step to the first token sampled with them.
 
     python benchmarks/handover.py            ten hand-overs of either kind in turn
-    python benchmarks/handover.py --quick    two of each
+    python benchmarks/handover.py --quick    two of each; transformers engine, a model of 4 million parameters
     python benchmarks/handover.py --engine transformers
 
 SmolLM2-135M-Instruct in fp32: all weights (513 MiB), and adapters of rank 16 (19 MiB). The real actors: a Ray Train
@@ -12,14 +12,13 @@ a prompt of 8 tokens has been answered with one token by the new version. Prints
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from _machine import commit, crew, machine, prompt_row
+from _machine import crew, model, prompt_row, tell
 
 RANK = {"full": 0, "adapter": 16}
 
@@ -31,8 +30,9 @@ def main() -> None:
     options = parser.parse_args()
     import ray
 
+    base, engine = model(options.quick), "transformers" if options.quick else options.engine
     with tempfile.TemporaryDirectory() as folder:
-        crews = {kind: crew(f"handover-{kind}", options.engine, rank, Path(folder)) for kind, rank in RANK.items()}
+        crews = {kind: crew(f"handover-{kind}", base, engine, rank, Path(folder)) for kind, rank in RANK.items()}
         try:
             found: dict[str, list[dict[str, float]]] = {kind: [] for kind in crews}
             for turn in range((2 if options.quick else 10) + 1):
@@ -50,8 +50,7 @@ def main() -> None:
         print("{:<8} {:>8.3f} {:>10.3f} {:>12.3f}   ".format(kind, *columns)
               + " ".join(f"{run['seconds']:.2f}" for run in runs))  # fmt: skip
     figures = {f"{kind}_s": round(statistics.median(run["seconds"] for run in runs), 3) for kind, runs in found.items()}
-    print(json.dumps({"benchmark": "handover", "figures": figures, "engine": options.engine, "machine": machine(),
-                      "commit": commit()}))  # fmt: skip
+    tell("handover", figures, whole=not options.quick and options.engine == "vllm", engine=engine)
 
 
 def _hand_over(actors: Any) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Does it pay to sample while the learner updates? In turn on all cores against overlapped on cores that are divided.
 
     python benchmarks/overlap.py            three runs of either side in turn
-    python benchmarks/overlap.py --quick    one of each, fewer steps
+    python benchmarks/overlap.py --quick    one of each, fewer steps, with a model of 4 million parameters
 
 `srl-rlvr train` of SmolLM2-135M-Instruct, RLVR on generated sums, one generator and one learner worker, 4 × 8 samples a
 step. In turn each side has all cores, overlapped (max_staleness = 1) each has half of them: this is what
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from _machine import commit, machine
+from _machine import MODEL, SMALL, tell
 
 from srl_rlvr.examples import generated
 from srl_rlvr.verifiers import Score
@@ -31,7 +31,7 @@ RUN = """
 name = "overlap"
 checkpoint_every = 1000
 [model]
-base = "smollm2-135m-instruct"
+base = "{base}"
 max_context = 256
 [engine]
 kind = "{engine}"
@@ -52,6 +52,7 @@ on_stages = false
 mlflow = false
 rollouts_per_step = 0
 """
+ENGINE = "transformers"
 CORES = os.cpu_count() or 1
 SIDES = {
     "in turn": ["max_staleness=0"],
@@ -67,26 +68,26 @@ def letters(text: str, reference: str, metadata: dict[str, Any]) -> Score:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--engine", choices=["transformers", "vllm"], default="transformers")
+    parser.add_argument("--engine", choices=["transformers", "vllm"], default=ENGINE)
     options = parser.parse_args()
     rates: dict[str, list[float]] = {side: [] for side in SIDES}
     print(f"{'side':<10}  samples/s  median step: sample, update in seconds")
     for _ in range(1 if options.quick else 3):
         for side, overrides in SIDES.items():
-            rates[side].append(measure(side, overrides, options.engine, steps=5 if options.quick else 10))
+            rates[side].append(measure(side, overrides, options.engine, options.quick))
     medians = {side: statistics.median(of) for side, of in rates.items()}
     figures = {
         "overlapped_vs_in_turn": round(medians["overlapped"] / medians["in turn"], 2),
         **{f"samples_per_s_{side.replace(' ', '_')}": round(rate, 3) for side, rate in medians.items()},
     }
-    print(json.dumps({"benchmark": "overlap", "figures": figures, "machine": machine(), "commit": commit()}))
+    tell("overlap", figures, whole=not options.quick and options.engine == ENGINE)
 
 
-def measure(side: str, overrides: list[str], engine: str, steps: int) -> float:
+def measure(side: str, overrides: list[str], engine: str, quick: bool) -> float:
     """Samples a second, from the end of the second step to the end of the last."""
     with tempfile.TemporaryDirectory() as folder:
         run_file = Path(folder) / "run.toml"
-        run_file.write_text(RUN.format(engine=engine, steps=steps))
+        run_file.write_text(RUN.format(base=SMALL if quick else MODEL, engine=engine, steps=4 if quick else 10))
         problems = [
             json.dumps({"question": row["prompt"], "answer": row["reference"], "verifier": "overlap:letters"})
             for row in generated.generate("sums", 65, seed=0).to_pylist()

@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from argparse import Namespace
@@ -35,7 +36,7 @@ from typing import Any
 
 import _trl_sequence
 import numpy as np
-from _machine import commit, machine
+from _machine import commit, machine, tell
 
 HERE = Path(__file__).parent
 OUT = HERE.parent / "out" / "paper_table"
@@ -268,6 +269,7 @@ def main() -> None:
         run(next(cell for cell in all_cells(options.seeds) if cell.name == options.cell), place)
         return
     if not options.table:
+        begin_anew(place, options.quick)
         done = read_scores(place)
         missing = [cell for cell in cells if cell not in done]
         in_processes(__file__, missing, place, options)
@@ -281,7 +283,7 @@ def main() -> None:
     if not options.quick:
         plot(found, HERE.parent / "docs" / "images" / "paper_table.svg")
     figures = {"base_pass8": base_pass8(found)} | print_leads(found)
-    print(json.dumps({"benchmark": "paper_table", "figures": figures, "machine": machine(), "commit": commit()}))
+    tell("paper_table", figures, whole=not (options.quick or options.only))
 
 
 def all_cells(seeds: int) -> list[Cell]:
@@ -293,6 +295,12 @@ def all_cells(seeds: int) -> list[Cell]:
         for sequence in task.sequences
         if SEQUENCES[sequence] or demonstrations == task.demonstrations[0]
     ]
+
+
+def begin_anew(place: Place, quick: bool) -> None:
+    """A quick run does not go on from the one before it."""
+    if quick:
+        shutil.rmtree(place.out, ignore_errors=True)
 
 
 def in_processes(script: str, cells: Sequence[Any], place: Place, options: Namespace) -> None:

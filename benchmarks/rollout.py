@@ -1,29 +1,28 @@
 """Sampling: our Generator actor, the bare engine it wraps (either kind), `model.generate`, and the roof of them all.
 
     python benchmarks/rollout.py            five rounds, every side once in each: 8 prompts × 8 samples
-    python benchmarks/rollout.py --quick    one round, 16 tokens each
+    python benchmarks/rollout.py --quick    one round of 8 tokens each, with a model of 4 million parameters
 
 Prompts of 100 random tokens, completions of up to 64, SmolLM2-135M-Instruct in fp32, temperature 1, 64 sequences at
-once. The roof is the rate of the model's own matrix products at 64 rows, layer by layer with the real weights, and
-nothing else: no attention, no norms, no prompts, no sampling. All sides run on the same number of threads, at Ray's
-niceness, with the allocator that our actors get. The first three figures are those of vLLM, the default.
+once. A roof is the rate of the model's own matrix products at 64 rows, layer by layer with the real weights, and
+nothing else: no attention, no norms, no prompts, no sampling. The products are measured as torch computes them and by
+oneDNN with packed weights, both in float32 and bfloat16; `roof` names the fastest and `float32_roof` the fastest in
+float32, in which the engines compute. A roof is the best of its rounds. All sides run on the same number of threads, at
+Ray's niceness, with the allocator that our actors get. The first four figures are those of vLLM, the default.
 Prints a table and one JSON line.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from _machine import commit, in_the_actors_environment, machine, prompt_row
+from _machine import actors_environment, in_the_actors_environment, model, prompt_row, random_prompts, tell
 
-MODEL = "smollm2-135m-instruct"
 PROMPTS, GROUP, PROMPT, COMPLETION = 8, 8, 100, 64
 ENGINE = {"max_running": PROMPTS * GROUP, "max_context": 256, "kv_cache_gib": 1.0, "block_size": 32}
 
@@ -32,24 +31,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
-    in_the_actors_environment()
-    import numpy as np
-
-    from srl_rlvr.cli.session import model_cache
-    from srl_rlvr.policies import base_models
-
-    folder = base_models.resolve(MODEL, model_cache())
-    rng = np.random.default_rng(0)
-    prompts = rng.integers(10, 40_000, (PROMPTS, PROMPT)).tolist()
+    in_the_actors_environment(options.quick)
+    folder = model(options.quick)
+    prompts = random_prompts(folder, PROMPTS, PROMPT)
+    roofs = _roofs(folder)
     sides: dict[str, Callable[[int], tuple[int, float]]] = {
-        "roof": _roof(folder),
+        **roofs,
         "generate": _generate(folder, prompts),
         "vllm": _engine("vllm", folder, prompts),
-        "vllm actor": _actor("vllm", folder, prompts),
+        "vllm actor": _actor("vllm", folder, prompts, options.quick),
         "ours": _engine("transformers", folder, prompts),
-        "ours actor": _actor("transformers", folder, prompts),
+        "ours actor": _actor("transformers", folder, prompts, options.quick),
     }
-    length = 16 if options.quick else COMPLETION
+    length = 8 if options.quick else COMPLETION
     for side in sides.values():
         side(4)
     rates: dict[str, list[float]] = {name: [] for name in sides}
@@ -57,19 +51,22 @@ def main() -> None:
         for name, side in sides.items():
             tokens, seconds = side(length)
             rates[name].append(tokens / seconds)
-    medians = {name: statistics.median(values) for name, values in rates.items()}
-    print(f"{'side':<12} {'tokens/s':>9}   all rounds")
-    for name, values in rates.items():
-        print(f"{name:<12} {medians[name]:>9.0f}   {' '.join(f'{value:.0f}' for value in values)}")
-    figures = {
-        "actor_vs_engine": round(medians["vllm actor"] / medians["vllm"], 3),
-        "vs_generate": round(medians["vllm actor"] / medians["generate"], 2),
-        "of_gemm_bound": round(medians["vllm actor"] / medians["roof"], 2),
-        "ours_actor_vs_engine": round(medians["ours actor"] / medians["ours"], 3),
-        "ours_vs_generate": round(medians["ours actor"] / medians["generate"], 2),
-        "ours_of_gemm_bound": round(medians["ours actor"] / medians["roof"], 2),
-    }
-    print(json.dumps({"benchmark": "rollout", "figures": figures, "machine": machine(), "commit": commit()}))
+    rate = {name: max(of) if name in roofs else statistics.median(of) for name, of in rates.items()}
+    print(f"{'side':<18} {'tokens/s':>9}   all rounds")
+    for name, of in rates.items():
+        print(f"{name:<18} {rate[name]:>9.0f}   {' '.join(f'{value:.0f}' for value in of)}")
+    roof = max(roofs, key=lambda name: rate[name])
+    float32_roof = max((name for name in roofs if "float32" in name), key=lambda name: rate[name])
+    figures: dict[str, float | str] = {}
+    for prefix, engine in (("", "vllm"), ("ours_", "ours")):
+        actor = rate[f"{engine} actor"]
+        figures |= {
+            f"{prefix}actor_vs_engine": round(actor / rate[engine], 3),
+            f"{prefix}vs_generate": round(actor / rate["generate"], 2),
+            f"{prefix}of_gemm_bound": round(actor / rate[roof], 2),
+            f"{prefix}of_float32_bound": round(actor / rate[float32_roof], 2),
+        }
+    tell("rollout", figures | {"roof": roof, "float32_roof": float32_roof}, whole=not options.quick)
 
 
 def _timed(sample: Callable[[], int]) -> tuple[int, float]:
@@ -78,27 +75,45 @@ def _timed(sample: Callable[[], int]) -> tuple[int, float]:
     return tokens, time.perf_counter() - began
 
 
-def _roof(folder: Path) -> Callable[[int], tuple[int, float]]:
+def _roofs(folder: Path) -> dict[str, Callable[[int], tuple[int, float]]]:
+    """By name, every way to compute the model's matrix products that this machine has."""
     import torch
     import torch.nn.functional as F
 
     from srl_rlvr.policies import base_models
 
     network = base_models.load_model(folder)
-    weights = [m.weight.detach() for m in network.modules() if isinstance(m, torch.nn.Linear)]  # the head is one
-    rows = {width: torch.randn(PROMPTS * GROUP, width) for width in {weight.shape[1] for weight in weights}}
+    found = [m.weight.detach() for m in network.modules() if isinstance(m, torch.nn.Linear)]  # the head is one
+    rows = PROMPTS * GROUP
+    onednn = torch.ops.mkldnn
 
-    @torch.inference_mode()
-    def products(length: int) -> tuple[int, float]:
-        def all_steps() -> int:
-            for _ in range(length):
-                for weight in weights:
-                    F.linear(rows[weight.shape[1]], weight)
-            return length * PROMPTS * GROUP
+    def side(products: list[tuple[Callable[..., Any], Any, Any]]) -> Callable[[int], tuple[int, float]]:
+        @torch.inference_mode()
+        def steps(length: int) -> tuple[int, float]:
+            def all_steps() -> int:
+                for _ in range(length):
+                    for product, given, weight in products:
+                        product(given, weight)
+                return length * rows
 
-        return _timed(all_steps)
+            return _timed(all_steps)
 
-    return products
+        return steps
+
+    def packed(given: Any, weight: Any) -> Any:
+        return onednn._linear_pointwise(given, weight, None, "none", [], "")
+
+    roofs = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        name = str(dtype).removeprefix("torch.")
+        given = {width: torch.randn(rows, width, dtype=dtype) for width in {weight.shape[1] for weight in found}}
+        weights = [weight.to(dtype) for weight in found]
+        roofs[f"torch {name}"] = side([(F.linear, given[weight.shape[1]], weight) for weight in weights])
+        if dtype == torch.float32 or onednn._is_mkldnn_bf16_supported():
+            roofs[f"oneDNN {name}"] = side(
+                [(packed, given[w.shape[1]], onednn._reorder_linear_weight(w, rows)) for w in weights]
+            )
+    return roofs
 
 
 def _generate(folder: Path, prompts: list[list[int]]) -> Callable[[int], tuple[int, float]]:
@@ -143,18 +158,18 @@ def _engine(kind: str, folder: Path, prompts: list[list[int]]) -> Callable[[int]
     return sample
 
 
-def _actor(kind: str, folder: Path, prompts: list[list[int]]) -> Callable[[int], tuple[int, float]]:
+def _actor(kind: str, folder: Path, prompts: list[list[int]], quick: bool) -> Callable[[int], tuple[int, float]]:
     import ray
 
-    from actors.cluster import worker_environment
     from actors.generator import Generator
     from srl_rlvr import records
     from srl_rlvr.engines import SamplingSpec
 
     if not ray.is_initialized():
         ray.init(address="local", log_to_driver=False, include_dashboard=False)
-    environment = worker_environment(0, os.cpu_count() or 1)
-    actor: Any = Generator.options(num_cpus=0, runtime_env=environment).remote(kind, str(folder), ENGINE)  # type: ignore[attr-defined]
+    actor: Any = Generator.options(num_cpus=0, runtime_env=actors_environment(quick)).remote(  # type: ignore[attr-defined]
+        kind, str(folder), ENGINE, "task_llm", ENGINE["max_context"]
+    )
     ray.get(actor.health.remote())
     table = records.build("Prompt", [prompt_row(i, ids) for i, ids in enumerate(prompts)])
 

@@ -1,7 +1,7 @@
 """What the gateway and Ray Serve cost, and how they stand a load.
 
     python benchmarks/serving.py                     all parts: about 20 minutes
-    python benchmarks/serving.py --quick             all parts, short: they work
+    python benchmarks/serving.py --quick             all parts, short, with tiny models
     python benchmarks/serving.py --only embeddings   a part: embeddings, chat, shared or soak
     python benchmarks/serving.py --infinity COMMAND  infinity-emb's own, of an environment of its own, as the peer
 
@@ -46,10 +46,11 @@ from typing import Any
 import _serving_load as loads
 import adapters
 import psutil
-from _machine import commit, in_the_actors_environment, machine
+from _machine import MODEL, in_the_actors_environment, of_tests, tell
+from _machine import model as base_model
 
 HERE = Path(__file__).parent
-ENCODER, WRITER = "all-minilm-l6-v2", "smollm2-135m-instruct"
+ENCODER = "all-minilm-l6-v2"
 AT_ONCE, CHATS = 32, 8
 TAKEN_OVER = "the new version has taken over"
 Rounds = dict[str, list[dict[str, float]]]  # by side
@@ -61,16 +62,16 @@ def main() -> None:
     parser.add_argument("--only", choices=tuple(PARTS))
     parser.add_argument("--infinity", metavar="COMMAND", default="")
     options = parser.parse_args()
-    in_the_actors_environment()
+    in_the_actors_environment(options.quick)
     figures: dict[str, float] = {}
     for part in [options.only] if options.only else PARTS:
         with tempfile.TemporaryDirectory() as folder:
             figures |= PARTS[part](Path(folder), options)
-    print(json.dumps({"benchmark": "serving", "figures": figures, "machine": machine(), "commit": commit()}))
+    tell("serving", figures, whole=not (options.quick or options.only))
 
 
 def embeddings(folder: Path, options: argparse.Namespace) -> dict[str, float]:
-    model = placed(folder, "embeddings", ENCODER, max_context=128)
+    model = placed(folder, "embeddings", encoder_of(folder, options.quick), max_context=128)
     encoder = in_this_process(model)
     rounds, seconds = (1, 2.0) if options.quick else (5, 8.0)
     sides = {
@@ -107,7 +108,7 @@ def embeddings(folder: Path, options: argparse.Namespace) -> dict[str, float]:
 
 
 def chat(folder: Path, options: argparse.Namespace) -> dict[str, float]:
-    model = placed(folder, "task_llm", WRITER, max_context=512)
+    model = placed(folder, "task_llm", base_model(options.quick), max_context=512)
     rounds, seconds = (1, 5.0) if options.quick else (5, 15.0)
     theirs = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name"]
     theirs += ["task_llm", "--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", "16", "--enforce-eager"]
@@ -124,10 +125,7 @@ def chat(folder: Path, options: argparse.Namespace) -> dict[str, float]:
 
 
 def shared(folder: Path, options: argparse.Namespace) -> dict[str, float]:
-    from srl_rlvr.cli.session import model_cache
-    from srl_rlvr.policies import base_models
-
-    base = base_models.resolve(WRITER, model_cache())
+    base = base_model(options.quick)
     models = [with_adapters(folder / name, base, seed) for seed, name in enumerate(("first", "second", "third"))]
     sides = {}
     for side, line in (("shared", f'base = "{base}"\n'), ("apart", "")):
@@ -157,8 +155,8 @@ def shared(folder: Path, options: argparse.Namespace) -> dict[str, float]:
 def soak(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     import mlflow
 
-    minutes, requests = (3.5, 10) if options.quick else (10.0, 100)
-    models = seven(folder)
+    minutes, requests = (0.5, 10) if options.quick else (10.0, 100)
+    models = seven(folder, options.quick)
     newer = shutil.copytree(models["embeddings"], folder / "newer")
     (folder / "out").mkdir()
     registry = mlflow.MlflowClient(f"sqlite:///{folder}/out/mlflow.db")
@@ -237,14 +235,23 @@ def running(sides: dict[str, Side], folder: Path, kind: str) -> Iterator[tuple[d
         yield addresses, processes
 
 
-def placed(folder: Path, model_type: str, base: str | Path, **card: Any) -> Path:
-    """The base as a trained model of this type."""
+def encoder_of(folder: Path, quick: bool, plain: bool = False) -> Path:
+    """The encoder's folder, or that of a tiny one if the run is quick; `plain` is the one without its pooling."""
     from srl_rlvr.cli.session import model_cache
     from srl_rlvr.policies import base_models
 
+    if not quick:
+        return base_models.resolve(ENCODER, model_cache())
+    tiny = folder / "tiny"
+    if not tiny.is_dir():
+        of_tests("tiny_encoder").write(tiny)
+    return tiny.with_name("tiny-bert") if plain else tiny
+
+
+def placed(folder: Path, model_type: str, base: Path, **card: Any) -> Path:
+    """The base as a trained model of this type."""
     model = folder / model_type
-    source = base if isinstance(base, Path) else base_models.resolve(base, model_cache())
-    shutil.copytree(source, model, dirs_exist_ok=True)
+    shutil.copytree(base, model, dirs_exist_ok=True)
     (model / "model_card.json").write_text(json.dumps({"name": model_type, "model_type": model_type, **card}))
     return model
 
@@ -252,30 +259,30 @@ def placed(folder: Path, model_type: str, base: str | Path, **card: Any) -> Path
 def with_adapters(model: Path, base: Path, seed: int) -> Path:
     """A model as training with LoRA leaves it: merged, and its adapters beside the weights."""
     shutil.copytree(base, model)
-    adapters.adapted(base, 16, seed).save_model(model, {"name": model.name, "base": WRITER, "max_context": 512})
+    adapters.adapted(base, 16, seed).save_model(model, {"name": model.name, "base": MODEL, "max_context": 512})
     return model
 
 
-def seven(folder: Path) -> dict[str, Path]:
+def seven(folder: Path, quick: bool) -> dict[str, Path]:
     """A model of each type, untrained."""
     from sentence_transformers import CrossEncoder
 
     from srl_rlvr import vision_base
-    from srl_rlvr.cli.session import model_cache
-    from srl_rlvr.policies import base_models
 
     labels = {f"label {number}": text for number, text in enumerate(loads.sentences(20, 7, 6))}
-    encoder = base_models.resolve(ENCODER, model_cache())
-    CrossEncoder(str(encoder), num_labels=1, device="cpu").save_pretrained(str(folder / "cross"))
+    encoder, cross = encoder_of(folder, quick), encoder_of(folder, quick, plain=True)
+    CrossEncoder(str(cross), num_labels=1, device="cpu").save_pretrained(str(folder / "cross"))
     vision_base.build(folder / "eyes", texts=["what colour is it? red green blue yes no"])
     writer: dict[str, Any] = {"max_context": 512, "max_tokens": 24}
     made = {
-        "embeddings": placed(folder, "embeddings", ENCODER, max_context=128),
-        "intent_router": placed(folder, "intent_router", ENCODER, max_context=128, labels=labels),
+        "embeddings": placed(folder, "embeddings", encoder, max_context=128),
+        "intent_router": placed(folder, "intent_router", encoder, max_context=128, labels=labels),
         "reranker": placed(folder, "reranker", folder / "cross", max_context=128),
         "multimodal_vision": placed(folder, "multimodal_vision", folder / "eyes", max_context=256, max_tokens=8),
     }
-    return made | {name: placed(folder, name, WRITER, **writer) for name in ("task_llm", "srl_parser", "extractor")}
+    return made | {
+        name: placed(folder, name, base_model(quick), **writer) for name in ("task_llm", "srl_parser", "extractor")
+    }
 
 
 def in_this_process(model: Path) -> Any:

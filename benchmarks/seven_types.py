@@ -49,7 +49,7 @@ from typing import Any
 import _rivals
 import numpy as np
 import paper_table as table
-from _machine import commit, machine
+from _machine import commit, machine, tell
 
 from srl_rlvr import model_types
 
@@ -67,6 +67,7 @@ RIVALS = {  # by `_rivals`, as the table names them
     "bce": "sentence-transformers, binary cross-entropy ({})",
     "lambda": "sentence-transformers, LambdaLoss ({})",
 }
+FIGURES = ("score", "rival", "lead_low")  # of each type
 EPOCHS = 4  # of SFT, where the policy writes
 
 
@@ -277,11 +278,14 @@ def main() -> None:
         cells = [Cell(task, sequences[turn], 0) for turn in (0, 1) for task, sequences in QUICK.items()]
     cells = [cell for cell in cells if cell.name.startswith(options.only)]
     if not options.table:
+        table.begin_anew(place, options.quick)
         done = read(place)
         table.in_processes(__file__, [cell for cell in cells if cell not in done], place, options)
     found = read(place)
-    figures = report({cell: found[cell] for cell in cells if cell in found})
-    print(json.dumps({"benchmark": "seven_types", "figures": figures, "machine": machine(), "commit": commit()}))
+    kinds = dict.fromkeys(task.model_type for task in TASKS.values())
+    figures: dict[str, float | None] = {f"{kind}_{key}": None for kind in kinds for key in FIGURES}
+    figures |= report({cell: found[cell] for cell in cells if cell in found})
+    tell("seven_types", figures, whole=not (options.quick or options.only))
 
 
 def run(cell: Cell, place: table.Place) -> None:
@@ -525,7 +529,7 @@ def report(found: dict[Cell, Any]) -> dict[str, float]:
         of_kind = [solved[task.name] for task in tasks if task.model_type == kind and task.name in solved]
         if of_kind:
             at = lead(of_kind, OURS)
-            figures |= {f"{kind}_{key}": round(at[key], 4) for key in ("score", "rival", "lead_low")}
+            figures |= {f"{kind}_{key}": round(at[key], 4) for key in FIGURES}
     return figures
 
 

@@ -1,7 +1,7 @@
 """A run on 1 to 1,000 generators: the real controller in virtual time.
 
     python benchmarks/simulate.py            1, 4, 16, 64, 256 and 1,000 generators
-    python benchmarks/simulate.py --quick    1, 16, 256 and 1,000, fewer batches
+    python benchmarks/simulate.py --quick    1, 256 and 1,000, fewer batches
 
 Real: the pipeline's own loop (order, admission, batches, group advantages, sample tables), the cutting into tasks, the
 Scheduler, Arrow tables of real size. Replaced by timings (the constants below): engines, learner, hand-over. Measured
@@ -23,7 +23,6 @@ import argparse
 import gc
 import heapq
 import itertools
-import json
 import math
 import random
 import time
@@ -33,7 +32,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from _machine import commit, machine
+from _machine import tell
 
 from srl_rlvr import config as configs
 from srl_rlvr import pipeline, records
@@ -75,9 +74,9 @@ def main() -> None:
         "busy: generators  controller  verifiers  learner  limit"
     )
     found: dict[tuple[str, int], dict[str, Any]] = {}
-    for name, n in itertools.product(SETTINGS, (1, 16, 256, 1000) if quick else (1, 4, 16, 64, 256, 1000)):
+    for name, n in itertools.product(SETTINGS, (1, 256, 1000) if quick else (1, 4, 16, 64, 256, 1000)):
         max_staleness, update_s = SETTINGS[name]
-        row = simulate(n, max_staleness, update_s, costs, batches=max(12, 200 // n) if quick else max(30, 1000 // n))
+        row = simulate(n, max_staleness, update_s, costs, batches=max(8, 60 // n) if quick else max(30, 1000 // n))
         found[name, n] = row
         row["efficiency"] = row["rate"] / (n * found[name, 1]["rate"])
         busy = row["busy"]
@@ -94,7 +93,7 @@ def main() -> None:
         "queue_mib_1000": round(largest["mib"], 1),
         "limit_1000": largest["limit"],
     }
-    print(json.dumps({"benchmark": "simulate", "figures": figures, "machine": machine(), "commit": commit()}))
+    tell("simulate", figures, whole=not quick)
 
 
 def simulate(generators: int, max_staleness: int, update_s: float, costs: Costs, batches: int) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """One SRL update: as prefix trees, the same samples one by one, and by TRL's GRPOTrainer.
 
     python benchmarks/update.py            five updates of each side in turn, 6 steps × 8 samples each
-    python benchmarks/update.py --quick    one of each, 2 steps × 4 samples
+    python benchmarks/update.py --quick    one of each, 2 steps × 4 samples, with a model of 4 million parameters
     python benchmarks/update.py --rivals one_by_one    without TRL, which takes most of the time
 
 Prompt 200 tokens, step 50, completion 60, of SmolLM2-135M-Instruct in fp32. All sides learn from the same samples with
@@ -32,9 +32,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from _machine import commit, import_trl, machine
+from _machine import actors_environment, import_trl, model, tell
 
-MODEL = "smollm2-135m-instruct"
 PROMPT, STEP, COMPLETION = 200, 50, 60
 # So low that every importance weight is at its cap, which is 1 here: TRL has none without vLLM.
 BEHAVIOR, IMPORTANCE_CAP = -100.0, 1.0
@@ -49,9 +48,8 @@ def main() -> None:
     parser.add_argument("--side", choices=("tree", *RIVALS), help=argparse.SUPPRESS)
     parser.add_argument("--gradients", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    steps, group = (2, 4) if options.quick else (6, 8)
     if options.side:
-        print(json.dumps(measure(options.side, steps, group, options.gradients)))
+        print(json.dumps(measure(options.side, options.quick, options.gradients)))
         return
     sides = ("tree", *options.rivals)
     found: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
@@ -71,7 +69,7 @@ def main() -> None:
         figures[f"tree_vs_{rival}"] = round(medians[rival]["seconds"] / tree["seconds"], 2)
         figures[f"peak_vs_{rival}"] = round(tree["peak_gib"] / medians[rival]["peak_gib"], 2)
         figures[f"gradient_vs_{rival}"] = float(f"{differences[rival]:.1e}")
-    print(json.dumps({"benchmark": "update", "figures": figures, "machine": machine(), "commit": commit()}))
+    tell("update", figures, whole=not options.quick and set(options.rivals) == set(RIVALS))
 
 
 def _medians(runs: list[dict[str, float]]) -> dict[str, float]:
@@ -88,21 +86,19 @@ def _gradient_difference(ours: Path, theirs: Path) -> float:
     return float(max(norms.values()))
 
 
-def measure(side: str, steps: int, group: int, gradients: Path | None) -> dict[str, float]:
+def measure(side: str, quick: bool, gradients: Path | None) -> dict[str, float]:
     """Seconds, computed tokens and peak memory of one update after a small one that warms everything up.
 
     Its gradient is written to the file `gradients` afterwards.
     """
     import torch
 
-    from srl_rlvr.cli.session import model_cache
-    from srl_rlvr.policies import base_models
-
-    folder = base_models.resolve(MODEL, model_cache())
+    folder = model(quick)
+    vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
     torch.manual_seed(0)
     network, update = {"tree": _tree, "one_by_one": _one_by_one, "trl": _trl}[side](folder)
-    update(_samples(1, 2))
-    samples = _samples(steps, group)
+    update(_samples(1, 2, vocabulary))
+    samples = _samples(*((2, 4) if quick else (6, 8)), vocabulary)
     began = time.perf_counter()
     tokens = update(samples)
     seconds = time.perf_counter() - began
@@ -112,12 +108,13 @@ def measure(side: str, steps: int, group: int, gradients: Path | None) -> dict[s
     return {"seconds": seconds, "tokens": float(tokens), "peak_gib": peak}
 
 
-def _samples(steps: int, group: int) -> list[dict[str, Any]]:
+def _samples(steps: int, group: int, vocabulary: int) -> list[dict[str, Any]]:
     """Random tokens in the shape of one problem's step prompts and their groups."""
     import numpy as np
 
     rng = np.random.default_rng(0)
-    trunk = rng.integers(10, 40_000, PROMPT + STEP * (steps - 1)).tolist()
+    highest = min(40_000, vocabulary)
+    trunk = rng.integers(10, highest, PROMPT + STEP * (steps - 1)).tolist()
     return [
         {
             "prompt_id": f"p:{k}",
@@ -125,7 +122,7 @@ def _samples(steps: int, group: int) -> list[dict[str, Any]]:
             "trunk_id": "p",
             "policy_version": 0,
             "prompt_ids": trunk[: PROMPT + STEP * k],
-            "completion_ids": rng.integers(10, 40_000, COMPLETION).tolist(),
+            "completion_ids": rng.integers(10, highest, COMPLETION).tolist(),
             "behavior_logprobs": [BEHAVIOR] * COMPLETION,
             "advantage": float(rng.normal()),
         }
@@ -270,9 +267,7 @@ def _trl(folder: Path) -> Any:
 def _in_a_process_of_its_own(side: str, quick: bool, gradients: Path | None) -> dict[str, float]:
     command = [sys.executable, __file__, "--side", side, *(["--quick"] if quick else [])]
     command += ["--gradients", str(gradients)] if gradients else []
-    from actors.cluster import worker_environment
-
-    environment = os.environ | worker_environment(gpus=0, threads=os.cpu_count() or 1)["env_vars"]
+    environment = os.environ | actors_environment(quick)["env_vars"]
     found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     return json.loads(found.stdout.splitlines()[-1])
 

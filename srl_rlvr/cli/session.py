@@ -332,7 +332,9 @@ def _write_results(run: pipeline.Run, base: Path, tracker: Tracker) -> None:
     sampled = run.rollouts.sample(_REPORT_ROWS, _REPORT_TOKENS)
     notes = [str(alarm) for alarm in run.watch.alarms] + run.without_update()
     if sampled.steps < sampled.all_steps:
-        notes.append(f"rollouts of {sampled.steps} of {sampled.all_steps} steps are shown; all are in {out / 'rollouts'}")
+        notes.append(
+            f"rollouts of {sampled.steps} of {sampled.all_steps} steps are shown; all are in {out / 'rollouts'}"
+        )
     report.write_report(
         out / "report.html",
         config=config.model_dump(mode="json"),
