@@ -10,9 +10,11 @@ import pytest
 from ray.exceptions import RayActorError, RaySystemError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
+from serve import app
 from serve.app import HandleReplica
-from serve.config import Served
+from serve.config import ModelEntry, ServeConfig, Served
 from serve.errors import Refusal
+from srl_rlvr.errors import InputError
 
 
 class Blocked(HandleReplica):
@@ -235,3 +237,26 @@ def test_a_large_call_goes_alone(replicas: dict[str, Any]) -> None:
 class Counting:
     async def many(self, calls: Any) -> Any:
         return [None] * len(calls)
+
+
+def test_models_of_any_name_are_applications_in_ascii(folders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["Übersetzer / 1", "名前#1", "plain-1.2"]
+    path = str(folders["intent_router"])
+    config = ServeConfig(models=[ModelEntry(path=path, name=name) for name in names])
+    written = [each["name"] for each in app.applications(config)["applications"]]
+    assert written == ["%C3%9Cbersetzer%20%2F%201", "%E5%90%8D%E5%89%8D%231", "plain-1.2", "gateway"]
+    asked: list[str] = []
+    monkeypatch.setattr("serve.gateway.create_app", lambda settings, pick, **_: pick)
+    monkeypatch.setattr("serve.app.ray_serve.get_app_handle", asked.append)
+    pick = app.gateway_of(app.settings_of(config))
+    for name in names:
+        replica = pick(name)
+        assert replica.model == name and replica.handle is None
+    assert asked == written[:3]
+
+
+@pytest.mark.parametrize(("first", "second"), [("a", "a"), ("gateway", "b"), ("a/b", "a/b")])
+def test_two_models_of_one_name_are_refused(folders: Any, first: str, second: str) -> None:
+    entries = [ModelEntry(path=str(folders["intent_router"]), name=name) for name in (first, second)]
+    with pytest.raises(InputError, match="'name'"):
+        app.settings_of(ServeConfig(models=entries))
