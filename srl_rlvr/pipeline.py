@@ -77,6 +77,7 @@ class Run:
     started: float = field(default_factory=time.monotonic)  # of the clock of metrics and results
     watch: alarms.Watch = field(init=False)
     rollouts: RolloutLog = field(init=False)
+    warned: set[str] = field(init=False, default_factory=set)  # evaluations whose answers are cut off; said once
 
     def __post_init__(self) -> None:
         self.rollouts = RolloutLog(self.out / "rollouts")
@@ -370,7 +371,8 @@ class Run:
         return scores
 
     def _warn_if_cut_off(self, label: str, share: float, key: str) -> None:
-        if share >= alarms.CUT_OFF:
+        if share >= alarms.CUT_OFF and label not in self.warned:
+            self.warned.add(label)
             self.observer.note(f"WARNING: {label}: {share:.0%} of answers are cut off before they end; raise {key}")
 
     def _finish_step(self, label: str, metrics: dict[str, Any], is_last: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import threading
@@ -13,6 +14,7 @@ import pytest
 from cli_runs import Finished, srl_rlvr, write_run
 
 from srl_rlvr import config as configs
+from srl_rlvr import folder_lock
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(240)]
 # A command that only looks takes 2 to 15 s to start on busy cores; without care Ray takes a minute over a dead address.
@@ -132,6 +134,13 @@ def test_a_folder_that_holds_a_run(run_file: Path, tmp_path: Path) -> None:
     _begun(tmp_path / "out", run_file)
     finished = srl_rlvr("train", run_file, "--out", "out", cwd=tmp_path)
     refused(finished, "out holds a run already", "update-000002-stage-1", "--resume", "--out")
+
+
+def test_a_folder_that_another_run_writes(run_file: Path, tmp_path: Path) -> None:
+    with folder_lock.locked(tmp_path / "out"):
+        for more in ([], ["--resume"]):
+            finished = srl_rlvr("train", run_file, "--out", "out", *more, cwd=tmp_path)
+            refused(finished, f"out is in use by process {os.getpid()} on ", "--out")
 
 
 def test_resume_with_another_config(run_file: Path, tmp_path: Path) -> None:
