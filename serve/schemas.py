@@ -26,11 +26,14 @@ TEXT = 100_000  # characters of all names and texts together
 PATTERN = 1_000  # characters of one
 PATTERNS = 20_000  # of all together
 GROUPS = 32  # of a pattern, one in the other
+REPEATS = 1_000  # of `{n,m}` in a pattern: a grammar takes the square of the time for it
+ALL_REPEATS = 5_000  # of all together
 INTEGER = 2**63
 _CHECK_S, _PROCESSOR_S = 20.0, 5.0
 _REMEMBERED = 256  # schemas that were found to be good
 _ALTERNATIVES = ("allOf", "anyOf", "oneOf")
 _OTHERS_IN_PLACE = ("not", "if", "then", "else")
+_REPEAT = re.compile(r"\{\s*(\d*)\s*(?:,\s*(\d*)\s*)?\}")
 _GROUP = re.compile(r"\\.|[()]", re.DOTALL)
 
 _good: OrderedDict[bytes, None] = OrderedDict()
@@ -65,7 +68,7 @@ async def check(schema: dict[str, Any], sandbox: Sandbox) -> None:
 
 def check_sizes(schema: dict[str, Any]) -> None:
     """Raises ValueError, with a clause that stands after "schema"."""
-    texts, patterns = 0, 0
+    texts, patterns, repeats = 0, 0, 0
     for value in _values(schema):
         match value:
             case str():
@@ -74,9 +77,14 @@ def check_sizes(schema: dict[str, Any]) -> None:
                 raise ValueError("has a number that does not fit into 64 bits")
             case dict():
                 texts += sum(map(len, value))
-                patterns += _check_object(value, value is schema)
+                _check_object(value, value is schema)
+                if isinstance(pattern := value.get("pattern"), str):
+                    patterns += len(pattern)
+                    repeats += _check_pattern(pattern)
     if texts > TEXT:
         raise ValueError(f"has {texts:,} characters in its names and texts; {TEXT:,} are the most")
+    if repeats > ALL_REPEATS:
+        raise ValueError(f"repeats parts of its patterns up to {repeats:,} times in all; {ALL_REPEATS:,} are the most")
     if patterns > PATTERNS:
         raise ValueError(f"has {patterns:,} characters in its patterns; {PATTERNS:,} are the most")
 
@@ -99,15 +107,15 @@ def _inside(value: Any) -> Sequence[Any]:
     return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
-def _check_object(value: Mapping[str, Any], is_root: bool) -> int:
-    """Returns how long its pattern is."""
+def _check_object(value: Mapping[str, Any], is_root: bool) -> None:
     if "patternProperties" in value:
         raise ValueError("has 'patternProperties', which is not supported here")
     if isinstance(value.get("$id"), str) and not is_root:
         raise ValueError("has '$id' below its top, which is not supported here")
-    pattern = value.get("pattern")
-    if not isinstance(pattern, str):
-        return 0
+
+
+def _check_pattern(pattern: str) -> int:
+    """Return how often it repeats its parts, all together."""
     if len(pattern) > PATTERN:
         raise ValueError(f"has a pattern of {len(pattern):,} characters; {PATTERN:,} are the most")
     depth = deepest = 0
@@ -116,7 +124,11 @@ def _check_object(value: Mapping[str, Any], is_root: bool) -> int:
         deepest = max(deepest, depth)
     if deepest > GROUPS:
         raise ValueError(f"has a pattern with {deepest} groups in each other; {GROUPS} are the most")
-    return len(pattern)
+    counts = [count for found in _REPEAT.finditer(pattern) for count in found.groups() if count]
+    most = max((int(count) if len(count) < 20 else INTEGER for count in counts), default=0)
+    if most > REPEATS:
+        raise ValueError(f"has a pattern that repeats a part {most:,} times or more; {REPEATS:,} are the most")
+    return sum(map(int, counts))
 
 
 def check_meaning(schema: dict[str, Any]) -> None:

@@ -203,7 +203,7 @@ def test_a_request_counts_as_its_answers(settings: Any, everywhere: Any) -> None
         ("evil.example", 400), ("evil.example:8000", 400), ("localhost.evil.example", 400),
         ("127.0.0.1.evil.example", 400),
         ("127.0.0.1:8000@evil.example", 400), ("evil.example:80:localhost", 400), ("[", 400), ("", 400),
-        ("10.0.0.1", 400), ("[2001:db8::1]", 400), ("0.0.0.0", 400),
+        ("8.8.8.8", 400), ("[2001:db8::1]", 400), ("0.0.0.0", 400),
     ],
 )  # fmt: skip
 def test_on_loopback_only_names_of_this_machine_are_answered(settings: Any, host: str, status: int) -> None:
@@ -254,7 +254,7 @@ def test_the_gateways_own_id_stands_beside_the_clients(settings: Any, everywhere
         id = first.headers["x-request-id"]
         assert asked.post("/v1/feedback", json={"request_id": id, "reward": 1}).status_code == 200
         for bad in ("a b", "a" * 201, "é", "<script>"):
-            response = asked.get("/healthz", headers={"x-request-id": bad.encode("latin-1")})
+            response = asked.get("/healthz", headers=[(b"x-request-id", bad.encode("latin-1"))])
             assert "x-client-request-id" not in response.headers
 
 

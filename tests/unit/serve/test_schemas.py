@@ -62,6 +62,10 @@ BAD = {
     "nested groups": (of({"type": "string", "pattern": "(" * 100 + ")" * 100}), "groups in each other"),
     "20,000 nested groups": (of({"type": "string", "pattern": "(" * 20_000 + ")" * 20_000}), "are the most"),
     "a long pattern": (of({"type": "string", "pattern": "a|" * 600}), "pattern of 1,200 characters"),
+    "a pattern that repeats": (of({"type": "string", "pattern": "^a{0,9999}$"}), "repeats a part 9,999 times"),
+    "a pattern that repeats without end": (of({"type": "string", "pattern": "a{5000,}"}), "repeats a part 5,000 times"),
+    "a repeat of many digits": (of({"type": "string", "pattern": f"a{{{'9' * 900}}}"}), "repeats a part"),
+    "many repeats": (of({"type": "string", "pattern": "^" + "a{0,999}" * 99 + "$"}), "in all"),
     "many patterns": (of({"anyOf": [{"pattern": "a" * 900}] * 30}), "in its patterns"),
     "a pattern in propertyNames": (of({"propertyNames": {"pattern": "a|" * 600}}), "pattern of 1,200 characters"),
     "a large enum": (of({"enum": [f"{n}" + "v" * 500 for n in range(900)]}), "in its names and texts"),
@@ -101,6 +105,7 @@ GOOD = {
     }},
     "a base of its own": of({"$ref": "#/$defs/a"}, **{"$id": "https://example.com/a", "$defs": {"a": {}}}),
     "an ordinary pattern": of({"type": "string", "pattern": r"^(\(\d{3}\))? ?\d{3}-\d{4}$"}),
+    "patterns that repeat": of({"type": "string", "pattern": r"^[a-z]{1,64}@([a-z]{1,63}\.){1,8}[a-z]{2,}$"}),
     "large numbers": of({"type": "number", "minimum": -1e300, "maximum": 2**62}),
 }  # fmt: skip
 
