@@ -64,6 +64,12 @@ def own_thread(work: Callable[..., Any], name: str) -> Callable[..., Awaitable[A
     return run
 
 
+@functools.cache
+def _sandbox() -> Sandbox:
+    """One for all models of this process. Its own processes start when they are needed."""
+    return Sandbox(memory_mib=_SANDBOX_MIB)
+
+
 class Holder:
     """How Ray Serve calls a replica: the name of the model and of the method come first.
 
@@ -210,7 +216,7 @@ class Writer(Holder):
     def __init__(self, entry: ModelEntry):
         self.model = trained.read(Path(entry.path), entry.max_context, entry.max_tokens)
         self.tokenizer = self.model.load_tokenizer()
-        self.sandbox = Sandbox(memory_mib=_SANDBOX_MIB)  # its processes start when they are needed
+        self.sandbox = _sandbox()
         self.read_row = own_thread(self._read_row, "reader")
 
     async def ready(self) -> bool:
@@ -299,7 +305,7 @@ class PlainWriter(Writer):
         self.engine: TransformersEngine = engine
         self.sample: Together[Wanted, tuple[str, int, str]] = Together(own_thread(self._sample, "writer"))
         self.read_conversation = own_thread(self._conversation, "reader")
-        self.read_text = own_thread(lambda text: self._plain_tokenizer.encode(text), "reader")
+        self.read_texts = own_thread(lambda texts: list(map(self._plain_tokenizer.encode, texts)), "reader")
 
     async def chat(self, body: dict[str, Any]) -> dict[str, Any]:
         _check_supported(body)
@@ -314,15 +320,17 @@ class PlainWriter(Writer):
 
     async def complete(self, body: dict[str, Any]) -> dict[str, Any]:
         _check_supported(body)
-        if not isinstance(body["prompt"], str):
-            raise Refusal(400, "this model completes one prompt at a time: 'prompt' should be text", param="prompt")
-        self._check_text(body["prompt"], "prompt")
-        tokens = await self.read_text(body["prompt"])
-        written = await self._generate(body, tokens, [], body.get("max_tokens"))
+        prompts = [body["prompt"]] if isinstance(body["prompt"], str) else body["prompt"]
+        for prompt in prompts:
+            self._check_text(prompt, "prompt")
+        tokens = await self.read_texts(prompts)
+        groups = await asyncio.gather(*(self._generate(body, of, [], body.get("max_tokens")) for of in tokens))
+        written = [answer for group in groups for answer in group]
         choices = [
             {"index": number, "text": text, "finish_reason": reason} for number, (text, _, reason) in enumerate(written)
         ]
-        return self._form("text_completion", body, choices, len(tokens), sum(count for _, count, _ in written))
+        read = sum(map(len, tokens))
+        return self._form("text_completion", body, choices, read, sum(count for _, count, _ in written))
 
     async def chat_stream(self, body: dict[str, Any]) -> AsyncIterator[str]:
         whole = await self.chat(body)

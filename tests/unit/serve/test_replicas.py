@@ -80,6 +80,18 @@ def test_several_answers_are_written_and_greedy_ones_are_alike(writer: Any) -> N
     assert sampled["usage"]["completion_tokens"] > 12 - 1
 
 
+def test_several_prompts_are_completed_in_their_order(writer: Any) -> None:
+    def complete(prompt: Any, n: int = 1) -> Any:
+        body = {"model": "m", "prompt": prompt, "temperature": 0, "max_tokens": 4, "n": n, "request_id": "1"}
+        return asyncio.run(writer.on("", "complete", body))
+
+    alone = [complete(text)["choices"][0]["text"] for text in ("a b", "c")]
+    found = complete(["a b", "c"], n=2)
+    assert [choice["index"] for choice in found["choices"]] == [0, 1, 2, 3]
+    assert [choice["text"] for choice in found["choices"]] == [alone[0], alone[0], alone[1], alone[1]]
+    assert found["usage"]["prompt_tokens"] == len("a bc")
+
+
 def test_a_limit_above_the_context_is_cut(writer: Any) -> None:
     found = chat(writer, max_tokens=10**6, temperature=0, seed=1)
     assert found["usage"]["total_tokens"] <= writer.model.max_context
