@@ -296,13 +296,16 @@ _SET_TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|opera
 _SPACES = re.compile(r"\\[,;:! ]|~")
 _SUBSCRIPTS = re.compile("[₀-₉]+")
 _DELIMITED = re.compile(r"\$\$?(?P<a>[^$]+)\$\$?|\\\((?P<b>.+)\\\)|\\\[(?P<c>.+)\\\]", re.DOTALL)
+_DEEPEST = 8  # wrappings, one in another
 _TIME = re.compile(r"([0-9]{1,2})(?::([0-5][0-9]))?(?::([0-5][0-9]))?(?:\s*([ap])\.?\s?m\b\.?)?")
 
 
 def unwrapped(text: str) -> str:
     """The text without what only sets it: bold face, `$ … $`, `\\( … \\)`, `\\boxed{…}`."""
     before = ""
-    while text != before:
+    for _ in range(_DEEPEST):
+        if text == before:
+            break
         before, text = text, _unmarked(text)
         if found := _DELIMITED.fullmatch(text):
             text = (found["a"] or found["b"] or found["c"]).strip()
