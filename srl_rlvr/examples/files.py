@@ -41,6 +41,7 @@ SUFFIXES = (".jsonl.gz", ".jsonl", ".parquet")
 FOLIO_LABELS = ("True", "False", "Unknown")
 UNANSWERED = "(unanswered)"
 _ANSWERS = ("answer", "label", "solution")  # columns that only rows with an answer have
+_OF_ANSWERS = ("exact", "numeric", "choice", "expression", "similarity")  # verifiers that need no metadata of rows
 _TURNS = ("messages", "conversations", "prompt")  # columns of conversations
 _OTHER_NAMES = {
     "question": ("prompt", "instruction", "query", "input", "text"),
@@ -395,6 +396,9 @@ def _example(
         problem = schema.problem(given)
         verifier = given.get("verifier", problem.verifier)
         check_name(verifier, verifiers)
+        if verifier not in _OF_ANSWERS and verifier not in verifiers:
+            raise ValueError(f"column 'verifier' is '{verifier}'; rows of text may name {', '.join(_OF_ANSWERS)}, or a "
+                             "verifier of your own that is declared")  # fmt: skip
         if problem.reference != UNANSWERED and (
             fault := references.fault(problem.reference, verifier, problem.metadata)
         ):

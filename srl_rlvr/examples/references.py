@@ -56,7 +56,7 @@ _OPERATION = re.compile(
     r"|[±√]\s?[\w(]|[0-9a-z)]!(?!\w)|(?<![A-Za-z0-9])[0-9]+(?:[a-ceijknp-rtuvw-z]|π)(?![A-Za-z0-9])|[0-9a-z)][²³⁰-⁹]|[¼-¾⅐-⅞]"
 )
 _VARIABLES = re.compile(r"[abcdfghkmnpqrstuvwxyz]{2}|[abc]{3}|[xyz]{3}")  # of a product, if they are no unit
-_LONE_VARIABLES = re.compile(r"[xyz]{2}|[πθ∞∅]|pi|infinity")
+_LONE_VARIABLES = re.compile(r"[xyz]{2}|[-+]?[πθ∞∅]|pi|infinity")
 _LIST = re.compile(r"[0-9]\s*\}?\s*,|,\s*[-+]?[0-9]")
 _AND = re.compile(r"\s*,?\s*\b(?:and|or)\b\s*|\s*,\s*")
 _CONJUNCTION = re.compile(r"\b(?:and|or)\b")

@@ -45,6 +45,7 @@ _THIN_GROUPS = re.compile(
     r"(?<![\w.,])[0-9]{1,3}(?:(?:[\u00a0\u2009\u202f][0-9]{3})+|(?:['’][0-9]{3})+|(?:_[0-9]{3})+)(?!\w)"
 )
 _BLANK_GROUPS = re.compile(r"(?<![\w.,/^])[0-9]{1,3}(?: [0-9]{3})+(?![\w/]|,[0-9])")
+_BLANK_GROUPS_COMMA = re.compile(r"(?<![\w.,/^])([0-9]{1,3}(?: [0-9]{3})+),([0-9]{1,2})(?![\w,/])")
 _DOT_GROUPS = re.compile(r"(?<![\w.,])([0-9]{1,3}(?:\.[0-9]{3})+),([0-9]+)(?![\w,]|\.[0-9])")
 _MIXED_NUMBER = re.compile(r"(?<![\w.,/^])([0-9]{1,9})\s+([0-9]{1,9})\s?/\s?([1-9][0-9]{0,8})(?![\w/]|\.[0-9])")
 _MINUS_WORD = re.compile(r"\b(?:minus|negative)\s+(?=[0-9.$€£])", re.IGNORECASE)
@@ -192,7 +193,7 @@ def read_quantity(text: str) -> Quantity | None:
     found = _CURRENCY.findall(text)
     dollars = found.count("$") % 2  # an even number of them encloses a formula
     currency = [sign.lstrip("\\") for sign in found if sign != "$"] or ["$"] * dollars
-    text = _BLANK_GROUPS.sub(lambda group: group[0].replace(" ", ""), _MINUS_WORD.sub("-", text))
+    text = without_blank_groups(_MINUS_WORD.sub("-", text))
     text = _plain_numbers(_MIXED_NUMBER.sub(_improper, _with_plain_fractions(text)))
     matches = list(_FRACTION.finditer(text))
     if len(matches) != 1 or _in_formula(text, matches[0]):
@@ -202,6 +203,12 @@ def read_quantity(text: str) -> Quantity | None:
         return None
     after = text[end:]
     return Quantity(value, [*currency[:1], *units.units_of(after)], text[: matches[0].start()], after)
+
+
+def without_blank_groups(text: str) -> str:
+    """`2 500 000` as `2500000`, and `2 500,50`, as some countries write it, as `2500.50`."""
+    text = _BLANK_GROUPS_COMMA.sub(lambda group: f"{group[1].replace(' ', '')}.{group[2]}", text)
+    return _BLANK_GROUPS.sub(lambda group: group[0].replace(" ", ""), text)
 
 
 def _last_number(text: str) -> Fraction | None:
@@ -296,13 +303,16 @@ _SET_TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|opera
 _SPACES = re.compile(r"\\[,;:! ]|~")
 _SUBSCRIPTS = re.compile("[₀-₉]+")
 _DELIMITED = re.compile(r"\$\$?(?P<a>[^$]+)\$\$?|\\\((?P<b>.+)\\\)|\\\[(?P<c>.+)\\\]", re.DOTALL)
+_DEEPEST = 8  # wrappings, one in another
 _TIME = re.compile(r"([0-9]{1,2})(?::([0-5][0-9]))?(?::([0-5][0-9]))?(?:\s*([ap])\.?\s?m\b\.?)?")
 
 
 def unwrapped(text: str) -> str:
     """The text without what only sets it: bold face, `$ … $`, `\\( … \\)`, `\\boxed{…}`."""
     before = ""
-    while text != before:
+    for _ in range(_DEEPEST):
+        if text == before:
+            break
         before, text = text, _unmarked(text)
         if found := _DELIMITED.fullmatch(text):
             text = (found["a"] or found["b"] or found["c"]).strip()

@@ -7,7 +7,7 @@ import re
 import unicodedata
 from typing import Any
 
-from srl_rlvr.verifiers.answers import CUT_OFF, NO_ANSWER, extract_answer, same_text, unwrapped
+from srl_rlvr.verifiers.answers import CUT_OFF, NO_ANSWER, extract_answer, same_text, unwrapped, without_blank_groups
 from srl_rlvr.verifiers.base import Score, graded, unanswered
 
 WORK_OUT = "work_out"  # in the metadata: work the reference out even if the answer is the same text
@@ -45,6 +45,8 @@ _VULGAR = re.compile("[0-9]?[¼-¾⅐-⅞↉]")
 _ROOT = re.compile(r"\\sqrt\s+([0-9]+(?:\.[0-9]+)?|\()")
 _REPEATING = re.compile(r"([0-9]+)\.([0-9]*)\\(?:overline|bar|dot)\s*(?:\{([0-9]+)\}|([0-9]))")
 _AND = re.compile(r"\s*,?\s*(?:\\(?:text|mbox|mathrm)\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b)\s*")
+_ARGUMENTS = re.compile(r"\\(?:[dtc]?frac|[dt]?binom)\s*[0-9]")
+_BLANK = re.compile(r"(?<=[0-9])\s+(?=[0-9])")
 _SCIENTIFIC = re.compile(r"(?<![\w.])([0-9]+(?:\.[0-9]+)?)[eE]([-+]?[0-9]{1,3})(?!\w)")
 
 
@@ -149,9 +151,12 @@ def _as_latex(text: str) -> str:
     text = _VULGAR.sub(_fraction, text)
     text = _SUPERSCRIPTS.sub(lambda power: f"^{{{unicodedata.normalize('NFKC', power[0])}}}", text).translate(_AS_LATEX)
     text = _ROOT.sub(lambda root: r"\sqrt(" if root[1] == "(" else rf"\sqrt{{{root[1]}}}", text)
-    text = _REPEATING.sub(_repeating, _AND.sub(", ", text))
+    text = _REPEATING.sub(_repeating, _AND.sub(", ", without_blank_groups(text)))
     text = _SCIENTIFIC.sub(r"\1 \\times 10^{\2}", text)
-    return _PLAIN_NAME.sub(r"\\\1 ", _MIXED_NUMBER.sub(r"(\1+\2)", text))
+    text = _MIXED_NUMBER.sub(r"(\1+\2)", text)
+    if not _ARGUMENTS.search(text):
+        text = _BLANK.sub(", ", text)  # "5 1" is no product
+    return _PLAIN_NAME.sub(r"\\\1 ", text)
 
 
 def _fraction(vulgar: re.Match[str]) -> str:

@@ -33,6 +33,7 @@ _POWERS = (
     (re.compile(r"\bcubic\s+([A-Za-z]+)\b|\b([A-Za-z]+)\s+cubed\b"), r"\1\2³"),
 )
 _CELSIUS = re.compile(r"\b(?:°|degrees?)\s*(C\b|F\b|celsius\b|fahrenheit\b)|°\s*(C\b|F\b)", re.IGNORECASE)
+_NEUTRAL = re.compile(r"\b(?:in (?:total|all)|altogether|overall|each|left|remaining|exactly|only)\b", re.IGNORECASE)
 _PER = re.compile(r"\s+(?:per|an?)\s+(?=[A-Za-z])")
 _TOKEN = re.compile(rf"[{re.escape(SIGNS)}]C?F?|[^\W\d_](?:[^\W\d_]|[.'’-](?=[^\W\d_]))*[²³]?(?:/[^\W\d_]+[²³]?)*")
 
@@ -40,6 +41,7 @@ _TOKEN = re.compile(rf"[{re.escape(SIGNS)}]C?F?|[^\W\d_](?:[^\W\d_]|[.'’-](?=[
 def units_of(text: str) -> list[str]:
     """Return the units and words of the text in order, each unit by its symbol: "square meters a day" → `m²/d`."""
     text = _DEGREES.sub("°", _LATEX_TEXT.sub(" ", text)).replace("{", " ").replace("}", " ").replace("\\", "")
+    text = _NEUTRAL.sub(" ", text)
     text = re.sub(r"\s*\^?\s*([23])(?![\d.])", lambda power: "²³"[int(power[1]) - 2], text)
     for pattern, power in _POWERS:
         text = pattern.sub(power, text)

@@ -160,6 +160,12 @@ def test_a_row_never_names_code_that_is_not_declared(tmp_path: Path, name: str):
     assert load(write(path, row), verifiers=["checks:right"])["verifier"].to_pylist() == ["checks:right"]
 
 
+@pytest.mark.parametrize("name", ["fields", "ndcg", "reasoning_gym"])
+def test_a_row_names_no_verifier_that_needs_what_rows_do_not_have(tmp_path: Path, name: str):
+    with pytest.raises(InputError, match=f"row 1: column 'verifier' is '{name}'; rows of text may name exact, "):
+        load(write(tmp_path / "a.jsonl", {**FOUR, "verifier": name}))
+
+
 def test_provenance_names_file_row_and_the_rows_own_id(tmp_path: Path):
     row = only(tmp_path / "a.jsonl", {**FOUR, "id": "mine-1"})
     assert json.loads(row["provenance"]) == {"source": "a.jsonl", "row": 1, "id": "mine-1"}

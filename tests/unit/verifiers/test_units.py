@@ -19,6 +19,8 @@ from srl_rlvr.verifiers.units import is_known, same, units_of
         (" dollars", ["$"]),
         (" p.m.", ["pm"]),
         (" red apples", ["red", "apple"]),
+        (" in total.", []),
+        (" dollars left", ["$"]),
         (".", []),
     ],
 )
