@@ -134,7 +134,7 @@ class _Controls:
         if not hasattr(self.tokenizer, "backend_tokenizer"):
             return list(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
         encode, original = self._renamed
-        return [original.get(token, token) for token in encode(text)]
+        return [original[token] if token in original else token for token in encode(text)]
 
     def encode_rendered(self, text: str) -> list[int]:
         """`text` is a template's, with masks in what users wrote: all control tokens in it are the template's own."""
