@@ -134,7 +134,8 @@ class _Controls:
         if not hasattr(self.tokenizer, "backend_tokenizer"):
             return list(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
         encode, original = self._renamed
-        return [original.get(token, token) for token in encode(text)]
+        tokens: list[int] = encode(text)
+        return [original.get(token, token) for token in tokens]
 
     def encode_rendered(self, text: str) -> list[int]:
         """`text` is a template's, with masks in what users wrote: all control tokens in it are the template's own."""
