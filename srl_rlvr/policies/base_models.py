@@ -260,12 +260,11 @@ def check_folder(folder: Path) -> None:
     """Raise InputError if a folder is no whole model in Hugging Face layout: a part is missing, only stands for a file
     of git-lfs, cannot be read, or holds weights that are not finite."""
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
-        with path.open("rb") as file:
-            if file.read(len(_POINTER)) == _POINTER:
-                raise InputError(
-                    f"model folder {folder}: {path.name} is a pointer of git-lfs, not the file itself: run `git lfs "
-                    "pull` in it, or download the model again"
-                )
+        if _first_bytes(path) == _POINTER:
+            raise InputError(
+                f"model folder {folder}: {path.name} is a pointer of git-lfs, not the file itself: run `git lfs pull` "
+                "in it, or download the model again"
+            )
     weights = [*_safetensors(folder), *folder.glob("pytorch_model*.bin")]
     if (folder / "adapter_config.json").is_file() and not weights:
         base = _read_object(folder / "adapter_config.json").get("base_model_name_or_path")
@@ -282,6 +281,14 @@ def check_folder(folder: Path) -> None:
         raise InputError(f"model folder {folder}: no weights in it (*.safetensors)")
     _check_shards(folder)
     _check_finite(folder, _safetensors(folder) or weights)
+
+
+def _first_bytes(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_POINTER))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def _safetensors(folder: Path) -> list[Path]:

@@ -134,7 +134,8 @@ class _Controls:
         if not hasattr(self.tokenizer, "backend_tokenizer"):
             return list(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
         encode, original = self._renamed
-        return [original.get(token, token) for token in encode(text)]
+        tokens: list[int] = encode(text)
+        return [original.get(token, token) for token in tokens]
 
     def encode_rendered(self, text: str) -> list[int]:
         """`text` is a template's, with masks in what users wrote: all control tokens in it are the template's own."""
@@ -161,7 +162,10 @@ class _Controls:
             ids[token["content"]] = token["id"]
         tree |= {"post_processor": None, "truncation": None, "padding": None}
         copy = Tokenizer.from_str(json.dumps(tree))
-        original = {found: own for name, own in ids.items() if (found := copy.token_to_id(name)) is not None}
+        original: dict[int, int] = {}
+        for name, own in ids.items():
+            found: Any = copy.token_to_id(name)
+            original[found] = own
         return lambda text: copy.encode(text, add_special_tokens=False).ids, original
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ import pyarrow as pa
 import pytest
 import reference
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from srl_rlvr.errors import InputError
 from srl_rlvr.policies import attention, prefix_tree, text, weights
 from srl_rlvr.policies.losses import UpdateSpec
 from srl_rlvr.policies.text import TextPolicy
@@ -555,3 +557,14 @@ def test_buffers_that_belong_to_a_model_are_saved_with_it(tiny_model: Path, tmp_
     policy.save_model(tmp_path, {})
     saved = load_file(tmp_path / "model.safetensors")
     assert saved["model.layers.0.self_attn.correction"] == 3 and not any("computed" in name for name in saved)
+
+
+def test_a_model_whose_logits_are_not_finite_is_named_as_such(tiny_model: Path, tmp_path: Path) -> None:
+    """Its weights are finite, and what comes of them is not."""
+    shutil.copytree(tiny_model, tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.norm.weight"].fill_(3e38)
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(InputError, match="logits are not finite"):
+        TextPolicy(tmp_path / "model")
