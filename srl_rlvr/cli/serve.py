@@ -171,7 +171,7 @@ def _stay(config: Any, registered: dict[str, Any]) -> int:
     logging.getLogger("uvicorn.error").addFilter(_no_cut_off_request)
     with listener.bound(config.host, config.port) as socket:  # taken by another: known before Ray starts
         server = listener.Listener(config, app.gateway_of(app.settings_of(config)))
-        server.capture_signals = contextlib.nullcontext  # they are the lifecycle's
+        server.capture_signals = contextlib.nullcontext  # type: ignore[assignment]  # the lifecycle heeds them
         with lifecycle.Lifecycle() as life:
             _say("starting Ray")
             cores = os.cpu_count() or 1
