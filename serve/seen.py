@@ -12,10 +12,10 @@ from statistics import fmean
 from serve.config import Upgrade
 
 _KEPT = 5000  # times and rewards of a version
-# Standard deviations beyond which a difference is no chance: at the end three shares are compared once, at 1.4 % each;
+# Standard deviations beyond which a difference is no chance: at the end three shares are compared once, at 0.8 % each;
 # before it they are compared again and again, and only what is plain counts.
-_AT_THE_END, _BEFORE = 2.2, 3.3
-_LEAST_FAILED = 3
+_AT_THE_END, _BEFORE = 2.4, 3.5
+_LEAST_FAILED = 5
 _LEAST_TIMED = 20
 _LEAST_RATED = 10
 _SLOW = 0.05  # the share of answers that take longer than the 95th percentile

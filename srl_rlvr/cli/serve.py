@@ -162,8 +162,8 @@ def _resolve(config: Any) -> dict[str, Any]:
 def _stay(config: Any, registered: dict[str, Any]) -> int:
     import ray
 
-    from actors.cluster import connect, session_folder
-    from serve import app, lifecycle, listener, upgrade
+    from actors.cluster import connect
+    from serve import app, lifecycle, listener
     from srl_rlvr.errors import RunError
 
     os.umask(0o077)  # what is written from here on, logs of Ray's processes included, is its owner's alone
@@ -171,31 +171,47 @@ def _stay(config: Any, registered: dict[str, Any]) -> int:
     logging.getLogger("uvicorn.error").addFilter(_no_cut_off_request)
     with listener.bound(config.host, config.port) as socket:  # taken by another: known before Ray starts
         server = listener.Listener(config, app.gateway_of(app.settings_of(config)))
-        server.capture_signals = contextlib.nullcontext  # they are the lifecycle's
+        server.capture_signals = contextlib.nullcontext  # type: ignore[assignment]  # the lifecycle heeds them
         with lifecycle.Lifecycle() as life:
             _say("starting Ray")
-            cores = os.cpu_count() or 1
-            local = connect(config.address, cores, dashboard=False)
+            local = connect(config.address, os.cpu_count() or 1, dashboard=False)
             life.heed_signals()
-            if local:
-                life.watch_ray(str(session_folder() / "logs"))
-                app.share_cores(config.models, cores)
-            else:
-                life.watch_cluster(ray.get_runtime_context().gcs_address)
-            _say(f"starting {', '.join(entry.name for entry in config.models)}")
-            app.deploy(config.models, config.start_deadline_s, _say)
-            upgrade.reset(config.models)
-            watching = threading.Thread(target=_watch, args=(config, registered, life.stopping), daemon=True)
-            watching.start()
-            life.serve(lambda: server.run([socket]), lambda: setattr(server, "should_exit", True))
-            failed = not life.stopping.is_set()
-            life.stopping.set()
-            watching.join(_LOCAL_WATCH_ENDS_IN_S if local else _WATCH_ENDS_IN_S)
-            life.ray_may_end()
-            ray.shutdown()
-    if failed:
-        raise RunError("the gateway ended by itself; what it said before says why")
+            try:
+                _prepare(config, local, life)
+                watching = threading.Thread(target=_watch, args=(config, registered, life.stopping), daemon=True)
+                watching.start()
+                life.serve(lambda: server.run([socket]), lambda: setattr(server, "should_exit", True))
+                if not life.stopping.is_set():
+                    raise RunError("the gateway ended by itself; what it said before says why")
+                watching.join(_LOCAL_WATCH_ENDS_IN_S if local else _WATCH_ENDS_IN_S)
+            finally:
+                life.stopping.set()
+                life.ray_may_end()
+                ray.shutdown()
     return 0
+
+
+def _prepare(config: Any, local: bool, life: Any) -> None:
+    """All models answer when this returns. Raises RunError naming the one that does not."""
+    import ray
+    from ray.exceptions import RayError
+
+    from actors.cluster import session_folder
+    from serve import app, upgrade
+    from srl_rlvr.errors import RunError
+
+    if local:
+        life.watch_ray(str(session_folder() / "logs"))
+        app.share_cores(config.models, os.cpu_count() or 1)
+    else:
+        life.watch_cluster(ray.get_runtime_context().gcs_address)
+    _say(f"starting {', '.join(entry.name for entry in config.models)}")
+    app.deploy(config.models, config.start_deadline_s, _say)
+    if not local:  # another command may have died there in the middle of an upgrade
+        try:
+            upgrade.reset(config.models)
+        except (RayError, TimeoutError) as error:
+            raise RunError(f"the shares of versions cannot be reset: {_first_line(error)}") from error
 
 
 def _say(text: str) -> None:

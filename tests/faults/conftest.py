@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 from cli_runs import srl_rlvr, write_run
+from gateway_fixtures import folders
+
+__all__ = ["Undisturbed", "folders", "undisturbed"]
 
 
 @dataclass

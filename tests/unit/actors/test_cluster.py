@@ -59,7 +59,7 @@ def test_without_token_authentication_ray_is_not_started(mode: str, monkeypatch:
     [
         (OSError("validate_socket_filename failed: AF_UNIX path length cannot exceed 107 bytes: /a/b"), "TMPDIR"),
         (FileNotFoundError(2, "No such file or directory", "/proc/self/ray"), "TMPDIR"),
-        (PermissionError(13, "Permission denied", "/root/ray"), "TMPDIR"),
+        (PermissionError(13, "Permission denied", "/other/ray"), "TMPDIR"),
         (Exception("The current node timed out during startup. This could happen"), "30 s"),
         (ValueError("Attempting to cap object store memory usage at 1 bytes\nand more"), "object store"),
         (AssertionError(), "AssertionError"),

@@ -107,5 +107,5 @@ def test_equal_versions_stay_and_worse_ones_go_back(
     errors: tuple[float, float], likes: tuple[float, float], share: float, least: float, most: float
 ) -> None:
     rng = np.random.default_rng(0)
-    found = sum(goes_back(rng, errors, likes, share) for _ in range(100)) / 100
+    found = sum(goes_back(rng, errors, likes, share) for _ in range(200)) / 200
     assert least <= found <= most
