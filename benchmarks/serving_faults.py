@@ -42,6 +42,7 @@ KINDS = ("chat", "stream", "embeddings", "route")
 CLIENTS = 16
 HEALED = ("replica", "engine", "controller")  # after which the server goes on
 ENDING = ("gcs", "raylet")
+LOADED_S = 5.0  # under load before the kill
 CALM_S, SILENCE_S, MOST_S, LEFT_AFTER_S = 12.0, 8.0, 110.0, 8.0
 Event = tuple[float, bool]  # when, and whether it was good
 LINES = {  # how the command line of a part begins
@@ -80,7 +81,7 @@ def main() -> None:
 
 def healed(server: Server, what: str) -> dict[str, Any]:
     load = Clients(server.address, KINDS, CLIENTS).start()
-    time.sleep(5)
+    time.sleep(LOADED_S)
     with Readiness(server) as readiness:
         killed = kill(server, what)
         while True:
@@ -100,7 +101,7 @@ def healed(server: Server, what: str) -> dict[str, Any]:
 
 def ending(server: Server, what: str) -> dict[str, Any]:
     load = Clients(server.address, KINDS, CLIENTS).start()
-    time.sleep(5)
+    time.sleep(LOADED_S)
     mine = server.processes()
     killed, ended_s, exit_code = kill(server, what), None, None
     try:

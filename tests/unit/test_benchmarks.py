@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socketserver
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -42,6 +44,11 @@ class Answering(BaseHTTPRequestHandler):
     """Embeddings are answered, routes are refused, streams break off."""
 
     protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:  # /readyz
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["content-length"]))
@@ -151,3 +158,67 @@ def test_a_server_is_ready_from_the_first_answer_without_a_failure_or_a_silence_
     assert faults.good_since(good[:3] + good[20:], killed=0.5, now=40.0) == 21.0
     assert faults.good_since(good, killed=0.5, now=60.0) is None
     assert faults.good_since([], killed=0.5, now=1.0) is None
+
+
+COMMAND = """
+import subprocess, sys
+part = subprocess.Popen([sys.argv[1], "60"])
+stays = subprocess.Popen(["sleep", "60"])
+part.wait()
+sys.exit(3)
+"""
+
+
+def a_server(program: Path, address: str, folder: Path) -> Any:
+    """A command that ends with 3 when the child that runs `program` does, and leaves another one behind."""
+    import psutil
+
+    clients = benchmark_module.load("_serving_clients")
+    process = psutil.Popen([sys.executable, "-c", COMMAND, str(program)])
+    (folder / "log").write_text("")
+    while len(process.children()) < 2:
+        time.sleep(0.05)
+    return clients.Server(address, process, folder / "log")
+
+
+@pytest.fixture
+def faults(monkeypatch: pytest.MonkeyPatch) -> Any:
+    module = benchmark_module.load("serving_faults")
+    for name, seconds in {"LOADED_S": 0.1, "CALM_S": 0.3, "LEFT_AFTER_S": 0.1, "MOST_S": 20.0}.items():
+        monkeypatch.setattr(module, name, seconds)
+    monkeypatch.setattr(module, "KINDS", ("embeddings", "chat"))
+    return module
+
+
+def ended(process: Any) -> bool:
+    until = time.monotonic() + 10
+    while process.is_running() and process.status() != "zombie" and time.monotonic() < until:
+        time.sleep(0.05)
+    return not process.is_running() or process.status() == "zombie"
+
+
+def test_a_command_that_ends_is_told_with_its_code_and_what_it_leaves(
+    faults: Any, address: str, tmp_path: Path
+) -> None:
+    shutil.copy(str(shutil.which("sleep")), tmp_path / "gcs_server")
+    server = a_server(tmp_path / "gcs_server", address, tmp_path)
+    [stays] = [each for each in server.processes() if each.name() == "sleep"]
+    found = faults.ending(server, "gcs")
+    assert found["exit_code"] == 3 and found["ended_s"] < 10 and found["left"] == 1 and found["failed"] == 0
+    assert ended(stays)
+
+
+def test_a_part_that_is_replaced_is_told_with_its_gap(
+    faults: Any, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(str(shutil.which("sleep")), tmp_path / "raylet")
+    server = a_server(tmp_path / "raylet", address, tmp_path)
+    monkeypatch.setitem(faults.LINES, "replica", "sleep")  # the child that the command does not need
+    try:
+        found = faults.healed(server, "replica")
+    finally:
+        mine = server.processes()
+        server.process.kill()
+        benchmark_module.load("_serving_clients").end(mine)
+    assert found["failed"] == 0 and found["asked"] > 0
+    assert 0 <= found["ready_s"] < 10 and found["gap_s"] < 10
