@@ -425,7 +425,7 @@ class RunConfig(Section):
     def _machinery_fits(self) -> None:
         """Raises ValueError if engine or learner cannot do what is asked, or would ignore it."""
         declared, context = model_types.find(self.model_type), self.model.max_context
-        if self.engine.kind not in ("auto", self.engine_kind):
+        if self.engine_kind == "transformers" and self.engine.kind == "vllm":
             raise ValueError(
                 f"engine.kind = '{self.engine.kind}' cannot sample a {self.model_type}, which needs the engine "
                 f"{declared.engine}: leave it out"

@@ -305,7 +305,6 @@ def test_the_run_files_are_right(file: Path) -> None:
         (RUN + "[learner]\nstrategy = 'fsdp'", ("learner.strategy", "learner.workers")),
         ("model_type = 'reranker'\n" + RUN + "[learner]\nstrategy = 'fsdp'\nworkers = 2", ("strategy", "reranker")),
         ("model_type = 'multimodal_vision'\n" + RUN + "[engine]\nkind = 'vllm'", ("engine.kind", "transformers")),
-        ("model_type = 'embeddings'\n" + RUN + "[engine]\nkind = 'vllm'", ("engine.kind", "ranking")),
         (RUN + "max_tokens = 2000\n[model]\nmax_context = 64", ("'srl'", "2000", "model.max_context", "64")),
         ("seed = 9223372036854775808\n" + RUN, ("seed", "9223372036854775808")),
         (RUN + "[learner]\nbetas = [0.9]", ("learner.betas",)),

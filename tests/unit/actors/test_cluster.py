@@ -47,11 +47,11 @@ def test_a_token_that_others_can_read_is_shut(given: bool, tmp_path: Path, monke
 
 
 @pytest.mark.parametrize("mode", ["disabled", "DISABLED", "", "off"])
-def test_without_token_authentication_ray_is_not_started(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_token_authentication_nothing_is_served(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster.check_authentication()
     monkeypatch.setenv("RAY_AUTH_MODE", mode)
-    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("it was started"))
     with pytest.raises(InputError, match="RAY_AUTH_MODE"):
-        cluster.connect("", 1, dashboard=False)
+        cluster.check_authentication()
 
 
 @pytest.mark.parametrize(

@@ -196,6 +196,8 @@ def test_a_models_card_shows_one_input_of_the_held_out_problems(
         run: Any = SimpleNamespace(
             config=configs.parse(RUN, "run"), state=State(), history=History(), out=tmp_path, held_out=table, dev=None,
             observer=SimpleNamespace(phase=lambda _: None), watch=SimpleNamespace(alarms=[]), model_type=model_type,
+            without_update=lambda: [],
+            rollouts=SimpleNamespace(sample=lambda *_: SimpleNamespace(steps=0, all_steps=0, rows=[])),
         )  # fmt: skip
         session._write_results(run, tmp_path, tracker)
     assert cards[0]["example"] == {"prompt": "1 + 1"} and "example" not in cards[1]
