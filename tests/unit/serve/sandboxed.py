@@ -59,3 +59,8 @@ def work(seconds: float) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         pass
+
+
+def niceness_after(seconds: float) -> int:
+    time.sleep(seconds)
+    return os.getpriority(os.PRIO_PROCESS, 0)

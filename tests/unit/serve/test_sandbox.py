@@ -135,6 +135,16 @@ def test_a_slow_job_makes_room_for_another(sandbox: Sandbox, tmp_path: Path, mon
     asyncio.run(run())
 
 
+def test_a_slow_job_has_the_time_that_nothing_else_wants(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.sandbox.SHORT_S", 0.1)
+
+    async def run() -> None:
+        assert await sandbox.run(named("niceness_after"), 0.5, deadline_s=20) == 19
+        assert await sandbox.run(named("niceness_after"), 0, deadline_s=20) == os.getpriority(os.PRIO_PROCESS, 0)
+
+    asyncio.run(run())
+
+
 def test_the_death_of_a_worker_is_told_and_others_go_on(tmp_path: Path) -> None:
     sandbox = Sandbox(workers=2)
 
