@@ -21,16 +21,18 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
 from typing import Any
 
 START_S = 60.0  # to start and to import what the job names; on a cold disk that takes seconds
 LARGEST_RESULT = 64 << 20  # bytes
-SHORT_S = 0.1
+SHORT_S = 0.2
 LONG_JOBS = 3
 ORPHAN_GRACE_S = 10.0
-LONG_NICENESS = 19  # of a job that takes long: it has the time that nothing else wants
+LONG_NICENESS = 15  # as Ray starts its workers: a long job and a model share the cores fairly
 _KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR", "TZ")
 
 
@@ -40,8 +42,8 @@ class SandboxError(RuntimeError):
 
 class Sandbox:
     """At most `workers` jobs at once, the others in the order in which they came. A job that takes longer than
-    `SHORT_S` makes room for another, up to `LONG_JOBS` times as many, and has the time that nothing else wants: slow
-    ones do not hold up quick ones.
+    `SHORT_S` makes room for another, up to `LONG_JOBS` times as many, and one that has had a processor for as long gets
+    a lower priority: slow ones do not hold up quick ones.
 
     Processes start with the first jobs, and `workers` of them stay. Each may have `memory_mib` of address space.
     """
@@ -172,12 +174,14 @@ class _Worker:
             self._receive()
         except (EOFError, OSError):
             raise _NotStarted("a sandbox worker ended before it began") from None
-        if not self.connection.poll(min(SHORT_S, job.deadline_s)):
-            job.make_room()
-            with contextlib.suppress(ProcessLookupError):  # it was killed: nobody waits for it
-                self._set_niceness(LONG_NICENESS)
-            if not self.connection.poll(max(0.0, job.deadline_s - SHORT_S)):
+        ends, before = time.monotonic() + job.deadline_s, self._processor_s()
+        while not self.connection.poll(max(0.0, min(SHORT_S, ends - time.monotonic()))):
+            if time.monotonic() >= ends:
                 raise TimeoutError(f"{job.function} took more than {job.deadline_s:g} s")
+            job.make_room()
+            if self._processor_s() - before > SHORT_S:
+                with contextlib.suppress(ProcessLookupError):  # it was killed: nobody waits for it
+                    self._set_niceness(max(LONG_NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
         try:
             kind, content = self._receive()
         except (EOFError, OSError):
@@ -188,6 +192,14 @@ class _Worker:
         with contextlib.suppress(ProcessLookupError):
             self.fit = kind != "ended" and self._set_niceness(os.getpriority(os.PRIO_PROCESS, 0))
         return kind, content
+
+    def _processor_s(self) -> float:
+        """Seconds that the process has had so far; 0 if it is gone."""
+        try:
+            fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return 0.0
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def _set_niceness(self, niceness: int) -> bool:
         """Whether it has it; only a privileged process may lower one."""
