@@ -21,16 +21,18 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
 from typing import Any
 
 START_S = 60.0  # to start and to import what the job names; on a cold disk that takes seconds
 LARGEST_RESULT = 64 << 20  # bytes
-SHORT_S = 0.5
+SHORT_S = 0.2
 LONG_JOBS = 3
 ORPHAN_GRACE_S = 10.0
-NICENESS = 15  # as Ray starts its workers: models and sandbox share the cores fairly, and the gateway goes first
+LONG_NICENESS = 15  # as Ray starts its workers: a long job and a model share the cores fairly
 _KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR", "TZ")
 
 
@@ -40,7 +42,8 @@ class SandboxError(RuntimeError):
 
 class Sandbox:
     """At most `workers` jobs at once, the others in the order in which they came. A job that takes longer than
-    `SHORT_S` makes room for another, up to `LONG_JOBS` times as many, so that slow ones do not hold up quick ones.
+    `SHORT_S` makes room for another, up to `LONG_JOBS` times as many, and one that has had a processor for as long gets
+    a lower priority: slow ones do not hold up quick ones.
 
     Processes start with the first jobs, and `workers` of them stay. Each may have `memory_mib` of address space.
     """
@@ -82,18 +85,16 @@ class Sandbox:
         try:
             while not job.cancelled:
                 worker, warm = self._take()
-                reusable = False
                 try:
                     job.begin(worker)
                     kind, content = worker.work(job)
-                    reusable = kind != "ended"
                     return _outcome(kind, content)
                 except _NotStarted as error:
                     if not warm or job.cancelled:  # a warm one may have died idle: a new one is tried
                         raise SandboxError(str(error)) from None
                 finally:
                     job.end()
-                    self._give_back(worker, reusable and not job.cancelled)
+                    self._give_back(worker, worker.fit and not job.cancelled)
             raise SandboxError("nobody waits for it")
         finally:
             job.make_room()
@@ -161,9 +162,11 @@ class _Worker:
             start_new_session=True,  # Ctrl-C is the parent's alone
         )
         theirs.close()
+        self.fit = False  # for another job
 
     def work(self, job: _Job) -> tuple[str, Any]:
         """What the worker sends: ("result", value), or an error by its kind. Raises TimeoutError."""
+        self.fit = False
         try:
             self.connection.send((job.function, job.args, job.deadline_s, job.processor_s))
             if not self.connection.poll(START_S):
@@ -171,10 +174,14 @@ class _Worker:
             self._receive()
         except (EOFError, OSError):
             raise _NotStarted("a sandbox worker ended before it began") from None
-        if not self.connection.poll(min(SHORT_S, job.deadline_s)):
-            job.make_room()
-            if not self.connection.poll(max(0.0, job.deadline_s - SHORT_S)):
+        ends, before = time.monotonic() + job.deadline_s, self._processor_s()
+        while not self.connection.poll(max(0.0, min(SHORT_S, ends - time.monotonic()))):
+            if time.monotonic() >= ends:
                 raise TimeoutError(f"{job.function} took more than {job.deadline_s:g} s")
+            job.make_room()
+            if self._processor_s() - before > SHORT_S:
+                with contextlib.suppress(ProcessLookupError):  # it was killed: nobody waits for it
+                    self._set_niceness(max(LONG_NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
         try:
             kind, content = self._receive()
         except (EOFError, OSError):
@@ -182,7 +189,26 @@ class _Worker:
             if self.process.wait() == -signal.SIGPROF:
                 raise TimeoutError(f"{job.function} took more than {job.processor_s:g} s of a processor") from None
             return "ended", f"{job.function}: the sandbox worker died"
+        with contextlib.suppress(ProcessLookupError):
+            self.fit = kind != "ended" and self._set_niceness(os.getpriority(os.PRIO_PROCESS, 0))
         return kind, content
+
+    def _processor_s(self) -> float:
+        """Seconds that the process has had so far; 0 if it is gone."""
+        try:
+            fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return 0.0
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def _set_niceness(self, niceness: int) -> bool:
+        """Whether it has it; only a privileged process may lower one."""
+        if os.getpriority(os.PRIO_PROCESS, self.process.pid) != niceness:
+            try:
+                os.setpriority(os.PRIO_PROCESS, self.process.pid, niceness)
+            except PermissionError:
+                return False
+        return True
 
     def _receive(self) -> list[Any]:
         return json.loads(self.connection.recv_bytes(LARGEST_RESULT))
@@ -221,7 +247,6 @@ def _environment() -> dict[str, str]:
 def main() -> None:
     """Take jobs from a pipe until the parent closes it or is gone."""
     connection, memory_bytes = Connection(int(sys.argv[1])), int(sys.argv[2]) << 20
-    os.nice(max(0, NICENESS - os.nice(0)))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     limit = memory_bytes if hard == resource.RLIM_INFINITY else min(memory_bytes, hard)

@@ -59,3 +59,10 @@ def work(seconds: float) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         pass
+
+
+def niceness_after(processor_s: float) -> int:
+    began = time.process_time()
+    while time.process_time() - began < processor_s:
+        pass
+    return os.getpriority(os.PRIO_PROCESS, 0)

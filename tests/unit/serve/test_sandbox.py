@@ -135,6 +135,17 @@ def test_a_slow_job_makes_room_for_another(sandbox: Sandbox, tmp_path: Path, mon
     asyncio.run(run())
 
 
+def test_a_job_that_works_for_long_gets_a_lower_priority(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.sandbox.SHORT_S", 0.1)
+
+    async def run() -> None:
+        normal = os.getpriority(os.PRIO_PROCESS, 0)
+        assert await sandbox.run(named("niceness_after"), 1.0, deadline_s=30) == max(normal, 15)
+        assert await sandbox.run(named("niceness_after"), 0, deadline_s=30) == normal
+
+    asyncio.run(run())
+
+
 def test_the_death_of_a_worker_is_told_and_others_go_on(tmp_path: Path) -> None:
     sandbox = Sandbox(workers=2)
 
