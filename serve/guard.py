@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_OPEN = ("/healthz", "/readyz", "/docs", "/openapi.json", "/console", "/docs/oauth2-redirect")
+_OPEN = ("/healthz", "/readyz", "/docs", "/openapi.json", "/console")
 _ID = re.compile(r"[\w.:-]{1,200}", re.ASCII)
 _HOST = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(?::\d*)?")
 _OWN_ID = b"x-request-id"

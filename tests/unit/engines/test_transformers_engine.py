@@ -305,7 +305,7 @@ def test_attention_that_a_trunk_would_change_is_refused_in_one_line(tiny_model: 
     from transformers import Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM
 
     shape: dict[str, Any] = {
-        "vocab_size": 128, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "head_dim": 16,
+        "vocab_size": 101, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "head_dim": 16,
         "num_attention_heads": 2, "num_key_value_heads": 1,
     }  # fmt: skip
     soft_capped = Gemma2Config(**shape, layer_types=["full_attention"], attn_logit_softcapping=50.0)
