@@ -110,7 +110,7 @@ def many_choices(attack: Attack) -> list[str]:
 
 def many_prompts(attack: Attack) -> list[str]:
     """16,000 answers of 400 tokens by one request."""
-    asked = {"model": "task_llm", "prompt": ["a"] * 1000, "n": 16, "max_tokens": 400, "ignore_eos": True}
+    asked = {"model": "task_llm", "prompt": ["a"] * 1000, "n": 16, "max_tokens": 400}
     return [attack.post("/v1/completions", _json(asked), 30)]
 
 

@@ -87,7 +87,7 @@ class Clients:
             path, body = loads.body(KINDS[kind], 1_000_000 * number + turn)
             turn += 1
             if kind == "stream":
-                body |= {"stream": True, "ignore_eos": True}
+                body |= {"stream": True, "logit_bias": loads.NO_END}
             began, status, note = time.monotonic(), "unanswered", ""
             try:
                 status, note = await self._ask(session, f"{self.address}/v1/{path}", body, kind)
