@@ -108,14 +108,14 @@ def ending(server: Server, what: str) -> dict[str, Any]:
         exit_code = server.process.wait(MOST_S)
         ended_s = round(time.monotonic() - killed, 1)
         time.sleep(LEFT_AFTER_S)
-        left = [each for each in mine if ordinary.command_line(each)]
+        left = [line for each in mine if (line := ordinary.command_line(each))]
     except psutil.TimeoutExpired:
-        left = [server.process, *(each for each in mine if ordinary.command_line(each))]
+        left = [line for each in (server.process, *mine) if (line := ordinary.command_line(each))]
     finally:
         asked = load.stop(1.0)
         ordinary.end(mine)
-    for each in left:
-        print(f"  left: {ordinary.command_line(each)[:80]}", file=sys.stderr)
+    for line in left:
+        print(f"  left: {line[:80]}", file=sys.stderr)
     print(f"  last lines: {ordinary.tail(server.log)[-300:]}", file=sys.stderr)
     answered = [a for a in since(asked, what, killed) if a.ended < killed + (ended_s or MOST_S)]
     return counted(answered) | {"ended_s": ended_s, "exit_code": exit_code, "left": len(left)}
