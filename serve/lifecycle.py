@@ -121,6 +121,7 @@ class Lifecycle:
 
     def _fail(self, why: str) -> None:
         os.write(2, f"error: {why}\n".encode())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # Ray's own library goes on to say what it misses
         self._end_now(1)
 
     def _end_now(self, code: int) -> None:
