@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import io
 import os
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO
 
 import psutil
 
@@ -129,6 +130,21 @@ class Lifecycle:
         self._ending.set()
         end_processes(_AT_ONCE_S)
         os._exit(code)
+
+
+class WithoutRaysErrors(io.TextIOBase):
+    """A text stream that leaves out what Ray's thread of error messages prints: the log of a dead raylet, say."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        if threading.current_thread().name == "ray_listen_error_messages":
+            return len(text)
+        return self._stream.write(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
 
 
 def _say(text: str) -> None:

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -172,7 +173,7 @@ def _stay(config: Any, registered: dict[str, Any]) -> int:
     with listener.bound(config.host, config.port) as socket:  # taken by another: known before Ray starts
         server = listener.Listener(config, app.gateway_of(app.settings_of(config)))
         server.capture_signals = contextlib.nullcontext  # type: ignore[assignment]  # the lifecycle heeds them
-        with lifecycle.Lifecycle() as life:
+        with lifecycle.Lifecycle() as life, contextlib.redirect_stdout(lifecycle.WithoutRaysErrors(sys.stdout)):
             _say("starting Ray")
             local = connect(config.address, os.cpu_count() or 1, dashboard=False)
             life.heed_signals()

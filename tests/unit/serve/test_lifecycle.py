@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,8 @@ from typing import Any
 
 import psutil
 import pytest
+
+from serve import lifecycle
 
 COMMAND = """
 import asyncio, subprocess, sys, time
@@ -117,3 +121,13 @@ def test_when_ray_ends_it_ends_with_one_line_and_leaves_nothing(
     code, _, err = command.ended()
     assert code == 1 and err.startswith("error: ") and err.count("\n") == 1
     assert name in err and "/the/logs" in err and command.left() == []
+
+
+def test_what_rays_thread_of_errors_prints_is_left_out() -> None:
+    said = io.StringIO()
+    stream = lifecycle.WithoutRaysErrors(said)
+    for name in ("ray_listen_error_messages", "another"):
+        thread = threading.Thread(target=print, args=(name,), kwargs={"file": stream}, name=name)
+        thread.start()
+        thread.join()
+    assert said.getvalue() == "another\n"
