@@ -223,7 +223,8 @@ def test_a_replica_that_dies_costs_no_request(running: Running) -> None:
 def part_of(running: Running, name: str) -> psutil.Process:
     """The first process below this server's whose command line begins so."""
     below = psutil.Process(running.process.pid).children(recursive=True)
-    return next(process for process in below if " ".join(process.cmdline()).startswith(name))
+    alive = (process for process in below if process.status() != psutil.STATUS_ZOMBIE)
+    return next(process for process in alive if " ".join(process.cmdline()).startswith(name))
 
 
 def test_an_engine_that_dies_costs_no_request(running: Running) -> None:
