@@ -44,8 +44,6 @@ def connect(asked: str, cpus: int, dashboard: bool) -> bool:
                 "RAY_AUTH_MODE/RAY_AUTH_TOKEN_PATH set as on its head?"
             ) from error
         raise InputError(f"Ray cannot start on this machine: {_start_failure(error)}") from error
-    if not address:
-        session_folder().chmod(0o700)  # Ray opens its folders to all; every process of this one is ours
     return not address
 
 
