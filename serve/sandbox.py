@@ -29,6 +29,7 @@ from typing import Any
 
 START_S = 60.0  # to start and to import what the job names; on a cold disk that takes seconds
 LARGEST_RESULT = 64 << 20  # bytes
+LARGE = 256 << 10  # bytes of one argument
 SHORT_S = 0.2
 LONG_JOBS = 3
 ORPHAN_GRACE_S = 10.0
@@ -41,7 +42,8 @@ class SandboxError(RuntimeError):
 
 
 class Sandbox:
-    """At most `workers` jobs at once, the others in the order in which they came. A job that takes longer than
+    """At most `workers` jobs at once in each of two lanes, the others in the order in which they came. A job with a
+    large argument goes into the lane of large ones, as what costs much is mostly large. A job that takes longer than
     `SHORT_S` makes room for another, up to `LONG_JOBS` times as many, and one that has had a processor for as long gets
     a lower priority: slow ones do not hold up quick ones.
 
@@ -50,8 +52,7 @@ class Sandbox:
 
     def __init__(self, workers: int = 2, memory_mib: int = 1024):
         self._workers, self._memory_mib = workers, memory_mib
-        self._threads = ThreadPoolExecutor(workers * (1 + LONG_JOBS), thread_name_prefix="sandbox")
-        self._room = threading.Semaphore(workers)
+        self._lanes = {is_large: _Lane(workers) for is_large in (False, True)}
         self._lock = threading.Lock()
         self._idle: list[_Worker] = []
         self._closed = False
@@ -63,9 +64,10 @@ class Sandbox:
         time that a processor works on it, whatever else the machine does. Raises TimeoutError when one is over, what
         the function raises if that is a ValueError or a Refusal, SandboxError for everything else.
         """
+        lane = self._lanes[any(isinstance(arg, bytes | str) and len(arg) > LARGE for arg in args)]
         job = _Job(function, args, deadline_s, processor_s)
         try:
-            return await asyncio.wrap_future(self._threads.submit(self._work, job))
+            return await asyncio.wrap_future(lane.threads.submit(self._work, job, lane.room))
         except asyncio.CancelledError:
             job.cancel()
             raise
@@ -77,11 +79,12 @@ class Sandbox:
             idle, self._idle = self._idle, []
         for worker in idle:
             worker.kill()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for lane in self._lanes.values():
+            lane.threads.shutdown(wait=False, cancel_futures=True)
 
-    def _work(self, job: _Job) -> Any:
-        job.room = self._room
-        self._room.acquire()
+    def _work(self, job: _Job, room: threading.Semaphore) -> Any:
+        job.room = room
+        room.acquire()
         try:
             while not job.cancelled:
                 worker, warm = self._take()
@@ -112,6 +115,14 @@ class Sandbox:
                 self._idle.append(worker)
                 return
         worker.kill()
+
+
+class _Lane:
+    """Jobs that wait for each other."""
+
+    def __init__(self, workers: int):
+        self.threads = ThreadPoolExecutor(workers * (1 + LONG_JOBS), thread_name_prefix="sandbox")
+        self.room = threading.Semaphore(workers)
 
 
 class _NotStarted(Exception):

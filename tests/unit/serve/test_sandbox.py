@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from serve.errors import Refusal
-from serve.sandbox import Sandbox, SandboxError
+from serve.sandbox import LARGE, Sandbox, SandboxError
 
 
 def named(function: str) -> str:
@@ -133,6 +133,26 @@ def test_a_slow_job_makes_room_for_another(sandbox: Sandbox, tmp_path: Path, mon
         await asyncio.gather(*slow, return_exceptions=True)
 
     asyncio.run(run())
+
+
+def test_large_jobs_do_not_fill_the_lane_of_small_ones(sandbox: Sandbox, tmp_path: Path) -> None:
+    async def run() -> float:
+        large = [
+            asyncio.ensure_future(
+                sandbox.run(named("sleep_over"), str(tmp_path / f"{number}"), 30, b"x" * (LARGE + 1), deadline_s=30)
+            )
+            for number in range(8)  # more than the lane has threads
+        ]
+        assert await asyncio.to_thread(until, (tmp_path / "0").exists)
+        began = time.monotonic()
+        await sandbox.run(named("echo"), 1, deadline_s=10)
+        took = time.monotonic() - began
+        for each in large:
+            each.cancel()
+        await asyncio.gather(*large, return_exceptions=True)
+        return took
+
+    assert asyncio.run(run()) < 10
 
 
 def test_a_job_that_works_for_long_gets_a_lower_priority(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
