@@ -17,7 +17,7 @@ from typing import Any
 
 from serve.config import ModelEntry
 from serve.errors import Refusal
-from serve.replicas import Holder, Wanted, Writer, own_thread, response_schema
+from serve.replicas import DEADLINE_S, Holder, Wanted, Writer, own_thread, response_schema
 from serve.sandbox import SandboxError
 from srl_rlvr import trained
 from srl_rlvr.errors import InputError
@@ -33,7 +33,7 @@ _ADAPTERS_AT_HAND = 8  # beside the layers at a time; vLLM changes them as reque
 _FAILED = 'data: {"error":'  # how a stream of vLLM's begins to say so
 _INTERNAL = re.compile(r"--\w|(?:^|[\s'\"`(])~?/\w")  # options of vLLM's command, and paths
 _LOOKS_EVERY_S = 0.2
-_GRAMMAR_DEADLINE_S = 2.0  # to compile one; vLLM then takes as long again, and other new schemas wait for that
+_GRAMMAR_S = 2.0  # of a processor, to compile one; vLLM then takes as long again, and other new schemas wait for that
 _GRAMMARS_KEPT = 256
 
 
@@ -139,14 +139,14 @@ class VllmEngine:
             self._tokenizer = TokenizerInfo.from_huggingface(tokenizer, vocab_size=size).serialize_json()
         try:
             return await sandbox.run(
-                "serve.grammars:of_schema", schema, self._tokenizer, deadline_s=_GRAMMAR_DEADLINE_S
+                "serve.grammars:of_schema", schema, self._tokenizer, deadline_s=DEADLINE_S, processor_s=_GRAMMAR_S
             )
         except ValueError as error:
             said = f"the schema cannot be held to: {error}"
         except (TimeoutError, SandboxError):
             said = (
-                f"the schema cannot be held to: its grammar was not made within {_GRAMMAR_DEADLINE_S:g} s; shorten its "
-                "patterns, their repetitions and its enums"
+                f"the schema cannot be held to: its grammar was not made in {_GRAMMAR_S:g} s of a processor; shorten "
+                "its patterns, their repetitions and its enums"
             )
         return Refusal(400, said, param="schema")
 

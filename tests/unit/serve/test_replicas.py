@@ -129,7 +129,7 @@ def test_content_that_the_model_cannot_read_is_refused_at_the_clients_own_place(
 
 
 def test_a_schema_that_takes_for_ever_to_check_holds_up_nobody(writer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve.replicas._CHECK_DEADLINE_S", 0.5)
+    monkeypatch.setattr("serve.replicas._CHECK_S", 0.5)
     defs: Any = {f"d{n}": {"oneOf": [{"$ref": f"#/$defs/d{n + 1}"}] * 2} for n in range(25)}
     doubled = {"$ref": "#/$defs/d0", "$defs": defs | {"d25": {"type": "object"}}}
 
