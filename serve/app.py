@@ -22,7 +22,7 @@ from ray.serve.handle import DeploymentHandle
 
 from actors.cluster import ascii_name, worker_environment
 from serve import ENVIRONMENT, kinds, starting, traffic
-from serve.config import DRAIN_S, GatewaySettings, ModelEntry, ServeConfig, Served, hosts_of
+from serve.config import DRAIN_S, TEXTS_AT_ONCE, GatewaySettings, ModelEntry, ServeConfig, Served, hosts_of
 from serve.errors import Refusal
 from serve.together import Together
 from srl_rlvr import trained
@@ -245,7 +245,8 @@ class HandleReplica:
         return ray_serve.get_app_handle(self.application)
 
     async def call(self, method: str, *arguments: Any) -> Any:
-        if self.together is None or method == "ready":
+        is_long = any(isinstance(argument, list) and len(argument) > TEXTS_AT_ONCE for argument in arguments)
+        if self.together is None or method == "ready" or is_long:  # others are not to wait for all of its pieces
             return await self._call(method, *arguments)
         if self.together.full:
             raise self._overloaded()

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from serve.config import ModelEntry
+from serve.config import TEXTS_AT_ONCE, ModelEntry
 from serve.errors import Refusal
 from serve.sandbox import Sandbox, SandboxError
 from serve.together import Together
@@ -103,7 +103,7 @@ class Encoder(Holder):
         self.tokenizer = self.model.load_tokenizer()
         engine: Any = self.model.open_engine("ranking", EngineConfig())
         self.scorer = engine.scorer
-        self.encode: Together[Any, Any] = Together(own_thread(self._encode_calls, "encoder"))
+        self.together: Together[Any, Any] = Together(own_thread(self._encode_calls, "encoder"))
         self._labels: dict[tuple[str, ...], np.ndarray] = {}  # vectors of sets of labels, the last used last
 
     async def ready(self) -> bool:
@@ -124,6 +124,12 @@ class Encoder(Holder):
         if empty is not None:
             raise Refusal(400, f"input: text {empty} is empty", param="input")
         return found
+
+    async def encode(self, texts: Sequence[tuple[str, ...]]) -> tuple[np.ndarray, int]:
+        """[texts, D], and how many tokens were read."""
+        pieces = [texts[begin : begin + TEXTS_AT_ONCE] for begin in range(0, len(texts), TEXTS_AT_ONCE)]
+        found = [await self.together(piece) for piece in pieces]
+        return np.concatenate([vectors for vectors, _ in found]), sum(tokens for _, tokens in found)
 
     async def embed(self, texts: Sequence[str], dimensions: int | None) -> tuple[np.ndarray, int]:
         """[texts, D] of length 1, and how many tokens were read."""

@@ -12,7 +12,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 
 from serve import app
 from serve.app import HandleReplica
-from serve.config import ModelEntry, ServeConfig, Served
+from serve.config import TEXTS_AT_ONCE, ModelEntry, ServeConfig, Served
 from serve.errors import Refusal
 from srl_rlvr.errors import InputError
 
@@ -30,6 +30,25 @@ class Blocked(HandleReplica):
         self.asked.append((method, *arguments))
         await self.go_on.wait()
         return await getattr(self.holder, method)(*arguments)
+
+
+def test_a_request_with_many_texts_holds_up_no_other(replicas: dict[str, Any]) -> None:
+    """It goes to the replica by itself, and others are encoded between its pieces."""
+
+    async def run() -> None:
+        encoder = replicas["embeddings"].holder
+        replica = Blocked(encoder, queue=3)
+        long = asyncio.create_task(replica.call("embed", [f"text {n}" for n in range(3 * TEXTS_AT_ONCE + 1)], None))
+        await asyncio.sleep(0)
+        short = asyncio.create_task(replica.call("embed", ["one"], None))
+        await asyncio.sleep(0.05)
+        assert [method for method, *_ in replica.asked] == ["embed", "many"]
+        replica.go_on.set()
+        vectors, _ = await short
+        assert not long.done()
+        assert (await long)[0].shape == (3 * TEXTS_AT_ONCE + 1, vectors.shape[1])
+
+    asyncio.run(run())
 
 
 def test_calls_that_wait_go_as_one_and_a_refusal_is_its_callers_alone(replicas: dict[str, Any]) -> None:
