@@ -1,4 +1,4 @@
-"""What benchmarks share: the JSON line that ends each, their models, the actors of a run."""
+"""Shared by the benchmarks: the JSON line that ends each, their models, the actors of a run."""
 
 from __future__ import annotations
 

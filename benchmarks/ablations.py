@@ -71,8 +71,8 @@ def main() -> None:
 
 
 def print_gains(rows: dict[str, dict[int, Any]]) -> dict[str, float | None]:
-    """Of each change over the table's cell, points (95 %), paired by problem and by the seeds that both have. Returns
-    their means, of those that have run."""
+    """Print each change's gain over the table's cell in points (95 %), paired by problem and by the seeds that both have.
+    Return the means of the changes that have run."""
     print()
     first = next(iter(rows.values()))
     gains: dict[str, float | None] = dict.fromkeys(list(rows)[1:])

@@ -1,4 +1,4 @@
-"""What attackers do to everyone else: ordinary clients of all endpoints alone, and with one attacker of each kind.
+"""Measure ordinary clients of all endpoints: alone, and beside one attacker of each kind.
 
     python benchmarks/serving_attack.py            64 clients, two minutes with attackers, in turns: 6 minutes
     python benchmarks/serving_attack.py --quick    8 clients, a few seconds of either
@@ -147,7 +147,7 @@ class Memory:
 
 
 def _own(process: psutil.Process) -> list[psutil.Process]:
-    """What it has started, and that in turn, but for Ray and what Ray starts."""
+    """Return the descendants of a process, without Ray and the descendants of Ray."""
     found = []
     for child in _children(process, recursive=False):
         line = ordinary.command_line(child)

@@ -1,11 +1,11 @@
-"""What clients see when a part of a running server is killed, and how it ends when it cannot go on without that part.
+"""Kill parts of a running server: what do clients see, and how does it end if it cannot go on without that part?
 
     python benchmarks/serving_faults.py            each of five parts is killed once: 8 minutes at most
     python benchmarks/serving_faults.py --quick    a replica only
 
 `srl-rlvr serve` with three tiny untrained models, and 16 clients that ask chat, stream, embeddings and route again and
 again. SIGKILL is sent to the replica of the model that writes, to its engine's process (vLLM), to Ray Serve's
-controller, to Ray's GCS and to its raylet. Of the first three:
+controller, to Ray's GCS and to its raylet. The first three have these figures:
 
 - `failed`: requests that were not answered with 200, and by status, from the kill until nothing had failed for `CALM_S`
   seconds, or for `MOST_S` at most;
@@ -153,7 +153,7 @@ def counted(asked: Sequence[Asked]) -> dict[str, Any]:
 
 
 def answers(asked: Sequence[Asked]) -> list[list[Event]]:
-    """Of each endpoint."""
+    """Return the answers of each endpoint as events."""
     return [[(each.ended, not each.failed) for each in asked if each.kind == kind] for kind in KINDS]
 
 

@@ -118,7 +118,7 @@ class Doorkeeper:
         return name
 
     def charge(self, name: str, more: int) -> None:
-        """What a request of this key counts beyond one."""
+        """Count `more` requests of this key, beyond the one that let it in."""
         if name in self.buckets:
             self.buckets[name].charge(more)
 
