@@ -179,7 +179,7 @@ def _state(connection: socket.socket) -> str:
 
 
 def _tiff_chain(directories: int) -> bytes:
-    """An image of one pixel in so many directories, one after the other."""
+    """Return a TIFF of one pixel with a chain of `directories` directories."""
     tags = [(256, 4, 1, 1), (257, 4, 1, 1), (258, 3, 1, 8), (262, 3, 1, 1), (273, 4, 1, 8)]
     written = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags)
     size, first = len(written) + 4, 16

@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def print_gains(rows: dict[str, dict[int, Any]]) -> dict[str, float | None]:
-    """Print each change's gain over the table's cell in points (95 %), paired by problem and by the seeds that both have.
+    """Print each change's gain over the table's cell in points (95 %), paired by problem and by common seeds.
     Return the means of the changes that have run."""
     print()
     first = next(iter(rows.values()))
