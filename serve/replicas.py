@@ -103,7 +103,9 @@ class Encoder(Holder):
         self.tokenizer = self.model.load_tokenizer()
         engine: Any = self.model.open_engine("ranking", EngineConfig())
         self.scorer = engine.scorer
-        self.together: Together[Any, Any] = Together(own_thread(self._encode_calls, "encoder"))
+        self.together: Together[Any, Any] = Together(
+            own_thread(self._encode_calls, "encoder"), weight=len, heaviest=2 * TEXTS_AT_ONCE
+        )
         self._labels: dict[tuple[str, ...], np.ndarray] = {}  # vectors of sets of labels, the last used last
 
     async def ready(self) -> bool:

@@ -53,17 +53,18 @@ class Together(Generic[Call, Found]):
         self.running.remove(asyncio.current_task())  # type: ignore[arg-type]
 
     def _take(self) -> list[tuple[Call, asyncio.Future[Found]]]:
-        """The next batch, without calls that nobody waits for."""
+        """The next batch, without calls that nobody waits for: the oldest call, then the lightest, so that heavy ones
+        hold up no light ones and are not put off for ever."""
+        waiting = [each for each in self.waiting if not each[1].done()]
         taken: list[tuple[Call, asyncio.Future[Found]]] = []
         room = self.heaviest
-        while self.waiting and len(taken) < self.most:
-            call, future, weight = self.waiting[0]
-            if taken and weight > room:
+        for call, future, weight in [*waiting[:1], *sorted(waiting[1:], key=lambda each: each[2])]:
+            if len(taken) == self.most or (taken and weight > room):
                 break
-            self.waiting.popleft()
-            if not future.done():
-                taken.append((call, future))
-                room -= weight
+            taken.append((call, future))
+            room -= weight
+        chosen = {future for _, future in taken}
+        self.waiting = deque(each for each in waiting if each[1] not in chosen)
         return taken
 
     async def _settle(self, taken: list[tuple[Call, asyncio.Future[Found]]]) -> None:

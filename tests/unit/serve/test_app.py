@@ -248,7 +248,7 @@ def test_a_large_call_goes_alone(replicas: dict[str, Any]) -> None:
         replica.holder = Counting()
         replica.go_on.set()
         await asyncio.gather(*asked)
-        assert [len(calls) for _, calls in replica.asked] == [1, 1, 1, 2]
+        assert [len(calls) for _, calls in replica.asked] == [1, 3, 1]  # small ones pass it
 
     asyncio.run(run())
 

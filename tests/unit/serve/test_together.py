@@ -118,4 +118,27 @@ def test_a_batch_is_bounded_by_weight_and_what_weighs_more_goes_alone() -> None:
         assert await asyncio.gather(*map(together, [1, 4, 6, 1, 20, 9, 1, 0, 0, 0])) == [1, 4, 6, 1, 20, 9, 1, 0, 0, 0]
 
     asyncio.run(run())
-    assert batches == [[1, 4], [6, 1], [20], [9, 1, 0, 0], [0]]
+    assert batches == [[1, 0, 0, 0], [4, 1, 1], [6], [20], [9]]
+
+
+def test_light_calls_pass_heavy_ones_and_the_oldest_is_never_put_off() -> None:
+    batches: list[list[int]] = []
+
+    async def run() -> None:
+        go_on = asyncio.Event()
+
+        async def work(calls: list[int]) -> Sequence[int]:
+            batches.append(calls)
+            await go_on.wait()
+            return calls
+
+        together: Together[int, int] = Together(work, weight=lambda call: call, heaviest=12)
+        asked = []
+        for call in (1, 10, 9, 8, 2):
+            asked.append(asyncio.create_task(together(call)))
+            await asyncio.sleep(0.01)
+        go_on.set()
+        await asyncio.gather(*asked)
+
+    asyncio.run(run())
+    assert batches == [[1], [10, 2], [9], [8]]
