@@ -22,7 +22,7 @@ from ray.serve.handle import DeploymentHandle
 
 from actors.cluster import ascii_name, worker_environment
 from serve import ENVIRONMENT, kinds, starting, traffic
-from serve.config import DRAIN_S, TEXTS_AT_ONCE, GatewaySettings, ModelEntry, ServeConfig, Served, hosts_of
+from serve.config import DRAIN_S, GatewaySettings, ModelEntry, ServeConfig, Served, hosts_of
 from serve.errors import Refusal
 from serve.together import Together
 from srl_rlvr import trained
@@ -32,7 +32,7 @@ from srl_rlvr.examples import shown
 GATEWAY = "gateway"
 _TRIES = 2  # of a call whose replica died under it: an answer has no effect but itself
 _STREAMS_AT_ONCE = 1000
-_BATCH_BYTES = 16 * 2**20  # of calls that go to a replica as one; a larger call goes alone
+_LONG_BYTES = 256 * 2**10  # a longer call goes to a replica alone: others are not to wait for it
 _TEXT_BYTES = 4096  # of what an encoder answers to a text
 
 
@@ -234,10 +234,7 @@ class HandleReplica:
         self.name = traffic.version(application, model.name)
         self.together: Together[Any, Any] | None = None
         if model.batches:
-            self.together = Together(
-                functools.partial(self._call, "many"), model.batches, model.queue,
-                weight=_weight, heaviest=_BATCH_BYTES,
-            )  # fmt: skip
+            self.together = Together(functools.partial(self._call, "many"), model.batches, model.queue)
 
     @functools.cached_property
     def handle(self) -> DeploymentHandle:
@@ -245,8 +242,7 @@ class HandleReplica:
         return ray_serve.get_app_handle(self.application)
 
     async def call(self, method: str, *arguments: Any) -> Any:
-        is_long = any(isinstance(argument, list) and len(argument) > TEXTS_AT_ONCE for argument in arguments)
-        if self.together is None or method == "ready" or is_long:  # others are not to wait for all of its pieces
+        if self.together is None or method == "ready" or _bytes(arguments) > _LONG_BYTES:
             return await self._call(method, *arguments)
         if self.together.full:
             raise self._overloaded()
@@ -329,9 +325,9 @@ def _is_too_large(error: Exception) -> bool:
     return "RESOURCE_EXHAUSTED" in str(error) and "larger than max" in str(error)
 
 
-def _weight(call: tuple[str, Sequence[Any]]) -> int:
-    """About how many bytes go to the replica for it, and come back."""
-    waiting, found = list(call[1]), 0
+def _bytes(arguments: Sequence[Any]) -> int:
+    """About how many go to the replica for a call with these arguments, and come back."""
+    waiting, found = list(arguments), 0
     while waiting:
         match waiting.pop():
             case str() as text:

@@ -17,10 +17,6 @@ DRAIN_S = 30
 """What is being answered when serving ends, or a replica goes, has so long to end."""
 
 
-TEXTS_AT_ONCE = 64
-"""A request with more texts is encoded in pieces of as many, so that other requests come in between."""
-
-
 class Part(BaseModel):
     model_config = ConfigDict(extra="forbid")
 

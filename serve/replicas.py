@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from serve.config import TEXTS_AT_ONCE, ModelEntry
+from serve.config import ModelEntry
 from serve.errors import Refusal
 from serve.sandbox import Sandbox, SandboxError
 from serve.together import Together
@@ -51,6 +51,7 @@ _ONLY_VLLM: dict[str, Sequence[Any]] = {  # beside null, what asks for nothing
     "repetition_penalty": (1,),
 }
 _CHECK_S = 5.0  # of a processor, for an answer against its schema
+PIECE = 64_000  # characters of a call that are encoded at a time
 DEADLINE_S = 30.0  # of any clock, for work in the sandbox on a machine that has other things to do
 _SANDBOX_MIB = 2048
 
@@ -95,6 +96,10 @@ class Holder:
             yield refusal
 
 
+def _characters(texts: Sequence[tuple[str, ...]]) -> int:
+    return sum(len(part) for text in texts for part in text)
+
+
 class Encoder(Holder):
     """Embeddings, reranker and router. Calls that wait while texts are encoded are encoded together."""
 
@@ -104,7 +109,7 @@ class Encoder(Holder):
         engine: Any = self.model.open_engine("ranking", EngineConfig())
         self.scorer = engine.scorer
         self.together: Together[Any, Any] = Together(
-            own_thread(self._encode_calls, "encoder"), weight=len, heaviest=2 * TEXTS_AT_ONCE
+            own_thread(self._encode_calls, "encoder"), weight=_characters, heaviest=2 * PIECE
         )
         self._labels: dict[tuple[str, ...], np.ndarray] = {}  # vectors of sets of labels, the last used last
 
@@ -128,8 +133,15 @@ class Encoder(Holder):
         return found
 
     async def encode(self, texts: Sequence[tuple[str, ...]]) -> tuple[np.ndarray, int]:
-        """[texts, D], and how many tokens were read."""
-        pieces = [texts[begin : begin + TEXTS_AT_ONCE] for begin in range(0, len(texts), TEXTS_AT_ONCE)]
+        """[texts, D], and how many tokens were read. Other calls are encoded between the pieces of a long one."""
+        pieces: list[list[tuple[str, ...]]] = [[]]
+        room = PIECE
+        for text in texts:
+            room -= _characters([text])
+            if room < 0 and pieces[-1]:
+                pieces.append([])
+                room = PIECE - _characters([text])
+            pieces[-1].append(text)
         found = [await self.together(piece) for piece in pieces]
         return np.concatenate([vectors for vectors, _ in found]), sum(tokens for _, tokens in found)
 

@@ -12,7 +12,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 
 from serve import app
 from serve.app import HandleReplica
-from serve.config import TEXTS_AT_ONCE, ModelEntry, ServeConfig, Served
+from serve.config import ModelEntry, ServeConfig, Served
 from serve.errors import Refusal
 from srl_rlvr.errors import InputError
 
@@ -38,7 +38,7 @@ def test_a_request_with_many_texts_holds_up_no_other(replicas: dict[str, Any]) -
     async def run() -> None:
         encoder = replicas["embeddings"].holder
         replica = Blocked(encoder, queue=3)
-        long = asyncio.create_task(replica.call("embed", [f"text {n}" for n in range(3 * TEXTS_AT_ONCE + 1)], None))
+        long = asyncio.create_task(replica.call("embed", ["one " * 2000] * 100, None))
         await asyncio.sleep(0)
         short = asyncio.create_task(replica.call("embed", ["one"], None))
         await asyncio.sleep(0.05)
@@ -46,7 +46,7 @@ def test_a_request_with_many_texts_holds_up_no_other(replicas: dict[str, Any]) -
         replica.go_on.set()
         vectors, _ = await short
         assert not long.done()
-        assert (await long)[0].shape == (3 * TEXTS_AT_ONCE + 1, vectors.shape[1])
+        assert (await long)[0].shape == (100, vectors.shape[1])
 
     asyncio.run(run())
 
@@ -242,18 +242,21 @@ def test_a_large_call_goes_alone(replicas: dict[str, Any]) -> None:
         replica = Blocked(replicas["embeddings"].holder, queue=100)
         asked = [asyncio.create_task(replica.call("embed", ["first"], None))]
         await asyncio.sleep(0)
-        for texts in (["a"], ["b" * 17 * 2**20], ["c"], ["d"]):
+        for texts in (["a"], ["b" * 2**19], ["c"], ["d"]):
             asked.append(asyncio.create_task(replica.call("embed", texts, None)))
             await asyncio.sleep(0)
         replica.holder = Counting()
         replica.go_on.set()
         await asyncio.gather(*asked)
-        assert [len(calls) for _, calls in replica.asked] == [1, 3, 1]  # small ones pass it
+        assert [(method, len(calls)) for method, calls, *_ in replica.asked] == [("many", 1), ("embed", 1), ("many", 3)]
 
     asyncio.run(run())
 
 
 class Counting:
+    async def embed(self, texts: Any, dimensions: Any) -> None:
+        pass
+
     async def many(self, calls: Any) -> Any:
         return [None] * len(calls)
 
